@@ -1,0 +1,88 @@
+"""The `lumina` console script: finds the verb, runs it, turns expected errors into one line and an exit code.
+
+Verbs are imported only when called, so that `lumina --help` and `lumina plan` never pay for torch.
+Each verb's module defines `command`, a click command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from lumina_ds import __version__
+from lumina_ds.config.suggest import nearest
+from lumina_ds.errors import LuminaError
+
+VERBS: dict[str, str] = {
+    "presets": "list the shipped model presets, or show one",
+    "plan": "memory of a run per rank, before a GPU is touched",
+    "tokenizer": "train or inspect a SentencePiece tokenizer",
+    "preprocess": "turn JSONL conversations into packed Arrow shards",
+    "data": "inspect, verify or summarise a shard folder",
+    "train": "train a model with DeepSpeed",
+    "evaluate": "loss and perplexity of a checkpoint on shards",
+    "generate": "answer a prompt with a trained model",
+    "chat": "talk with a trained model",
+    "checkpoint": "list or verify the checkpoints of a run",
+}
+
+
+class VerbGroup(click.Group):
+    """Commands looked up by module name; their one-line help stands in VERBS so that listing imports nothing."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        return importlib.import_module(f"lumina_ds.cli.{cmd_name}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise click.UsageError(f"no verb {args[0]!r}{nearest(args[0], VERBS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(
+    cls=VerbGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 done, 2 configuration or usage, 3 data, 4 environment, 5 checkpoint, "
+    "6 out of memory, 7 unstable, 75 interrupted but resumable.",
+)
+@click.version_option(__version__, prog_name="lumina")
+def cli() -> None:
+    """Lumina DS: JSONL conversations to a trained mixture-of-experts language model, on DeepSpeed."""
+
+
+def run_command(command: click.Command, args: Sequence[str] | None = None, prog_name: str = "lumina") -> int:
+    """Run a click command and return its exit code; expected errors become one line on stderr."""
+    try:
+        result = command.main(args=args, prog_name=prog_name, standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except LuminaError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) is gone; leave quietly, and keep the interpreter from flushing into the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def main() -> None:
+    sys.exit(run_command(cli))

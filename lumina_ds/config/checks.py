@@ -1,0 +1,78 @@
+"""Checks that span several fields. Each returns the faults it finds; nothing is raised or changed here."""
+
+from __future__ import annotations
+
+from lumina_ds.config.schema import RunConfig
+
+
+def model_faults(config: RunConfig) -> list[str]:
+    """Faults of the model's shape and the row length."""
+    model = config.model
+    faults: list[str] = []
+    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
+        faults.append(
+            f"model.hidden_size {model.hidden_size} is not divisible by model.num_attention_heads "
+            f"{model.num_attention_heads}; change one of them or set model.head_dim"
+        )
+    elif model.attention_head_dim % 2:
+        faults.append(f"the head width {model.attention_head_dim} is odd; rotary embeddings need an even one")
+    if model.num_attention_heads % model.num_key_value_heads:
+        faults.append(
+            f"model.num_attention_heads {model.num_attention_heads} is not divisible by "
+            f"model.num_key_value_heads {model.num_key_value_heads}; choose a divisor"
+        )
+    faults += _feed_forward_faults(config)
+    if config.seq_length > model.max_position_embeddings:
+        faults.append(
+            f"data.seq_length {config.seq_length} is above the context of {model.max_position_embeddings} tokens; "
+            "lower --seq-length or raise model.max_position_embeddings"
+        )
+    return faults
+
+
+def _feed_forward_faults(config: RunConfig) -> list[str]:
+    model = config.model
+    faults: list[str] = []
+    num_dense = sum(not model.is_moe_layer(layer) for layer in range(model.num_hidden_layers))
+    if num_dense and model.intermediate_size is None:
+        faults.append(f"{num_dense} layers are dense, so model.intermediate_size must be set")
+    if model.num_experts:
+        if model.moe_intermediate_size is None:
+            faults.append(f"model.num_experts is {model.num_experts}, so model.moe_intermediate_size must be set")
+        if model.num_experts_per_tok > model.num_experts:
+            faults.append(
+                f"model.num_experts_per_tok {model.num_experts_per_tok} is above model.num_experts "
+                f"{model.num_experts}; lower it"
+            )
+        if model.first_k_dense_layers >= model.num_hidden_layers:
+            faults.append(
+                f"model.first_k_dense_layers {model.first_k_dense_layers} leaves no MoE layer of "
+                f"{model.num_hidden_layers}; lower it, or set model.num_experts 0"
+            )
+    elif model.num_shared_experts:
+        faults.append("model.num_shared_experts needs routed experts; set model.num_experts, or 0 shared ones")
+    return faults
+
+
+def world_faults(config: RunConfig, world_size: int) -> list[str]:
+    """Faults that depend on the number of ranks: expert groups and the batch equation."""
+    faults: list[str] = []
+    experts, size = config.model.num_experts, config.deepspeed.expert_parallel_size
+    if size > 1 and experts == 0:
+        faults.append(f"--expert-parallel {size} needs experts, and model.num_experts is 0; use --expert-parallel 1")
+    elif experts % size:
+        divisors = [n for n in range(1, experts + 1) if experts % n == 0 and world_size % n == 0]
+        faults.append(
+            f"model.num_experts {experts} is not divisible by --expert-parallel {size}; use one of {divisors}"
+        )
+    if world_size % size:
+        faults.append(f"{world_size} ranks are not divisible by --expert-parallel {size}; change one of them")
+    train = config.train
+    product = train.micro_batch_size * train.gradient_accumulation_steps * world_size
+    if train.global_batch_size is not None and train.global_batch_size != product:
+        faults.append(
+            f"the batch equation does not hold: train.global_batch_size {train.global_batch_size} is not "
+            f"micro_batch_size {train.micro_batch_size} x gradient_accumulation_steps "
+            f"{train.gradient_accumulation_steps} x {world_size} ranks = {product}; set it to {product} or drop it"
+        )
+    return faults

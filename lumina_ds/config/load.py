@@ -1,0 +1,173 @@
+"""Build a run's configuration: defaults < preset < YAML file < command line, with the origin of every value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Mapping
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lumina_ds.config.checks import model_faults
+from lumina_ds.config.schema import RunConfig, Section
+from lumina_ds.config.suggest import nearest
+from lumina_ds.errors import ConfigError
+
+PRESET_FOLDER = Path(__file__).parent / "presets"
+MAX_YAML_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Override:
+    """One value from the command line: the field's dotted name, the value, and the flag as typed."""
+
+    field: str
+    value: Any
+    flag: str
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """A validated configuration and, for every dotted field, where its value came from."""
+
+    config: RunConfig
+    origins: Mapping[str, str]
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets, in alphabetical order."""
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
+
+
+def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -> ResolvedConfig:
+    """Resolve `source` (a preset's name or a YAML file) and `overrides` into one configuration.
+
+    Raises ConfigError with every fault found: unknown keys with the nearest name, values out of range,
+    and shapes that do not fit together.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer, origin in _layers(source):
+        _merge(values, layer, origin, origins)
+    for override in overrides:
+        section = _expand(override)
+        _merge(values, section, f"command line {override.flag}", origins)
+    config = _validate(values)
+    faults = model_faults(config)
+    if faults:
+        raise ConfigError.from_faults(faults)
+    return ResolvedConfig(config, {name: origins.get(name, "default") for name in dotted_fields(RunConfig)})
+
+
+def dotted_fields(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every settable field of `section` by its dotted name, for messages and listings."""
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            names += dotted_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping with the safe loader, refusing duplicate keys and oversized files."""
+    try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_YAML_BYTES} bytes, too large for a configuration")
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds a {type(loaded).__name__}, not a mapping of sections")
+    return loaded
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} stands twice", key_node.start_mark
+                )
+            if isinstance(key_node.value, str):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _layers(source: str | None) -> list[tuple[dict[str, Any], str]]:
+    if source is None:
+        return []
+    preset = _find_preset(source)
+    if preset is not None:
+        return [(read_yaml(preset) | {"preset": source}, f"preset {source}")]
+    path = Path(source)
+    if not path.is_file():
+        names = preset_names()
+        raise ConfigError(
+            f"--config {source} is neither a preset nor a file{nearest(source, names)}"
+            f" (presets: {', '.join(names)})"
+        )
+    values = read_yaml(path)
+    base = values.get("preset")
+    layers: list[tuple[dict[str, Any], str]] = []
+    if base is not None:
+        preset = _find_preset(str(base))
+        if preset is None:
+            raise ConfigError(f"{path}: preset {base!r} does not exist{nearest(str(base), preset_names())}")
+        layers.append((read_yaml(preset), f"preset {base}"))
+    return layers + [(values, f"file {path}")]
+
+
+def _find_preset(name: str) -> Path | None:
+    path = PRESET_FOLDER / f"{name}.yaml"
+    return path if name in preset_names() else None
+
+
+def _expand(override: Override) -> dict[str, Any]:
+    value = override.value
+    if isinstance(value, str):
+        value = _parse_scalar(value)
+    tree: Any = value
+    for part in reversed(override.field.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _parse_scalar(text: str) -> Any:
+    """Numbers, booleans, null and [lists] as YAML writes them; anything else stays the text typed."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, (bool, int, float, list)) or value is None else text
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any], origin: str, origins: dict[str, str], prefix: str = "") -> None:
+    for key, value in layer.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and isinstance(into.get(key, {}), dict):
+            _merge(into.setdefault(key, {}), value, origin, origins, f"{name}.")
+        else:
+            into[key] = value
+            origins[name] = origin
+
+
+def _validate(values: dict[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError.from_faults([_describe(fault) for fault in error.errors()]) from error
+
+
+def _describe(fault: Any) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown field {name}{nearest(name, dotted_fields(RunConfig) + list(RunConfig.model_fields))}"
+    return f"{name} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

@@ -1,0 +1,55 @@
+"""The command line's short names for configuration fields: one table for every program that takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ShortOption:
+    """`flag` sets `field`. `kind`: value, many (repeatable), true (a switch), or pair (--x / --no-x)."""
+
+    flag: str
+    field: str
+    kind: str = "value"
+
+
+SHORT_OPTIONS: tuple[ShortOption, ...] = (
+    ShortOption("--train-data", "data.train_data", "many"),
+    ShortOption("--eval-data", "data.eval_data", "many"),
+    ShortOption("--data", "data.shards"),
+    ShortOption("--eval-shards", "data.eval_shards"),
+    ShortOption("--tokenizer", "data.tokenizer"),
+    ShortOption("--seq-length", "data.seq_length"),
+    ShortOption("--max-conversations", "data.max_conversations"),
+    ShortOption("--shard-size-mb", "data.shard_size_mb"),
+    ShortOption("--disable-sharding", "data.disable_sharding", "true"),
+    ShortOption("--force-streaming", "data.force_streaming", "true"),
+    ShortOption("--eval-fraction", "data.eval_fraction"),
+    ShortOption("--num-workers", "data.num_workers"),
+    ShortOption("--batch-size", "train.micro_batch_size"),
+    ShortOption("--grad-accum", "train.gradient_accumulation_steps"),
+    ShortOption("--epochs", "train.epochs"),
+    ShortOption("--max-steps", "train.max_steps"),
+    ShortOption("--stop-at-step", "train.stop_at_step"),
+    ShortOption("--learning-rate", "train.learning_rate"),
+    ShortOption("--lr-scheduler-type", "train.lr_scheduler_type"),
+    ShortOption("--warmup-ratio", "train.warmup_ratio"),
+    ShortOption("--weight-decay", "train.weight_decay"),
+    ShortOption("--max-grad-norm", "train.max_grad_norm"),
+    ShortOption("--precision", "train.precision"),
+    ShortOption("--activation-checkpointing", "train.activation_checkpointing"),
+    ShortOption("--flash-attention", "train.flash_attention"),
+    ShortOption("--compile", "train.compile", "pair"),
+    ShortOption("--seed", "train.seed"),
+    ShortOption("--eval-every-n-batches", "train.eval_every_n_batches"),
+    ShortOption("--save-every-n-batches", "train.save_every_n_batches"),
+    ShortOption("--zero", "deepspeed.zero_stage"),
+    ShortOption("--expert-parallel", "deepspeed.expert_parallel_size"),
+    ShortOption("--deepspeed_config", "deepspeed.config"),
+    ShortOption("--inference-precision", "inference.precision"),
+    ShortOption("--experiment-name", "run.name"),
+    ShortOption("--runs-dir", "run.runs_dir"),
+    ShortOption("--resume", "run.resume"),
+    ShortOption("--record-samples", "run.record_samples", "true"),
+)

@@ -1,0 +1,164 @@
+"""The run's configuration: every field, its type, bounds and meaning.
+
+Names follow Hugging Face for the model and the training, DeepSpeed for its own section. Unknown
+keys are refused. Checks across fields live in `checks.py`, so that all faults are reported at once.
+No file, network or GPU is touched here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Precision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16"]
+Schedule = Literal["cosine", "linear", "onecycle", "constant"]
+
+
+def _as_list(value: Any) -> Any:
+    """Accept one path, or several separated by commas, where a list of paths is wanted."""
+    if isinstance(value, str):
+        return [part for part in value.split(",") if part]
+    return value
+
+
+PathList = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Shape of the decoder. `num_experts: 0` gives a dense model (Llama, Qwen3)."""
+
+    vocab_size: int = Field(32_000, ge=8, description="ids of the embedding; a tokenizer may have fewer")
+    hidden_size: int = Field(512, ge=8, description="width of the residual stream")
+    num_hidden_layers: int = Field(8, ge=1, description="decoder blocks")
+    num_attention_heads: int = Field(8, ge=1, description="query heads")
+    num_key_value_heads: int = Field(8, ge=1, description="key/value heads (grouped-query attention)")
+    head_dim: int | None = Field(None, ge=2, description="width of a head; hidden_size / heads when unset")
+    max_position_embeddings: int = Field(2048, ge=2, description="context length in tokens")
+    intermediate_size: int | None = Field(
+        None, ge=1, description="width of a dense feed-forward layer; needed when there is one"
+    )
+    num_experts: int = Field(0, ge=0, description="experts per MoE layer; 0 makes every layer dense")
+    num_experts_per_tok: int = Field(2, ge=1, description="experts that each token visits (top-k)")
+    moe_intermediate_size: int | None = Field(None, ge=1, description="width of one expert")
+    num_shared_experts: int = Field(0, ge=0, description="experts that every token visits, fused into one layer")
+    first_k_dense_layers: int = Field(0, ge=0, description="leading layers that stay dense")
+    norm_topk_prob: bool = Field(True, description="rescale a token's chosen routing weights to sum to one")
+    router_aux_loss_coef: float = Field(0.01, ge=0, description="weight of the load-balancing loss")
+    router_z_loss_coef: float = Field(0.001, ge=0, description="weight of the router z-loss")
+    capacity_factor: float = Field(
+        1.25, gt=0, description="room per expert over an even share; routing is dropless and does not use it yet"
+    )
+    rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary embedding")
+    rms_norm_eps: float = Field(1e-6, gt=0)
+    qk_norm: bool = Field(False, description="RMSNorm on every query and key head (Qwen3)")
+    tie_word_embeddings: bool = Field(False, description="the output head shares the embedding")
+    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+
+    @property
+    def attention_head_dim(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def is_moe_layer(self, layer: int) -> bool:
+        return self.num_experts > 0 and layer >= self.first_k_dense_layers
+
+
+class DataConfig(Section):
+    """Where the conversations come from: JSONL that is preprocessed once, or finished shards."""
+
+    train_data: PathList = Field(default_factory=list, description="JSONL files, preprocessed once before training")
+    eval_data: PathList = Field(default_factory=list, description="JSONL files for evaluation")
+    shards: str | None = Field(None, description="folder of preprocessed shards to train on")
+    eval_shards: str | None = Field(None, description="folder of preprocessed shards to evaluate on")
+    tokenizer: str = Field("auto", description="SentencePiece model; auto trains one of model.vocab_size")
+    seq_length: int | None = Field(None, ge=2, description="tokens of a packed row; the model's context when unset")
+    packing: Literal["best_fit", "concat", "none"] = Field("best_fit", description="how conversations share rows")
+    overlong: Literal["truncate", "split", "drop"] = Field("truncate", description="conversations above seq_length")
+    shard_size_mb: int = Field(256, ge=1, description="size at which a new shard file begins")
+    disable_sharding: bool = Field(False, description="write one shard file whatever its size")
+    force_streaming: bool = Field(False, description="map shards from disk even when they would fit in memory")
+    max_conversations: int | None = Field(None, ge=1, description="stop after this many conversations")
+    eval_fraction: float = Field(0.0, ge=0, lt=1, description="share of train_data held out when no eval_data is given")
+    num_workers: int = Field(1, ge=1, description="processes of the preprocessing stage")
+
+
+class TrainConfig(Section):
+    """Optimization, length of the run, and what happens every so many steps."""
+
+    micro_batch_size: int = Field(1, ge=1, description="packed rows per GPU and forward pass")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    global_batch_size: int | None = Field(
+        None, ge=1, description="rows per step; must equal micro_batch_size x accumulation x data-parallel ranks"
+    )
+    epochs: float = Field(1.0, gt=0, description="passes over the training rows, unless max_steps is set")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps of the whole run")
+    stop_at_step: int | None = Field(
+        None, ge=1, description="save and end at this step; the schedule still spans the whole run"
+    )
+    optimizer: Literal["adamw"] = Field("adamw")
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final learning rate over the peak")
+    lr_scheduler_type: Schedule = Field("cosine")
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps that warm up")
+    weight_decay: float = Field(0.1, ge=0, description="on matrices only; norms and biases have none")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="global gradient norm to clip at; 0 switches clipping off")
+    precision: Precision = Field("auto", description="auto: bf16 on a GPU that has it, else fp32")
+    activation_checkpointing: Literal["none", "full"] = Field("none", description="full recomputes every block")
+    flash_attention: Literal["auto", "on", "off"] = Field("auto", description="the flash-attn kernels (extra: flash)")
+    compile: bool = Field(False, description="torch.compile through DeepSpeed; needs a C++ compiler on CPU")
+    seed: int = Field(42, ge=0)
+    log_every_n_batches: int = Field(1, ge=1, description="steps between two metrics records")
+    eval_every_n_batches: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates before and after")
+    eval_max_rows: int | None = Field(None, ge=1, description="evaluate on the first so many rows only")
+    save_every_n_batches: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end only")
+    keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints to keep; best and latest always stay")
+
+
+class DeepSpeedConfig(Section):
+    """What is handed to DeepSpeed beside the batch, the optimizer and the precision."""
+
+    config: str | None = Field(None, description="DeepSpeed JSON: a file, or a name in ds_configs")
+    zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="ZeRO stage; overrides the JSON's")
+    expert_parallel_size: int = Field(1, ge=1, description="ranks that share one set of experts (AutoEP)")
+
+
+class InferenceConfig(Section):
+    precision: Precision = Field("auto", description="of evaluate, generate and chat")
+
+
+class RunSection(Section):
+    """Name and place of the run folder."""
+
+    name: str | None = Field(None, description="folder below runs_dir; preset name when unset")
+    runs_dir: str = Field("runs")
+    resume: str = Field("auto", description="auto: newest checkpoint of the run folder; a path; or none")
+    record_samples: bool = Field(False, description="write the ids of each step's packed rows into the metrics")
+
+
+class RunConfig(Section):
+    """Everything one run depends on."""
+
+    preset: str | None = Field(None, description="preset this configuration started from")
+    description: str | None = Field(None, description="one line for lists")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    deepspeed: DeepSpeedConfig = Field(default_factory=DeepSpeedConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
+    run: RunSection = Field(default_factory=RunSection)
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of a packed row."""
+        return self.data.seq_length or self.model.max_position_embeddings
+
+    @property
+    def run_name(self) -> str:
+        return self.run.name or self.preset or "run"

@@ -1,0 +1,65 @@
+"""Typed errors of the whole package, each with the exit code that the command line returns.
+
+A user's mistake raises one of these with a single sentence: what is wrong, the value, the remedy.
+The command line prints that sentence and exits with the class's code; it never shows a traceback
+for them. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+
+class LuminaError(Exception):
+    """Base of every expected failure. `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+
+class ConfigError(LuminaError):
+    """A configuration or a command line that cannot be run."""
+
+    exit_code = 2
+
+    @classmethod
+    def from_faults(cls, faults: Sequence[str]) -> "ConfigError":
+        """One error that lists every fault found, so that a user mends them in one go."""
+        if len(faults) == 1:
+            return cls(faults[0])
+        return cls(f"{len(faults)} faults: " + "".join(f"\n  - {fault}" for fault in faults))
+
+
+class DataError(LuminaError):
+    """Input data that is missing, unreadable, or does not fit the tokenizer or the model."""
+
+    exit_code = 3
+
+
+class MachineError(LuminaError):
+    """The machine lacks something that was asked for: a GPU feature, a library, disk space."""
+
+    exit_code = 4
+
+
+class CheckpointError(LuminaError):
+    """A checkpoint that is missing, damaged, or belongs to another model or layout."""
+
+    exit_code = 5
+
+
+class OutOfMemory(LuminaError):
+    """The device ran out of memory."""
+
+    exit_code = 6
+
+
+class UnstableError(LuminaError):
+    """Training became non-finite or diverged."""
+
+    exit_code = 7
+
+
+class Interrupted(LuminaError):
+    """Ended by a signal after saving; starting again resumes (EX_TEMPFAIL)."""
+
+    exit_code = 75

@@ -1,0 +1,33 @@
+"""Logging set-up for command-line programs: rank 0 speaks, any rank may warn."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+
+class _QuietUnlessFirst(logging.Filter):
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.rank == 0 or record.levelno >= logging.WARNING
+
+
+def configure_logging(rank: int = 0, log_file: Path | None = None, verbose: bool = False) -> None:
+    """Send the package's records to stderr (rank 0, warnings from all) and all of them to `log_file`."""
+    root = logging.getLogger("lumina_ds")
+    root.handlers.clear()
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.propagate = False
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    stream.addFilter(_QuietUnlessFirst(rank))
+    root.addHandler(stream)
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(log_file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root.addHandler(handler)
