@@ -73,7 +73,9 @@ def run_command(command: click.Command, args: Sequence[str] | None = None, prog_
         click.echo(f"error: {error}", err=True)
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        # click would print the usage over several lines; one line with the remedy is what a user reads.
+        hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
+        click.echo(f"error: {error.format_message()}{hint}", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
