@@ -1,0 +1,139 @@
+"""The decoder: embedding, blocks of attention and feed-forward or MoE, norm, head. Plain PyTorch.
+
+Modules carry Hugging Face's names, so a checkpoint maps one to one onto Llama, Qwen3, Mixtral or
+Qwen3-MoE (export/hugging_face.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lumina_ds.config.schema import ModelConfig
+from lumina_ds.model.attention import Attention, DocumentLayout
+from lumina_ds.model.feed_forward import RMSNorm, SwiGLU
+from lumina_ds.model.kv_cache import LayerCache
+from lumina_ds.model.loss import summed_cross_entropy
+from lumina_ds.model.moe import MoE
+from lumina_ds.model.rope import rotary_tables
+
+RouterOutput = tuple[Tensor, Tensor, Tensor]
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int, backend: str) -> None:
+        super().__init__()
+        self.is_moe = config.is_moe_layer(layer)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, backend)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if self.is_moe:
+            self.mlp: nn.Module = MoE(config)
+        else:
+            assert config.intermediate_size is not None
+            self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        documents: DocumentLayout | None,
+        token_mask_T: Tensor | None,
+        cache: LayerCache | None,
+    ) -> tuple[Tensor, RouterOutput | None]:
+        """The new residual stream and, for an MoE block, what its router measured.
+
+        Router losses are returned, not kept on the side: as outputs of the block they stay right under
+        activation checkpointing, where the block runs twice.
+        """
+        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, documents, cache)
+        normed_BSD = self.post_attention_layernorm(x_BSD)
+        if not self.is_moe:
+            return x_BSD + self.mlp(normed_BSD), None
+        router: Any = self.mlp.router
+        router.token_mask = token_mask_T
+        x_BSD = x_BSD + self.mlp(normed_BSD)
+        measured = router.statistics
+        router.statistics = router.token_mask = None
+        return x_BSD, (measured.load_balancing_loss, measured.z_loss, measured.tokens_per_expert.detach())
+
+
+class Decoder(nn.Module):
+    """Token ids [B, S] to normed hidden states [B, S, D]."""
+
+    def __init__(self, config: ModelConfig, backend: str, activation_checkpointing: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer, backend) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        documents: DocumentLayout | None = None,
+        padding_mask: Tensor | None = None,
+        caches: Sequence[LayerCache] | None = None,
+    ) -> tuple[Tensor, list[RouterOutput]]:
+        x_BSD = self.embed_tokens(input_ids)
+        rotary = rotary_tables(position_ids, self.config.attention_head_dim, self.config.rope_theta)
+        token_mask_T = None if padding_mask is None else padding_mask.flatten()
+        router_outputs: list[RouterOutput] = []
+        for layer, block in enumerate(self.layers):
+            inputs = (x_BSD, rotary, documents, token_mask_T, None if caches is None else caches[layer])
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_BSD, measured = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                x_BSD, measured = block(*inputs)
+            if measured is not None:
+                router_outputs.append(measured)
+        return self.norm(x_BSD), router_outputs
+
+
+class CausalLM(nn.Module):
+    """The language model; `forward` gives logits, or the parts of a training step's loss."""
+
+    def __init__(
+        self, config: ModelConfig, backend: str = "sdpa", activation_checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config, backend, activation_checkpointing)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        documents: DocumentLayout | None = None,
+        labels: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        caches: Sequence[LayerCache] | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits [B, S, V] without labels; with labels [B, S] (-100: not trained) a tuple of
+
+        summed negative log-likelihood (fp32 scalar), load-balancing loss and router z-loss (means over the
+        MoE layers), and tokens per expert [MoE layers, E]. One forward serves both so that DeepSpeed's hooks,
+        which sit on it, see every use.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        hidden_BSD, router_outputs = self.model(input_ids, position_ids, documents, padding_mask, caches)
+        if labels is None:
+            return self.lm_head(hidden_BSD)
+        loss = summed_cross_entropy(hidden_BSD, self.lm_head, labels)
+        if not router_outputs:
+            zero = loss.new_zeros(())
+            return loss, zero, zero, loss.new_zeros((0, 0))
+        balance, z_loss, counts = (torch.stack(parts) for parts in zip(*router_outputs, strict=True))
+        return loss, balance.mean(), z_loss.mean(), counts
