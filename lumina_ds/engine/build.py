@@ -1,0 +1,103 @@
+"""From a configuration to a DeepSpeed engine whose experts are spread over ranks and whose routers are ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.engine.distributed import World
+from lumina_ds.engine.expert_parallel import install_routers
+from lumina_ds.model.attention import choose_backend
+from lumina_ds.model.init import initialize
+from lumina_ds.model.transformer import CausalLM
+
+
+def build_engine(config: RunConfig, world: World, precision: str, deepspeed_json: dict[str, Any]) -> Any:
+    """A deepspeed.DeepSpeedEngine around CausalLM, freshly initialised from the configuration's seed.
+
+    Every rank draws the same weights, so a run starts alike under every layout.
+    """
+    import deepspeed
+
+    model = CausalLM(
+        config.model,
+        backend=choose_backend(config.train.flash_attention, world.device, precision),
+        activation_checkpointing=config.train.activation_checkpointing == "full",
+    )
+    initialize(model, config.model, config.train.seed)
+    engine, _, _, _ = deepspeed.initialize(
+        model=model, model_parameters=parameter_groups(model), config=deepspeed_json
+    )
+    if config.model.num_experts:
+        install_routers(engine.module, config.model)
+    if config.train.compile:
+        engine.compile()
+    return engine
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Matrices decay; norms do not. Names are needed by DeepSpeed, which splits the experts off by itself."""
+    parameters = list(model.parameters())
+    return [
+        {"name": "decay", "params": [p for p in parameters if p.dim() > 1]},
+        {"name": "no_decay", "params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def set_learning_rate(engine: Any, value: float) -> None:
+    """Set every group's rate for the coming step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value
+
+
+def clips_by_itself(engine: Any) -> bool:
+    """Whether DeepSpeed clips and reports the gradient norm: true for its ZeRO and 16-bit optimizers.
+
+    ZeRO-0 in fp32 hands back the plain torch optimizer, reports no norm and would apply non-finite gradients.
+    """
+    return engine.zero_optimization_stage() > 0 or hasattr(engine.optimizer, "fp16_groups")
+
+
+@torch.no_grad()
+def clip_gradients(engine: Any, max_norm: float) -> tuple[float, bool]:
+    """Clip the reduced gradients of a ZeRO-0 engine; return (norm, whether the step is sound).
+
+    Expert gradients differ among the ranks of an expert-parallel group, so their squares are summed over it.
+    A non-finite norm drops all gradients, which makes the optimizer's step do nothing on every rank.
+    """
+    import torch.distributed as dist
+    from deepspeed.utils import groups
+
+    dense, expert = [], []
+    group_name = None
+    for parameter in engine.module.parameters():
+        if parameter.grad is None:
+            continue
+        if getattr(parameter, "allreduce", True):
+            dense.append(parameter.grad)
+        else:
+            expert.append(parameter.grad)
+            group_name = parameter.group_name
+    squares = torch.stack([_sum_of_squares(dense), _sum_of_squares(expert)])
+    if group_name is not None:
+        expert_square = squares[1:].clone()
+        dist.all_reduce(expert_square, group=groups._get_expert_parallel_group(group_name))
+        squares[1:] = expert_square
+    norm = squares.sum().sqrt()
+    sound = bool(torch.isfinite(norm))
+    if not sound:
+        engine.module.zero_grad(set_to_none=True)
+    elif max_norm > 0:
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in dense + expert:
+            gradient.mul_(scale.to(gradient.dtype))
+    return float(norm), sound
+
+
+def _sum_of_squares(gradients: list[torch.Tensor]) -> torch.Tensor:
+    if not gradients:
+        return torch.zeros(())
+    return torch.stack(torch._foreach_norm(gradients)).double().square().sum().float()

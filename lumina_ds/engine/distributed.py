@@ -1,0 +1,143 @@
+"""Start and end of a rank: the launcher's environment, DeepSpeed's process group, and a clean exit.
+
+Every known bite of DeepSpeed 0.19.8 around starting and stopping is handled here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NoReturn
+
+from lumina_ds.errors import MachineError
+
+logger = logging.getLogger(__name__)
+
+DEEPSPEED_VERSION = "0.19.8"
+
+# (rank, local rank, world size) as the launchers spell them: deepspeed and torchrun, Open MPI, SLURM's srun.
+LAUNCHERS = (
+    ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of the run. `device` is cuda or cpu."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: str
+
+    @property
+    def torch_device(self) -> Any:
+        import torch
+
+        return torch.device("cuda", self.local_rank) if self.device == "cuda" else torch.device("cpu")
+
+
+def launched_world(environment: Mapping[str, str]) -> tuple[int, int, int] | None:
+    """Rank, local rank and world size from a launcher's environment, or None when started by hand."""
+    for names in LAUNCHERS:
+        if all(name in environment for name in names):
+            rank, local_rank, size = (int(environment[name]) for name in names)
+            return rank, local_rank, size
+    return None
+
+
+def check_deepspeed_version() -> None:
+    """Refuse any DeepSpeed but the one whose internals this package was tested against."""
+    try:
+        found = version("deepspeed")
+    except PackageNotFoundError:
+        raise MachineError(f"deepspeed is not installed; pip install deepspeed=={DEEPSPEED_VERSION}") from None
+    if found != DEEPSPEED_VERSION:
+        raise MachineError(
+            f"deepspeed {found} is installed, and the checkpoints and expert parallelism used here are tested "
+            f"with {DEEPSPEED_VERSION} only; pip install deepspeed=={DEEPSPEED_VERSION}"
+        )
+
+
+def start(timeout_minutes: float = 30) -> World:
+    """Join the process group of the launcher that started this rank, or form a group of one."""
+    check_deepspeed_version()
+    rank, local_rank, size = launched_world(os.environ) or (0, 0, 1)
+    _complete_environment(rank, local_rank, size)
+
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(local_rank)
+    else:
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local_size)))
+
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    _skip_shared_memory_op()
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes)
+    )
+    return World(rank, local_rank, size, device)
+
+
+def stop(code: int, clean: bool) -> NoReturn:
+    """End this rank with `code`. `clean` says that every rank gets here, so that they may wait for one another.
+
+    os._exit: about one run in twenty otherwise ends in "terminate called without an active exception", because
+    a gloo thread touches Python while the interpreter shuts down.
+    """
+    import torch.distributed as dist
+
+    try:
+        if dist.is_initialized() and clean:
+            dist.barrier()
+            dist.destroy_process_group()
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def free_port() -> int:
+    """A TCP port that is free now. DeepSpeed's fixed default, 29500, collides between two runs on one machine."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _complete_environment(rank: int, local_rank: int, size: int) -> None:
+    defaults = {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(size)}
+    if size == 1:
+        defaults |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise MachineError(
+            f"{size} ranks were started without {' and '.join(missing)}; export the address and a free port of "
+            "rank 0's host before mpirun or srun"
+        )
+    # A lock that a killed build leaves in the shared extensions folder makes every later run wait for ever.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(tempfile.gettempdir(), f"lumina-ops-{os.getuid()}"))
+
+
+def _skip_shared_memory_op() -> None:
+    """Keep init_distributed from building deepspeed_shm_comm: it needs a compiler, and leaks 69 MB of /dev/shm
+    per rank and run. gloo carries the same traffic."""
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
