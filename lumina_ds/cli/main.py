@@ -63,10 +63,12 @@ def cli() -> None:
     """Lumina DS: JSONL conversations to a trained mixture-of-experts language model, on DeepSpeed."""
 
 
-def run_command(command: click.Command, args: Sequence[str] | None = None, prog_name: str = "lumina") -> int:
+def run_command(
+    command: click.Command, args: Sequence[str] | None = None, prog_name: str = "lumina", obj: object = None
+) -> int:
     """Run a click command and return its exit code; expected errors become one line on stderr."""
     try:
-        result = command.main(args=args, prog_name=prog_name, standalone_mode=False)
+        result = command.main(args=args, prog_name=prog_name, standalone_mode=False, obj=obj)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except LuminaError as error:

@@ -1,0 +1,60 @@
+"""`lumina chat`: a conversation on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from lumina_ds.cli.model_source import load_run, sampling_options, source_options
+
+EXAMPLE = "Example: lumina chat runs/debug --temperature 0.7"
+
+
+@click.command(epilog=EXAMPLE)
+@source_options
+@sampling_options
+def command(
+    run: Path,
+    inference_precision: str,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    max_new_tokens: int,
+    seed: int | None,
+    system: str | None,
+) -> None:
+    """Talk with the model of RUN. An empty line or Ctrl-D ends; /reset forgets the conversation."""
+    from lumina_ds.data.chat_template import encode_prompt
+    from lumina_ds.data.conversation import Turn
+    from lumina_ds.generate.chat import stream_reply
+    from lumina_ds.generate.sampling import SamplingSettings
+
+    settings = SamplingSettings(temperature, top_p, top_k, max_new_tokens, seed)
+    settings.check()
+    loaded, manifest = load_run(run, inference_precision)
+    click.echo(f"{run}, step {manifest['step']}. An empty line ends, /reset starts over.")
+    opening = [Turn("system", system)] if system else []
+    turns = list(opening)
+    context = loaded.model.config.max_position_embeddings
+    while True:
+        click.echo("you> ", nl=False)
+        line = sys.stdin.readline().rstrip("\n")
+        if not line:
+            click.echo()
+            return
+        if line == "/reset":
+            turns = list(opening)
+            continue
+        turns.append(Turn("user", line))
+        # The oldest exchange goes when half the context is spoken for, so that a reply always has room.
+        while len(turns) > len(opening) + 1 and len(encode_prompt(turns, loaded.tokenizer)) > context // 2:
+            del turns[len(opening) : len(opening) + 2]
+        click.echo("model> ", nl=False)
+        reply = ""
+        for piece in stream_reply(loaded, turns, settings):
+            reply += piece
+            click.echo(piece, nl=False)
+        click.echo()
+        turns.append(Turn("assistant", reply))

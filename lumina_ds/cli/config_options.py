@@ -1,0 +1,99 @@
+"""Command-line options of every verb that takes a run's configuration: short names, and --SECTION.FIELD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config
+from lumina_ds.config.options import SHORT_OPTIONS, ShortOption
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.suggest import nearest
+from lumina_ds.errors import ConfigError
+
+
+class ConfigCommand(click.Command):
+    """Keeps what follows `--` apart (meta["runner_arguments"]) and lets dotted options through."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = {"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 110}
+        super().__init__(*args, **kwargs, context_settings=settings)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, runner = args, []
+        if "--" in args:
+            cut = args.index("--")
+            own, runner = args[:cut], args[cut + 1 :]
+        ctx.meta["arguments"] = list(own)
+        ctx.meta["runner_arguments"] = runner
+        return super().parse_args(ctx, list(own))
+
+
+def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --config and every short option of config/options.py to a click command."""
+    for option in reversed(SHORT_OPTIONS):
+        function = click.option(option.flag + _negation(option), **_click_arguments(option))(function)
+    return click.option("--config", metavar="PRESET|FILE", help="preset name or YAML file")(function)
+
+
+def resolve(ctx: click.Context) -> ResolvedConfig:
+    """The configuration that the parsed options, and the dotted ones left over in ctx.args, ask for."""
+    overrides = []
+    for option in SHORT_OPTIONS:
+        value = ctx.params[_parameter_name(option)]
+        if value is not None and value != ():
+            overrides.append(Override(option.field, list(value) if option.kind == "many" else value, option.flag))
+    return load_config(ctx.params["config"], overrides + _dotted(ctx.args))
+
+
+def _dotted(args: list[str]) -> list[Override]:
+    overrides = []
+    rest = list(args)
+    while rest:
+        flag = rest.pop(0)
+        name, equals, value = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--") or "." not in name:
+            known = [option.flag for option in SHORT_OPTIONS]
+            kind = "option" if flag.startswith("-") else "argument"
+            raise ConfigError(f"unknown {kind} {flag}{nearest(flag, known)}")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{flag} needs a value")
+            value = rest.pop(0)
+        overrides.append(Override(name.replace("-", "_"), value, f"--{name}"))
+    return overrides
+
+
+def _negation(option: ShortOption) -> str:
+    return f"/--no-{option.flag.removeprefix('--')}" if option.kind == "pair" else ""
+
+
+def _parameter_name(option: ShortOption) -> str:
+    return option.flag.removeprefix("--").replace("-", "_")
+
+
+def _click_arguments(option: ShortOption) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"default": None, "help": f"{option.field}: {_description(option.field)}"}
+    if option.kind == "many":
+        arguments["multiple"] = True
+    elif option.kind == "true":
+        arguments |= {"is_flag": True, "flag_value": True}
+    elif option.kind == "value":
+        arguments |= {"type": str, "metavar": "VALUE"}
+    return arguments
+
+
+def _description(field: str) -> str:
+    section: type[BaseModel] = RunConfig
+    *path, name = field.split(".")
+    for part in path:
+        annotation = section.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    return section.model_fields[name].description or name.replace("_", " ")
+
+
+assert {option.field for option in SHORT_OPTIONS} <= set(dotted_fields(RunConfig)), "an option names no field"

@@ -1,0 +1,60 @@
+"""`lumina train --dry-run`: everything a run would use, without starting one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lumina_ds.cli.plan import render_plan
+from lumina_ds.cli.train import check_run, planned_world_size, runner_command
+from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.load import ResolvedConfig
+from lumina_ds.config.precision import resolve_precision
+from lumina_ds.plan.memory import plan_memory
+
+
+def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
+    """Print the resolved configuration with origins, the DeepSpeed JSON, the memory plan and the command."""
+    config = resolved.config
+    world_size = planned_world_size(runner)
+    check_run(config, world_size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision, reason = resolve_precision(
+        config.train.precision, device, device == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    composed = compose_deepspeed(config, world_size, precision)
+    plan = plan_memory(config, world_size, precision, device)
+    started = [word for word in arguments if word != "--dry-run"]
+    command = shlex.join(["deepspeed", *runner_command(runner, started)[3:]])
+    values = {name: _value(config.model_dump(), name) for name in resolved.origins}
+    if as_json:
+        document = {
+            "config": {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()},
+            "deepspeed": composed,
+            "plan": plan.to_dict(),
+            "precision": {"value": precision, "reason": reason},
+            "command": command,
+        }
+        print(json.dumps(document, indent=2))
+        return
+    console = Console()
+    table = Table("field", "value", "origin", title="Configuration", title_justify="left")
+    for name, value in values.items():
+        table.add_row(name, str(value), resolved.origins[name], style=None if value is not None else "dim")
+    console.print(table)
+    console.print(f"Precision: {precision} ({reason})\n\nDeepSpeed JSON:")
+    console.print_json(data=composed)
+    render_plan(plan, console)
+    console.print("Command (started from this folder; the data is prepared first):")
+    console.print(f"  {command}", soft_wrap=True, highlight=False)
+
+
+def _value(tree: object, name: str) -> object:
+    for part in name.split("."):
+        assert isinstance(tree, dict)
+        tree = tree[part]
+    return tree

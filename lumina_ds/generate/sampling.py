@@ -1,0 +1,45 @@
+"""Choosing the next token: greedy, temperature, top-k, top-p."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lumina_ds.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """temperature 0 is greedy; top_p 1 and top_k 0 leave all tokens in."""
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 0
+    max_new_tokens: int = 256
+    seed: int | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError naming the first value out of range."""
+        if self.temperature < 0:
+            raise ConfigError(f"--temperature {self.temperature} is negative; use 0 for greedy")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p {self.top_p} is outside (0, 1]; use 1 to keep all tokens")
+        if self.top_k < 0:
+            raise ConfigError(f"--top-k {self.top_k} is negative; use 0 to keep all tokens")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"--max-new-tokens {self.max_new_tokens} is below 1")
+
+
+def sample(logits_V: Tensor, settings: SamplingSettings, generator: torch.Generator) -> int:
+    """One token id from logits [V]."""
+    if settings.temperature == 0:
+        return int(logits_V.argmax())
+    probabilities_V = (logits_V.float() / settings.temperature).softmax(dim=-1)
+    sorted_V, ids_V = probabilities_V.sort(descending=True)
+    if settings.top_k:
+        sorted_V[settings.top_k :] = 0
+    # Nucleus (Holtzman et al., arXiv 1904.09751): keep tokens until the mass before one reaches top_p.
+    sorted_V[sorted_V.cumsum(dim=-1) - sorted_V >= settings.top_p] = 0
+    return int(ids_V[torch.multinomial(sorted_V, 1, generator=generator)])

@@ -1,0 +1,72 @@
+"""Metrics on disk: one JSON object per line, and the same scalars as CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lumina_ds.files import write_atomically
+
+# One place to add a metric: give it to the record in train/loop.py; name it here to have it in the CSV too.
+CSV_COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "perplexity",
+    "learning_rate",
+    "grad_norm",
+    "load_balancing_loss",
+    "router_z_loss",
+    "tokens",
+    "tokens_per_second",
+    "memory_bytes",
+    "skipped",
+)
+
+
+class MetricsWriter:
+    """Appends records to metrics.jsonl and metrics.csv; floats keep all their digits (repr)."""
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        """`resumed_step`: records of later steps, from a life that a checkpoint does not hold, are taken out."""
+        self._jsonl = folder / "metrics.jsonl"
+        self._csv = folder / "metrics.csv"
+        kept = [record for record in read_records(self._jsonl) if record["step"] <= resumed_step]
+        write_atomically(self._jsonl, "".join(json.dumps(record) + "\n" for record in kept))
+        with open(self._csv, "w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerow(CSV_COLUMNS)
+        for record in kept:
+            self._append_csv(record)
+
+    def write(self, record: dict[str, Any]) -> None:
+        append_record(self._jsonl, record)
+        self._append_csv(record)
+
+    def _append_csv(self, record: dict[str, Any]) -> None:
+        with open(self._csv, "a", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerow([record.get(column) for column in CSV_COLUMNS])
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Append one line of strict JSON; non-finite numbers become null, which every reader takes."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(finite, allow_nan=False) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a metrics file; a line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records

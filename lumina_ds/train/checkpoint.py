@@ -1,0 +1,268 @@
+"""Checkpoints in two phases: written and synced under a temporary name, then sealed, renamed, pointed at.
+
+A step folder holds DeepSpeed's own partitioned state, every rank's random state, the whole weights as
+safetensors (so that evaluation and generation need no DeepSpeed), the tokenizer, and manifest.json, which is
+written last and names every file with size and digest. A folder without a manifest that verifies is not a
+checkpoint. DeepSpeed's own `latest` is never written: it is published before other ranks have finished.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lumina_ds.errors import CheckpointError
+from lumina_ds.files import file_digest, sync_folder, write_atomically
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+MAX_WEIGHT_FILE_BYTES = 4 << 30
+STEP_NAME = re.compile(r"step-\d{8}")
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def save_checkpoint(engine: Any, checkpoints: Path, manifest: dict[str, Any], tokenizer: Path, keep: int) -> Path:
+    """Write and publish the checkpoint of manifest["step"]. A collective; returns its folder.
+
+    `manifest` is what a resumed run must know: step, rows, topology, config, digests of tokenizer and data.
+    """
+    import torch.distributed as dist
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    final = checkpoints / step_name(manifest["step"])
+    staging = checkpoints / f"{final.name}.tmp"
+    if rank == 0:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        shutil.copyfile(tokenizer, staging / "tokenizer.model")
+    dist.barrier()
+    engine.save_checkpoint(str(checkpoints), tag=staging.name, save_latest=False)
+    _save_random_state(staging, rank)
+    _save_weights(engine, staging)
+    dist.barrier()
+    digests = _seal_files(staging, rank, world_size)
+    if rank == 0:
+        sealed = manifest | {"format": FORMAT, "files": digests}
+        write_atomically(staging / MANIFEST, json.dumps(sealed, indent=1))
+        _publish(staging, final, manifest.get("eval_loss"))
+        _prune(checkpoints, keep)
+    dist.barrier()
+    return final
+
+
+def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
+    """Restore engine and random state from a verified step folder; returns its manifest. A collective."""
+    import torch
+    import torch.distributed as dist
+
+    # The files need only tensors and DeepSpeed's few plain classes: refuse to unpickle anything else.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals(_safe_classes()):
+            path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_lr_scheduler_states=False)
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+    if path is None:
+        raise CheckpointError(f"DeepSpeed found nothing to load in {folder}; resume from another step")
+    _load_random_state(folder, dist.get_rank())
+    return read_manifest(folder)
+
+
+def newest_valid(checkpoints: Path) -> Path | None:
+    """The newest step folder that verifies, named by `latest` or not; None when there is no step folder at all.
+
+    Each damaged one is reported in a line. Raises CheckpointError when there are some and none is sound: a
+    silent fresh start would hide the loss.
+    """
+    folders = step_folders(checkpoints)
+    for folder in reversed(folders):
+        faults = checkpoint_faults(folder)
+        if not faults:
+            return folder
+        logger.warning("%s is damaged and is passed over: %s", folder.name, faults[0])
+    if folders:
+        raise CheckpointError(
+            f"none of the {len(folders)} checkpoints in {checkpoints} is sound; start anew with --resume none "
+            "and another --experiment-name"
+        )
+    return None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The sound step folder meant by a run folder (its newest) or a step folder; CheckpointError otherwise."""
+    if STEP_NAME.fullmatch(path.name):
+        faults = checkpoint_faults(path)
+        if faults:
+            raise CheckpointError(f"{path} cannot be used: {faults[0]}")
+        return path
+    if not (path / "checkpoints").is_dir():
+        raise CheckpointError(f"{path} is neither a run folder nor a checkpoint (step-XXXXXXXX); give one of them")
+    found = newest_valid(path / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"{path} holds no checkpoint yet; train first")
+    return found
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """Published step folders by step, oldest first."""
+    return sorted(path for path in checkpoints.glob("step-*") if path.is_dir() and STEP_NAME.fullmatch(path.name))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a step folder; CheckpointError when missing or unreadable."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is missing or unreadable; the checkpoint was not finished") from error
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
+    return manifest
+
+
+def checkpoint_faults(folder: Path) -> list[str]:
+    """What is wrong with a step folder: missing, short or altered files. Reads every byte."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return [str(error)]
+    faults = []
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif path.stat().st_size != entry["bytes"]:
+            faults.append(f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}")
+        elif file_digest(path) != entry["sha256"]:
+            faults.append(f"{name} was altered (its digest differs)")
+    return faults
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files with the whole weights of a step folder."""
+    index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+
+
+def _save_random_state(folder: Path, rank: int) -> None:
+    import numpy as np
+    import torch
+
+    state = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state["numpy"] = (str(kind), torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss)
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    torch.save(state, folder / f"random-rank-{rank}.pt")
+
+
+def _load_random_state(folder: Path, rank: int) -> None:
+    import numpy as np
+    import torch
+
+    state = torch.load(folder / f"random-rank-{rank}.pt", weights_only=True)
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _save_weights(engine: Any, folder: Path) -> None:
+    """Whole weights in files of at most MAX_WEIGHT_FILE_BYTES, with Hugging Face's index. A collective."""
+    import torch.distributed as dist
+    from safetensors.torch import save_file
+
+    from lumina_ds.engine.consolidate import full_parameters
+
+    weight_map: dict[str, str] = {}
+    for number, tensors in enumerate(_in_files(full_parameters(engine)), start=1):
+        if dist.get_rank() == 0:
+            name = f"model-{number:05d}.safetensors"
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, name)
+    if dist.get_rank() == 0:
+        write_atomically(folder / WEIGHTS_INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1))
+
+
+def _in_files(parameters: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Batches of named tensors below the size of a file; on ranks that receive None, empty batches at the end."""
+    batch: dict[str, Any] = {}
+    size = 0
+    for name, tensor in parameters:
+        if tensor is None:
+            continue
+        num_bytes = tensor.numel() * tensor.element_size()
+        if batch and size + num_bytes > MAX_WEIGHT_FILE_BYTES:
+            yield batch
+            batch, size = {}, 0
+        batch[name] = tensor
+        size += num_bytes
+    yield batch
+
+
+def _seal_files(staging: Path, rank: int, world_size: int) -> dict[str, dict[str, Any]]:
+    """Sync and digest every file, the work shared among the ranks; the whole table on every rank."""
+    import torch.distributed as dist
+
+    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    mine = {}
+    for path in files[rank::world_size]:
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+        mine[str(path.relative_to(staging))] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, mine)
+    return dict(sorted(item for part in gathered for item in part.items()))
+
+
+def _publish(staging: Path, final: Path, eval_loss: float | None) -> None:
+    """Rename, then replace the pointers: each moment of a crash leaves a sound checkpoint to be found."""
+    sync_folder(staging)
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(staging, final)
+    sync_folder(final.parent)
+    write_atomically(final.parent / "latest", final.name)
+    best = pointer_target(final.parent, "best")
+    best_loss = read_manifest(best).get("eval_loss") if best is not None else None
+    if eval_loss is not None and (best_loss is None or eval_loss < best_loss):
+        write_atomically(final.parent / "best", final.name)
+
+
+def pointer_target(checkpoints: Path, pointer: str) -> Path | None:
+    """The step folder that the file `latest` or `best` names; None when absent or not a plain step name."""
+    try:
+        name = (checkpoints / pointer).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    target = checkpoints / name if STEP_NAME.fullmatch(name) else None
+    return target if target is not None and target.is_dir() else None
+
+
+def _prune(checkpoints: Path, keep: int) -> None:
+    kept = {pointer_target(checkpoints, "latest"), pointer_target(checkpoints, "best")}
+    for folder in step_folders(checkpoints)[:-keep]:
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _safe_classes() -> list[Any]:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]

@@ -1,0 +1,260 @@
+"""A training run on one rank: build, resume, step, evaluate, save, end.
+
+Everything that several ranks must do together happens in the same order on each; what only rank 0 does
+(files, console) stands behind `self.leads`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+import yaml
+
+from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.precision import resolve_precision
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.sampler import TrainingOrder
+from lumina_ds.engine.build import build_engine, set_learning_rate
+from lumina_ds.engine.distributed import World
+from lumina_ds.engine.schedules import learning_rate
+from lumina_ds.errors import ConfigError, Interrupted, UnstableError
+from lumina_ds.files import write_atomically
+from lumina_ds.monitor.console import TrainingConsole
+from lumina_ds.monitor.writers import MetricsWriter, append_record, read_records
+from lumina_ds.train.checkpoint import load_checkpoint, save_checkpoint
+from lumina_ds.train.evaluate import evaluate, perplexity
+from lumina_ds.train.resume import checkpoint_to_resume, run_identity
+from lumina_ds.train.run_folder import RunFolder
+from lumina_ds.train.signals import StopRequest
+from lumina_ds.train.step import StepCounts, StepOutcome, agree, run_step
+
+# More skipped steps than this in a row are no passing glitch.
+MAX_CONSECUTIVE_SKIPS = 8
+
+
+@dataclass
+class Progress:
+    """What a resumed run goes on from: steps done, tokens seen, steps skipped."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped: int = 0
+
+
+class TrainingRun:
+    """One run from its configuration to its last checkpoint."""
+
+    def __init__(self, config: RunConfig, rows: PackedRows, eval_rows: PackedRows | None, world: World) -> None:
+        self.config = config
+        self.rows = rows
+        self.eval_rows = eval_rows
+        self.world = world
+        self.leads = world.rank == 0
+        self.folder = RunFolder(Path(config.run.runs_dir) / config.run_name)
+        bf16 = world.device == "cuda" and torch.cuda.is_bf16_supported()
+        self.precision, self.precision_reason = resolve_precision(config.train.precision, world.device, bf16)
+        self.deepspeed_json = compose_deepspeed(config, world.size, self.precision)
+        self.batch_rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world.size
+        self.num_steps, total_rows = planned_length(config, rows.num_rows, self.batch_rows)
+        self.order = TrainingOrder(rows.num_rows, config.train.seed, total_rows)
+        self.progress = Progress()
+        stage = self.deepspeed_json["zero_optimization"]["stage"]
+        strategy = f"ZeRO-{stage} EP{config.deepspeed.expert_parallel_size} {self.precision}"
+        self.console = TrainingConsole(self.num_steps, strategy, world.size)
+
+    def run(self) -> Progress:
+        """Train to the end, to train.stop_at_step, or to a signal; returns where it ended.
+
+        Raises Interrupted after a signal's checkpoint, UnstableError when too many steps are skipped in a row,
+        and the typed errors of resuming.
+        """
+        stop = StopRequest()
+        try:
+            resume_from = self._open_folder()
+            self.engine = build_engine(self.config, self.world, self.precision, self.deepspeed_json)
+            if resume_from is not None:
+                manifest = load_checkpoint(self.engine, resume_from)
+                self.progress = Progress(manifest["step"], manifest["tokens"], manifest["skipped"])
+            self._open_outputs(resume_from)
+            self._train(stop)
+        finally:
+            stop.restore()
+            self.console.stop()
+            self.folder.release()
+        return self.progress
+
+    def _open_folder(self) -> Path | None:
+        """Create and lock the run folder, write the configuration, and find the checkpoint to resume from."""
+        if self.leads:
+            self.folder.create()
+            self.folder.lock()
+        resume_from = checkpoint_to_resume(self)
+        if self.leads:
+            write_atomically(self.folder.path / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
+            write_atomically(self.folder.path / "ds_config.json", json.dumps(self.deepspeed_json, indent=2))
+            shutil.copyfile(self.rows.folder.tokenizer_path, self.folder.tokenizer)
+        dist.barrier()
+        return resume_from
+
+    def _train(self, stop: StopRequest) -> None:
+        train, last = self.config.train, self._last_step()
+        if self.progress.step == 0:
+            self._evaluate()
+        skips_in_a_row = 0
+        while self.progress.step < last:
+            started = time.perf_counter()
+            batches = self._micro_batches()
+            counts = agree(batches, stop.requested, self.world)
+            if counts.stop_requested:
+                self._save(None)
+                raise Interrupted(
+                    f"stopped by a signal at step {self.progress.step} of {self.num_steps}; "
+                    "the checkpoint is saved, start the same command again to go on"
+                )
+            set_learning_rate(self.engine, learning_rate(self.progress.step, self.num_steps, train))
+            outcome = run_step(self.engine, batches, counts, self.config.model, train.max_grad_norm, self.world)
+            self.progress.step += 1
+            self.progress.tokens += counts.tokens
+            self.progress.skipped += outcome.skipped
+            skips_in_a_row = skips_in_a_row + 1 if outcome.skipped else 0
+            self._record(outcome, counts, time.perf_counter() - started)
+            if skips_in_a_row > MAX_CONSECUTIVE_SKIPS:
+                raise UnstableError(
+                    f"{skips_in_a_row} steps in a row had a non-finite gradient, the last at step "
+                    f"{self.progress.step}; lower --learning-rate, or use --precision fp32"
+                )
+            self._evaluate_and_save(last)
+
+    def _last_step(self) -> int:
+        return min(self.num_steps, self.config.train.stop_at_step or self.num_steps)
+
+    def _open_outputs(self, resumed_from: Path | None) -> None:
+        if not self.leads:
+            return
+        self.metrics = MetricsWriter(self.folder.path, self.progress.step)
+        self.console.say(
+            f"{self.config.run_name}: {self.num_steps} steps of {self.batch_rows} rows x {self.config.seq_length} "
+            f"tokens, {self.console.strategy} ({self.precision_reason}), {self.world.size} ranks on {self.world.device}"
+        )
+        if resumed_from is not None:
+            self.console.say(f"resumed from {resumed_from}")
+        self.console.start(self.progress.step)
+
+    def _micro_batches(self) -> list[Any]:
+        train = self.config.train
+        return [
+            self.rows.collate(
+                self.order.step_rows(
+                    self.progress.step,
+                    index,
+                    self.world.rank,
+                    self.world.size,
+                    train.micro_batch_size,
+                    train.gradient_accumulation_steps,
+                )
+            )
+            for index in range(train.gradient_accumulation_steps)
+        ]
+
+    def _evaluate_and_save(self, last: int) -> None:
+        train, step = self.config.train, self.progress.step
+        ends = step == last
+        eval_loss = None
+        if ends or (train.eval_every_n_batches and step % train.eval_every_n_batches == 0):
+            eval_loss = self._evaluate()
+        if ends or (train.save_every_n_batches and step % train.save_every_n_batches == 0):
+            self._save(eval_loss)
+
+    def _evaluate(self) -> float | None:
+        if self.eval_rows is None:
+            return None
+        train = self.config.train
+        result = evaluate(self.engine, self.eval_rows, train.micro_batch_size, self.world, train.eval_max_rows)
+        if self.leads:
+            append_evaluation(self.folder.path / "evaluations.jsonl", {"step": self.progress.step, **result})
+            self.console.say(
+                f"evaluation at step {self.progress.step}: loss {result['loss']:.4f}, PPL {result['perplexity']:.2f}"
+            )
+        return result["loss"]
+
+    def _save(self, eval_loss: float | None) -> None:
+        manifest = run_identity(self) | {
+            "step": self.progress.step,
+            "tokens": self.progress.tokens,
+            "skipped": self.progress.skipped,
+            "rows": self.progress.step * self.batch_rows,
+            "eval_loss": eval_loss,
+        }
+        keep = self.config.train.keep_checkpoints
+        tokenizer = self.rows.folder.tokenizer_path
+        saved = save_checkpoint(self.engine, self.folder.checkpoints, manifest, tokenizer, keep)
+        if self.leads:
+            self.console.say(f"saved {saved}")
+
+    def _record(self, outcome: StepOutcome, counts: StepCounts, seconds: float) -> None:
+        train, step = self.config.train, self.progress.step
+        samples = self._step_samples() if self.config.run.record_samples else None
+        if not self.leads or step % train.log_every_n_batches:
+            return
+        record: dict[str, Any] = {
+            "step": step,
+            "epoch": self.order.epoch_at(step * self.batch_rows),
+            "loss": outcome.loss,
+            "perplexity": perplexity(outcome.loss),
+            "learning_rate": learning_rate(step - 1, self.num_steps, train),
+            "grad_norm": outcome.grad_norm,
+            "load_balancing_loss": outcome.load_balancing_loss,
+            "router_z_loss": outcome.router_z_loss,
+            "tokens": self.progress.tokens,
+            "trained_tokens": counts.trained_tokens,
+            "tokens_per_second": counts.tokens / seconds,
+            "memory_bytes": memory_bytes(self.world),
+            "skipped": self.progress.skipped,
+            "expert_usage": outcome.expert_usage,
+        }
+        if samples is not None:
+            record["samples"] = samples
+        self.metrics.write(record)
+        self.console.show(record)
+
+    def _step_samples(self) -> list[int]:
+        """Packed rows of the step just done, all ranks together; a pure function of the step, so nothing is sent."""
+        first = (self.progress.step - 1) * self.batch_rows
+        return [self.order.row_at(position) for position in range(first, first + self.batch_rows)]
+
+
+def planned_length(config: RunConfig, num_rows: int, batch_rows: int) -> tuple[int, int | None]:
+    """(steps of the whole run, rows after which only empty filler follows).
+
+    With epochs, the last batch is filled up with empty rows, so that every row is seen exactly `epochs` times.
+    """
+    train = config.train
+    if train.max_steps is not None:
+        return train.max_steps, None
+    total_rows = round(train.epochs * num_rows)
+    if total_rows == 0:
+        raise ConfigError(f"train.epochs {train.epochs} of {num_rows} rows is no row at all; raise --epochs")
+    return math.ceil(total_rows / batch_rows), total_rows
+
+
+def append_evaluation(path: Path, record: dict[str, Any]) -> None:
+    """Append, unless this step was evaluated before (a run resumed exactly there)."""
+    if all(earlier["step"] != record["step"] for earlier in read_records(path)):
+        append_record(path, record)
+
+
+def memory_bytes(world: World) -> int:
+    """Peak memory allocated on the card, or the resident memory of this process on a CPU."""
+    if world.device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss

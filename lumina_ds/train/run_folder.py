@@ -1,0 +1,42 @@
+"""The run folder: its paths and its lock."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import IO
+
+from lumina_ds.errors import ConfigError
+
+
+class RunFolder:
+    """runs/NAME/{config.yaml, ds_config.json, metrics.jsonl, metrics.csv, evaluations.jsonl, logs, checkpoints}."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.tokenizer = path / "tokenizer.model"
+        self._lock: IO[str] | None = None
+
+    def create(self) -> None:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot create the run folder {self.path}: {error.strerror}; set --runs-dir") from error
+
+    def lock(self) -> None:
+        """Hold the folder for this process; raises ConfigError when another run has it."""
+        self._lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"another run is training in {self.path}; wait for it, or choose another --experiment-name"
+            ) from error
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None

@@ -1,0 +1,105 @@
+"""One optimizer step: several micro-batches, one loss divided by the global number of trained tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lumina_ds.config.schema import ModelConfig
+from lumina_ds.data.loader import MicroBatch
+from lumina_ds.engine.build import clip_gradients, clips_by_itself
+from lumina_ds.engine.distributed import World
+from lumina_ds.model.attention import DocumentLayout
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What all ranks together bring to a step."""
+
+    trained_tokens: int
+    tokens: int
+    stop_requested: bool
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """Losses are global means of this step; `expert_usage` [MoE layers][E] is each expert's share of assignments."""
+
+    loss: float
+    load_balancing_loss: float
+    router_z_loss: float
+    expert_usage: list[list[float]]
+    grad_norm: float
+    skipped: bool
+
+
+def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
+    """The model's keyword arguments for one micro-batch, on `device`."""
+    tensors = {
+        name: torch.from_numpy(getattr(batch, name)).to(device, non_blocking=True)
+        for name in ("input_ids", "position_ids", "labels", "padding_mask")
+    }
+    return tensors | {"documents": DocumentLayout.from_lengths(batch.document_lengths, device)}
+
+
+def agree(batches: Sequence[MicroBatch], stop_requested: bool, world: World) -> StepCounts:
+    """Sum token counts over ranks, and learn whether any rank was asked to stop. A collective."""
+    counts = torch.tensor(
+        [sum(b.num_trained_tokens for b in batches), sum(b.num_tokens for b in batches), int(stop_requested)],
+        dtype=torch.int64,
+        device=world.torch_device,
+    )
+    dist.all_reduce(counts)
+    trained, tokens, stops = counts.tolist()
+    return StepCounts(trained, tokens, stops > 0)
+
+
+def run_step(
+    engine: Any, batches: Sequence[MicroBatch], counts: StepCounts, model: ModelConfig, max_norm: float, world: World
+) -> StepOutcome:
+    """Forward and backward over this rank's `batches`, then the optimizer step. A collective.
+
+    The gradient is that of (sum of token losses over all ranks and micro-batches) / (their trained tokens),
+    plus the router losses averaged over micro-batches and ranks. DeepSpeed averages gradients over ranks,
+    hence the factor world.size on a rank's sum.
+    """
+    engine.train()
+    device = world.torch_device
+    skipped_before = engine.skipped_steps
+    sums: Tensor | None = None
+    norm, sound = float("nan"), True
+    for index, batch in enumerate(batches):
+        loss_sum, balance, z_loss, usage = engine(**model_inputs(batch, device))
+        router_loss = model.router_aux_loss_coef * balance + model.router_z_loss_coef * z_loss
+        total = loss_sum * (world.size / max(1, counts.trained_tokens)) + router_loss / len(batches)
+        engine.backward(total, scale_wrt_gas=False)
+        parts = torch.cat([torch.stack([loss_sum, balance, z_loss]).detach().double(), usage.double().flatten()])
+        sums = parts if sums is None else sums + parts
+        if index == len(batches) - 1 and not clips_by_itself(engine):
+            norm, sound = clip_gradients(engine, max_norm)
+        engine.step()
+    assert sums is not None
+    dist.all_reduce(sums)
+    if clips_by_itself(engine):
+        norm = float(engine.get_global_grad_norm() or 0.0)
+        sound = engine.skipped_steps == skipped_before
+    units = len(batches) * world.size
+    totals = sums.tolist()
+    return StepOutcome(
+        loss=totals[0] / max(1, counts.trained_tokens),
+        load_balancing_loss=totals[1] / units,
+        router_z_loss=totals[2] / units,
+        expert_usage=_shares(totals[3:], model.num_experts),
+        grad_norm=norm,
+        skipped=not sound,
+    )
+
+
+def _shares(counts: list[float], num_experts: int) -> list[list[float]]:
+    rows = [counts[start : start + num_experts] for start in range(0, len(counts), max(1, num_experts))]
+    return [[count / max(1.0, sum(row)) for count in row] for row in rows]
