@@ -1,0 +1,272 @@
+"""The DeepSpeed JSON of a run: read by name or path, checked, and completed with the run's own settings.
+
+This is the only place that composes it. A user's file is the base and is never changed silently: what
+belongs to the run (batch, optimizer, precision, experts) must agree with it or be `"auto"`; what the
+file leaves open gets a value sized to the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lumina_ds.config.checks import world_faults
+from lumina_ds.config.deepspeed_check import AUTO, combination_faults, deepspeed_faults, is_enabled, section_of
+from lumina_ds.config.deepspeed_keys import TOP_LEVEL
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.suggest import nearest
+from lumina_ds.config.tensors import moe_layers, parameter_tensors
+from lumina_ds.errors import ConfigError
+
+__all__ = [
+    "compose_deepspeed",
+    "deepspeed_config_names",
+    "deepspeed_faults",
+    "load_deepspeed_json",
+    "resolve_zero_stage",
+]
+
+# Installed inside the package, or beside it in a checkout.
+_FOLDERS = (Path(__file__).parents[1] / "ds_configs", Path(__file__).parents[2] / "ds_configs")
+_MAX_JSON_BYTES = 1 << 20
+
+# DeepSpeed's default of 5e8 elements costs gigabytes of buffers; larger than 2e8 gains no speed.
+_MAX_BUCKET = 200_000_000
+# Below this many parameters a step is bound by launches, not by bandwidth: overlap only costs time.
+_SMALL_MODEL = 50_000_000
+_NEVER = 1_000_000_000_000
+_HALF_PRECISION = ("bf16", "fp16")
+
+
+def compose_deepspeed(config: RunConfig, world_size: int, precision: str) -> dict[str, Any]:
+    """The complete JSON for `deepspeed.initialize` on `world_size` ranks in a resolved `precision`.
+
+    Raises ConfigError with every fault: of the file, of the run's layout, and where the two contradict.
+    """
+    source = config.deepspeed.config
+    merged = load_deepspeed_json(source) if source else {}
+    faults = [f"{source}: {fault}" for fault in _file_faults(merged, config)] + world_faults(config, world_size)
+    if faults:
+        raise ConfigError.from_faults(faults)
+    stage = resolve_zero_stage(config, world_size, precision)
+    merger = _Merger(merged, source or "")
+    _merge_batch(merger, config, world_size)
+    _merge_optimizer(merger, config, stage, precision)
+    _merge_precision(merger, precision)
+    _merge_zero(merger, config, stage)
+    _merge_experts(merger, config)
+    merger.propose("steps_per_print", _NEVER)
+    merger.propose("wall_clock_breakdown", False)
+    merger.faults += combination_faults(merged)
+    if merger.faults:
+        raise ConfigError.from_faults(merger.faults)
+    _drop_auto(merged)
+    return {key: merged[key] for key in TOP_LEVEL if key in merged}
+
+
+def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> int:
+    """ZeRO stage of the run: --zero, else the file's, else 0 on one rank and 1 on several.
+
+    Pure half precision never runs at stage 0, where DeepSpeed's unfused optimizer diverges: by default
+    it takes stage 1, and asking for 0 raises ConfigError.
+    """
+    asked: int | None = config.deepspeed.zero_stage
+    if asked is None and config.deepspeed.config:
+        stage = section_of(load_deepspeed_json(config.deepspeed.config), "zero_optimization").get("stage", AUTO)
+        if stage not in (0, 1, 2, 3, AUTO):
+            raise ConfigError(f"{config.deepspeed.config}: zero_optimization.stage is {stage!r}; use 0, 1, 2 or 3")
+        asked = None if stage == AUTO else stage
+    half = precision in _HALF_PRECISION
+    if asked == 0 and half:
+        raise ConfigError(
+            f"ZeRO stage 0 with {precision} takes an optimizer path that diverges from the other stages; "
+            "use --zero 1, or --precision mixed_bf16"
+        )
+    return asked if asked is not None else (1 if world_size > 1 or half else 0)
+
+
+def load_deepspeed_json(name_or_path: str) -> dict[str, Any]:
+    """Read a DeepSpeed JSON: the name of a shipped one (`zero2`) or a path. Nothing is checked but its syntax."""
+    path = _find(name_or_path)
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ConfigError(f"{path} is larger than {_MAX_JSON_BYTES} bytes, too large for a configuration")
+        loaded = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds a {type(loaded).__name__}, not an object")
+    return loaded
+
+
+def deepspeed_config_names() -> list[str]:
+    """Names of the shipped DeepSpeed configurations, in alphabetical order."""
+    return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.json")})
+
+
+class _Merger:
+    """Writes the run's settings over a user's file and notes where the two contradict."""
+
+    def __init__(self, merged: dict[str, Any], source: str) -> None:
+        self.merged = merged
+        self.source = source
+        self.faults: list[str] = []
+
+    def impose(self, path: str, value: Any, owner: str) -> None:
+        """Set what belongs to the run; a different value in the file is a fault that names the run's `owner`."""
+        section, key = self._place(path)
+        found = section.get(key, AUTO)
+        if found not in (AUTO, None) and found != value:
+            self.faults.append(
+                f"{self.source}: {path} is {found!r}, but the run has {value!r} ({owner}); "
+                'change one of them, or set the file\'s to "auto"'
+            )
+        section[key] = value
+
+    def propose(self, path: str, value: Any) -> None:
+        """Set what the file leaves open."""
+        section, key = self._place(path)
+        if section.get(key, AUTO) == AUTO:
+            section[key] = value
+
+    def _place(self, path: str) -> tuple[dict[str, Any], str]:
+        *parents, key = path.split(".")
+        section = self.merged
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                section[parent] = {}
+            section = section[parent]
+        return section, key
+
+
+def _file_faults(base: Mapping[str, Any], config: RunConfig) -> list[str]:
+    # --zero replaces the file's stage, so combinations are judged with the stage that will run.
+    stage = config.deepspeed.zero_stage
+    if stage is not None and isinstance(base.get("zero_optimization"), Mapping):
+        base = {**base, "zero_optimization": {**base["zero_optimization"], "stage": stage}}
+    faults = deepspeed_faults(base)
+    if "scheduler" in base:
+        faults.append("scheduler: the run schedules the learning rate itself; set train.lr_scheduler_type, remove it")
+    if is_enabled(base, "expert_parallel") and not config.model.num_experts:
+        faults.append("expert_parallel is enabled, but model.num_experts is 0; use a file without it, such as zero2")
+    return faults
+
+
+def _merge_batch(merger: _Merger, config: RunConfig, world_size: int) -> None:
+    micro, accumulation = config.train.micro_batch_size, config.train.gradient_accumulation_steps
+    product = micro * accumulation * world_size
+    equation = f"the batch is {micro} x {accumulation} x {world_size} ranks = {product}"
+    merger.impose("train_batch_size", product, equation)
+    merger.impose("train_micro_batch_size_per_gpu", micro, f"--batch-size; {equation}")
+    merger.impose("gradient_accumulation_steps", accumulation, f"--grad-accum; {equation}")
+
+
+def _merge_optimizer(merger: _Merger, config: RunConfig, stage: int, precision: str) -> None:
+    train = config.train
+    merger.impose("gradient_clipping", train.max_grad_norm, "--max-grad-norm")
+    if stage == 0 and precision not in _HALF_PRECISION:
+        # DeepSpeed reports no gradient norm here, so the trainer clips and must be the only one that does.
+        merger.merged["gradient_clipping"] = 0.0
+    kind = section_of(merger.merged, "optimizer").get("type", AUTO)
+    merger.impose("optimizer.type", kind if str(kind).lower() == "adamw" else "AdamW", "train.optimizer")
+    merger.impose("optimizer.params.lr", train.learning_rate, "--learning-rate")
+    merger.impose("optimizer.params.betas", [train.adam_beta1, train.adam_beta2], "train.adam_beta1, adam_beta2")
+    merger.impose("optimizer.params.eps", train.adam_epsilon, "train.adam_epsilon")
+    merger.impose("optimizer.params.weight_decay", train.weight_decay, "--weight-decay")
+    # torch's AdamW needs no compiler, and its fused kernel is the fastest of the choices on a CPU too.
+    merger.propose("optimizer.params.torch_adam", True)
+    if merger.merged["optimizer"]["params"]["torch_adam"]:
+        merger.propose("optimizer.params.fused", True)
+
+
+def _merge_precision(merger: _Merger, precision: str) -> None:
+    if "bfloat16" in merger.merged:
+        merger.merged.setdefault("bf16", merger.merged.pop("bfloat16"))
+    for section, wanted_by in (("bf16", "bf16"), ("fp16", "fp16"), ("torch_autocast", "mixed_bf16")):
+        wanted = precision == wanted_by
+        if wanted or section in merger.merged:
+            merger.impose(f"{section}.enabled", wanted, f"--precision {precision}")
+    if precision == "mixed_bf16":
+        merger.impose("torch_autocast.dtype", "bfloat16", "--precision mixed_bf16")
+
+
+def _merge_zero(merger: _Merger, config: RunConfig, stage: int) -> None:
+    merger.propose("zero_optimization.stage", stage)
+    merger.merged["zero_optimization"]["stage"] = stage
+    if stage == 0:
+        return
+    size = _elements_per_rank(config)
+    merger.propose("zero_optimization.reduce_bucket_size", min(size + size % 2, _MAX_BUCKET))
+    if size < _SMALL_MODEL:
+        merger.propose("zero_optimization.overlap_comm", False)
+        # Measured at stage 1; with experts DeepSpeed tests only the contiguous path.
+        if stage == 1 and not config.model.num_experts:
+            merger.propose("zero_optimization.contiguous_gradients", False)
+
+
+def _merge_experts(merger: _Merger, config: RunConfig) -> None:
+    model = config.model
+    if not model.num_experts:
+        return
+    layers = "|".join(str(layer) for layer in moe_layers(model))
+    settings: dict[str, Any] = {
+        "enabled": True,
+        "autoep_size": config.deepspeed.expert_parallel_size,
+        "moe_layer_pattern": rf"model\.layers\.({layers})\.mlp",
+        "router_pattern": "router",
+        "expert_pattern": "experts",
+        "expert_w1": "w1",
+        "expert_w2": "w2",
+        "expert_w3": "w3",
+        "num_experts_attr": "num_experts",
+        "top_k_attr": "num_experts_per_tok",
+    }
+    if model.num_shared_experts:
+        settings |= {"has_shared_experts": True, "shared_experts_pattern": "shared_experts"}
+    for key, value in settings.items():
+        owner = "--expert-parallel" if key == "autoep_size" else "the model's structure"
+        merger.impose(f"expert_parallel.{key}", value, owner)
+    merger.propose("expert_parallel.use_grouped_mm", True)
+
+
+def _elements_per_rank(config: RunConfig) -> int:
+    """Parameters that one rank reduces: everything but other ranks' experts."""
+    size = config.deepspeed.expert_parallel_size
+    tensors = parameter_tensors(config.model)
+    return sum(tensor.numel // (size if tensor.kind == "experts" else 1) for tensor in tensors)
+
+
+def _drop_auto(section: dict[str, Any]) -> None:
+    """Remove what is still "auto", so that DeepSpeed's default applies; AutoEP gives the word a meaning of its own."""
+    for key, value in list(section.items()):
+        if isinstance(value, dict) and key != "expert_parallel":
+            _drop_auto(value)
+        elif value == AUTO and key != "keep_in_fp32_modules":
+            del section[key]
+
+
+def _find(name_or_path: str) -> Path:
+    for folder in _FOLDERS:
+        if (folder / f"{name_or_path}.json").is_file() and "/" not in name_or_path:
+            return folder / f"{name_or_path}.json"
+    path = Path(name_or_path)
+    if not path.is_file():
+        names = deepspeed_config_names()
+        raise ConfigError(
+            f"--deepspeed_config {name_or_path} is neither a file nor a shipped configuration"
+            f"{nearest(name_or_path, names)} (shipped: {', '.join(names)})"
+        )
+    return path
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    section: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in section:
+            raise ValueError(f"key {key!r} stands twice")
+        section[key] = value
+    return section
