@@ -1,0 +1,102 @@
+"""The model in Hugging Face's published layout: Llama, Qwen3, Mixtral or Qwen3-MoE.
+
+Names and splits are those of the checkpoints on disk (one tensor per expert), which transformers, vLLM and
+llama.cpp all read; not those of any library's in-memory modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lumina_ds.config.schema import ModelConfig
+from lumina_ds.errors import ConfigError
+
+# (is MoE, has QK-norm) -> model_type
+FAMILIES = {
+    (False, False): "llama",
+    (False, True): "qwen3",
+    (True, False): "mixtral",
+    (True, True): "qwen3_moe",
+}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+# Our expert tensor -> the name of one expert's matrix in each family.
+EXPERT_MATRICES = {
+    "mixtral": {"w1": "block_sparse_moe.experts.{}.w1", "w2": "block_sparse_moe.experts.{}.w2", "w3": "block_sparse_moe.experts.{}.w3"},
+    "qwen3_moe": {"w1": "mlp.experts.{}.gate_proj", "w2": "mlp.experts.{}.down_proj", "w3": "mlp.experts.{}.up_proj"},
+}
+ROUTERS = {"mixtral": "block_sparse_moe.gate", "qwen3_moe": "mlp.gate"}
+
+
+def hugging_face_family(model: ModelConfig) -> str:
+    """The model_type that computes the same function; ConfigError when no published one does."""
+    family = FAMILIES[(model.num_experts > 0, model.qk_norm)]
+    if model.num_shared_experts:
+        raise ConfigError(
+            f"model.num_shared_experts {model.num_shared_experts}: neither Mixtral nor Qwen3-MoE has shared experts"
+        )
+    if family == "mixtral" and (model.first_k_dense_layers or not model.norm_topk_prob):
+        raise ConfigError("Mixtral has no dense layers and always normalises top-k; train with model.qk_norm true")
+    return family
+
+
+def hugging_face_config(model: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The content of config.json."""
+    family = hugging_face_family(model)
+    config: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.intermediate_size or model.moe_intermediate_size,
+        "num_hidden_layers": model.num_hidden_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_key_value_heads,
+        "head_dim": model.attention_head_dim,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rope_theta": model.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+        "rms_norm_eps": model.rms_norm_eps,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "sliding_window": None,
+        "torch_dtype": dtype,
+    }
+    if model.num_experts:
+        config |= {"num_experts_per_tok": model.num_experts_per_tok, "router_aux_loss_coef": model.router_aux_loss_coef}
+    if family == "mixtral":
+        config |= {"num_local_experts": model.num_experts, "intermediate_size": model.moe_intermediate_size}
+    if family == "qwen3_moe":
+        config |= {
+            "num_experts": model.num_experts,
+            "moe_intermediate_size": model.moe_intermediate_size,
+            "norm_topk_prob": model.norm_topk_prob,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": list(range(model.first_k_dense_layers)),
+        }
+    return config
+
+
+def hugging_face_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Our whole weights under their published names, one tensor at a time; experts are views, not copies."""
+    family = hugging_face_family(model)
+    for name, tensor in state.items():
+        if name == "lm_head.weight" and model.tie_word_embeddings:
+            continue
+        layer, _, part = name.partition(".mlp.")
+        if part == "router.gate.weight":
+            yield f"{layer}.{ROUTERS[family]}.weight", tensor
+        elif part.startswith("experts."):
+            matrix = EXPERT_MATRICES[family][part.removeprefix("experts.")]
+            for expert, weight in enumerate(tensor.unbind()):
+                yield f"{layer}.{matrix.format(expert)}.weight", weight
+        else:
+            yield name, tensor

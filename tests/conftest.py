@@ -1,0 +1,78 @@
+"""Shared by all tests: real ranks as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lumina_ds.engine.distributed import free_port
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    values = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "LOCAL_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+    }
+    return os.environ | {name: str(value) for name, value in values.items()}
+
+
+@pytest.fixture
+def run_ranks(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """run_ranks(script, *arguments) starts the script on two gloo ranks and returns the JSON that rank 0 wrote.
+
+    The script gets the path of its result file as first argument. On a failure or after `timeout` seconds the
+    whole group is ended and the ranks' output is shown.
+    """
+
+    def run(script: Path, *arguments: str, world_size: int = 2, timeout: float = 300) -> dict[str, Any]:
+        result = tmp_path / "result.json"
+        result.unlink(missing_ok=True)
+        port = free_port()
+        ranks, logs = [], []
+        for rank in range(world_size):
+            log = open(tmp_path / f"rank-{rank}.log", "w+")
+            logs.append(log)
+            ranks.append(
+                subprocess.Popen(
+                    [sys.executable, str(script), str(result), *arguments],
+                    env=rank_environment(rank, world_size, port),
+                    cwd=CHECKOUT,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+        try:
+            codes = [process.wait(timeout) for process in ranks]
+        except subprocess.TimeoutExpired:
+            codes = ["timeout"]
+        finally:
+            for process in ranks:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        if any(codes):
+            shown = []
+            for rank, log in enumerate(logs):
+                log.seek(0)
+                shown.append(f"--- rank {rank} ---\n{log.read()[-4000:]}")
+            pytest.fail(f"ranks ended with {codes}\n" + "\n".join(shown))
+        return json.loads(result.read_text())
+
+    return run

@@ -1,0 +1,127 @@
+"""On two ranks: train the same tiny MoE under ZeRO 0-3 and expert parallel size 1 and 2, fp32; write the curves."""
+
+import json
+import sys
+
+import numpy as np
+import torch
+
+from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.data.loader import MicroBatch
+from lumina_ds.engine.build import build_engine, parameter_groups, set_learning_rate
+from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.schedules import learning_rate
+from lumina_ds.model.init import initialize
+from lumina_ds.model.transformer import CausalLM
+from lumina_ds.train.step import agree, model_inputs, run_step
+
+NUM_STEPS, ROWS, LENGTH, ACCUMULATION, WORLD = 20, 2, 24, 2, 2
+
+
+def configuration(stage: int, expert_parallel: int, checkpointing: str = "none") -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "model": {
+                "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "max_position_embeddings": LENGTH, "num_experts": 4,
+                "moe_intermediate_size": 24, "num_shared_experts": 1, "first_k_dense_layers": 1,
+                "intermediate_size": 40, "qk_norm": True, "tie_word_embeddings": True, "initializer_range": 0.1,
+                "router_aux_loss_coef": 0.02, "router_z_loss_coef": 0.001,
+            },
+            "train": {
+                "micro_batch_size": ROWS, "gradient_accumulation_steps": ACCUMULATION, "learning_rate": 3e-3,
+                "warmup_ratio": 0.1, "max_grad_norm": 1.0, "activation_checkpointing": checkpointing,
+            },
+            "deepspeed": {"zero_stage": stage, "expert_parallel_size": expert_parallel},
+        }
+    )  # fmt: skip
+
+
+def micro_batch(step: int, index: int, rank: int) -> MicroBatch:
+    """Two rows of two documents and padding; ranks and steps hold different numbers of trained tokens."""
+    rng = np.random.default_rng([step, index, rank])
+    ids = np.zeros((ROWS, LENGTH), np.int64)
+    labels = np.full((ROWS, LENGTH), -100, np.int64)
+    positions = np.zeros((ROWS, LENGTH), np.int64)
+    real = np.zeros((ROWS, LENGTH), bool)
+    lengths = []
+    for row in range(ROWS):
+        first, second = rng.integers(4, 11, 2)
+        begin = 0
+        for length in (first, second):
+            span = slice(begin, begin + length)
+            # Each token is its predecessor plus the document's stride: learnable, so the loss really falls.
+            ids[row, span] = (rng.integers(64) + rng.integers(1, 3) * np.arange(length)) % 64
+            labels[row, begin : begin + length - 1] = ids[row, begin + 1 : begin + length]
+            positions[row, span] = np.arange(length)
+            real[row, span] = True
+            begin += length
+        labels[row, : rng.integers(1, 5)] = -100
+        positions[row, begin:] = np.arange(LENGTH - begin)
+        lengths += [int(first), int(second), LENGTH - begin]
+    return MicroBatch(
+        input_ids=ids, labels=labels, position_ids=positions, document_lengths=tuple(lengths),
+        num_trained_tokens=int((labels != -100).sum()), num_tokens=int(real.sum()), row_ids=(0,) * ROWS,
+        padding_mask=real,
+    )  # fmt: skip
+
+
+def train_engine(config, world, precision="fp32"):
+    engine = build_engine(config, world, precision, compose_deepspeed(config, world.size, precision))
+    losses, norms, skipped = [], [], 0
+    for step in range(NUM_STEPS):
+        batches = [micro_batch(step, index, world.rank) for index in range(ACCUMULATION)]
+        set_learning_rate(engine, learning_rate(step, NUM_STEPS, config.train))
+        counts = agree(batches, False, world)
+        outcome = run_step(engine, batches, counts, config.model, config.train.max_grad_norm, world)
+        losses.append(outcome.loss)
+        norms.append(outcome.grad_norm)
+        skipped += outcome.skipped
+    usage = outcome.expert_usage
+    engine.destroy()
+    return {"losses": losses, "norms": norms, "usage": usage, "skipped": skipped}
+
+
+def train_plain(config):
+    """One process, plain forward, torch's own AdamW and clipping: what the engines are measured against."""
+    model = CausalLM(config.model)
+    initialize(model, config.model, config.train.seed)
+    train = config.train
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model), lr=1.0, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_epsilon,
+        weight_decay=train.weight_decay,
+    )  # fmt: skip
+    losses, norms = [], []
+    for step in range(NUM_STEPS):
+        units = [micro_batch(step, index, rank) for index in range(ACCUMULATION) for rank in range(WORLD)]
+        num_trained = sum(unit.num_trained_tokens for unit in units)
+        loss = 0.0
+        for unit in units:
+            nll, balance, z_loss, _ = model(**model_inputs(unit, torch.device("cpu")))
+            router = config.model.router_aux_loss_coef * balance + config.model.router_z_loss_coef * z_loss
+            (nll / num_trained + router / len(units)).backward()
+            loss += nll.item() / num_trained
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm).item())
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, NUM_STEPS, train)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss)
+    return {"losses": losses, "norms": norms}
+
+
+if __name__ == "__main__":
+    world = start()
+    curves = {"plain": train_plain(configuration(0, 1))}
+    for stage in (0, 1, 2, 3):
+        for expert_parallel in (1, 2):
+            curves[f"zero{stage} ep{expert_parallel}"] = train_engine(configuration(stage, expert_parallel), world)
+    for stage in (0, 3):
+        curves[f"zero{stage} ep2 checkpointed"] = train_engine(configuration(stage, 2, "full"), world)
+    for precision, stage in (("bf16", 1), ("bf16", 2), ("bf16", 3), ("mixed_bf16", 0), ("mixed_bf16", 2)):
+        curves[f"{precision} zero{stage}"] = train_engine(configuration(stage, 2), world, precision)
+    if world.rank == 0:
+        with open(sys.argv[1], "w") as stream:
+            json.dump(curves, stream)
+    stop(0, clean=True)
