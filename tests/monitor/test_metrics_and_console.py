@@ -1,0 +1,66 @@
+import csv
+import json
+import math
+
+from lumina_ds.monitor.console import TrainingConsole, training_line
+from lumina_ds.monitor.writers import CSV_COLUMNS, MetricsWriter, append_record, read_records
+
+RECORD = {
+    "step": 7,
+    "epoch": 0.25,
+    "loss": 1 / 3,
+    "perplexity": math.exp(1 / 3),
+    "learning_rate": 3e-4,
+    "grad_norm": 1.25,
+    "load_balancing_loss": 1.0,
+    "router_z_loss": 0.5,
+    "tokens": 4096,
+    "tokens_per_second": 12345.6,
+    "memory_bytes": 3 * 2**29,
+    "skipped": 0,
+    "expert_usage": [[0.5, 0.5]],
+}
+
+
+def test_floats_keep_all_their_digits_in_both_files(tmp_path):
+    MetricsWriter(tmp_path, 0).write(RECORD)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == RECORD
+    with open(tmp_path / "metrics.csv", newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert float(row["loss"]) == 1 / 3 and list(row) == list(CSV_COLUMNS)
+
+
+def test_resuming_takes_out_the_steps_that_no_checkpoint_holds(tmp_path):
+    writer = MetricsWriter(tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.write(RECORD | {"step": step})
+    with open(tmp_path / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 4, "lo')  # cut short by a crash
+    MetricsWriter(tmp_path, 2).write(RECORD | {"step": 3, "loss": 9.0})
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [(record["step"], record["loss"]) for record in records] == [(1, 1 / 3), (2, 1 / 3), (3, 9.0)]
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_non_finite_numbers_become_null(tmp_path):
+    append_record(tmp_path / "m.jsonl", {"step": 1, "loss": math.nan, "perplexity": math.inf})
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "loss": None, "perplexity": None}
+
+
+def test_the_live_line_holds_everything():
+    assert training_line(RECORD, 100, "ZeRO-2 EP2 fp32", 2) == (
+        "epoch 0.25 | step 7/100 | loss 0.3333 | PPL 1.40 | LR 3.00e-04 | grad 1.250 | 12,346 tok/s | "
+        "mem 1.50 GiB | ZeRO-2 EP2 fp32 | workers 2"
+    )
+
+
+def test_plain_lines_in_a_pipe_first_last_and_one_a_second(capsys):
+    console = TrainingConsole(50, "ZeRO-1 EP1 fp32", 1)
+    console.start(0)
+    for step in range(1, 51):
+        console.show(RECORD | {"step": step})
+    console.say("saved")
+    console.stop()
+    lines = capsys.readouterr().out.splitlines()
+    assert "step 1/50" in lines[0] and "step 50/50" in lines[-2] and lines[-1] == "saved"
+    assert len(lines) < 10
