@@ -6,6 +6,7 @@
 #
 # PYTHON and LUMINA_VENV choose interpreter and environment (launch/environment.sh).
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR
 . "$(dirname "${BASH_SOURCE[0]}")/../launch/environment.sh"
 cd "$ROOT"
 
