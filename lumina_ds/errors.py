@@ -26,7 +26,7 @@ class ConfigError(LuminaError):
         """One error that lists every fault found, so that a user mends them in one go."""
         if len(faults) == 1:
             return cls(faults[0])
-        return cls(f"{len(faults)} faults: " + "".join(f"\n  - {fault}" for fault in faults))
+        return cls(f"{len(faults)} faults:" + "".join(f"\n  - {fault}" for fault in faults))
 
 
 class DataError(LuminaError):

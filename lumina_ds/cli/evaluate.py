@@ -37,7 +37,7 @@ def command(
 
     loaded, manifest = load_run(run, inference_precision)
     folder = ShardFolder.open(data)
-    if folder.manifest["tokenizer"]["sha256"] != manifest["tokenizer"]["sha256"]:
+    if folder.manifest.tokenizer.digest != manifest["tokenizer"]["sha256"]:
         raise DataError(f"{data} was made with another tokenizer than {run}; preprocess it with {run}/tokenizer.model")
     context = loaded.model.config.max_position_embeddings
     if (seq_length or context) > context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Mapping
@@ -53,6 +54,7 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
     for override in overrides:
         section = _expand(override)
         _merge(values, section, f"command line {override.flag}", origins)
+    _release_preset_stage(values, origins)
     config = _validate(values)
     faults = model_faults(config)
     if faults:
@@ -89,6 +91,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML without duplicate keys, and with true and false as the only booleans: `flash_attention: on` is text."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
@@ -99,6 +103,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             if isinstance(key_node.value, str):
                 seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 
 
 def _layers(source: str | None) -> list[tuple[dict[str, Any], str]]:
@@ -143,7 +156,7 @@ def _expand(override: Override) -> dict[str, Any]:
 def _parse_scalar(text: str) -> Any:
     """Numbers, booleans, null and [lists] as YAML writes them; anything else stays the text typed."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError:
         return text
     return value if isinstance(value, (bool, int, float, list)) or value is None else text
@@ -159,6 +172,15 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any], origin: str, origins:
             origins[name] = origin
 
 
+def _release_preset_stage(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """A DeepSpeed JSON that the user chose brings its own stage; a preset's must not override it."""
+    chosen = origins.get("deepspeed.config", "preset")
+    stage = origins.get("deepspeed.zero_stage", "")
+    if values.get("deepspeed", {}).get("config") and stage.startswith("preset") and not chosen.startswith("preset"):
+        values["deepspeed"]["zero_stage"] = None
+        origins["deepspeed.zero_stage"] = f"left to {values['deepspeed']['config']}"
+
+
 def _validate(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
@@ -169,5 +191,6 @@ def _validate(values: dict[str, Any]) -> RunConfig:
 def _describe(fault: Any) -> str:
     name = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"unknown field {name}{nearest(name, dotted_fields(RunConfig) + list(RunConfig.model_fields))}"
+        known = dotted_fields(RunConfig) if "." in name else list(RunConfig.model_fields)
+        return f"unknown field {name}{nearest(name, known)}"
     return f"{name} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"

@@ -22,8 +22,7 @@ import yaml
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.data.loader import PackedRows
-from lumina_ds.data.sampler import TrainingOrder
+from lumina_ds.data.loader import PackedRows, TrainingOrder
 from lumina_ds.engine.build import build_engine, set_learning_rate
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.schedules import learning_rate

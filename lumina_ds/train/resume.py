@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from lumina_ds.errors import CheckpointError, LuminaError
+from lumina_ds.files import file_digest
 from lumina_ds.train.checkpoint import find_checkpoint, newest_valid, read_manifest, step_folders
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def run_identity(run: TrainingRun) -> dict[str, Any]:
         },
         "model": run.config.model.model_dump(),
         "optimizer": {"name": train.optimizer, "weight_decay": train.weight_decay},
-        "tokenizer": {"sha256": run.rows.folder.manifest["tokenizer"]["sha256"]},
-        "data": {"sha256": run.rows.folder.digest, "seq_length": run.config.seq_length, "seed": train.seed},
+        "tokenizer": {"sha256": run.rows.folder.manifest.tokenizer.digest},
+        "data": {"sha256": file_digest(run.rows.folder.path / "manifest.json"), "seq_length": run.config.seq_length, "seed": train.seed},
         "schedule": {"rows_per_step": run.batch_rows},
     }
 

@@ -41,7 +41,7 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
     """Open the shards and train, in a process group that exists already."""
     from lumina_ds.data.loader import PackedRows
     from lumina_ds.data.shards import ShardFolder
-    from lumina_ds.data.tokenizer import check_vocabulary
+    from lumina_ds.data.tokenizer import Tokenizer, check_vocabulary
     from lumina_ds.train.loop import TrainingRun
 
     faults = world_faults(config, world.size)
@@ -53,7 +53,7 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
         if path is not None
     ]
     for folder in folders:
-        check_vocabulary(folder.manifest["tokenizer"]["vocab_size"], config.model.vocab_size)
+        check_vocabulary(Tokenizer.load(folder.tokenizer_path), config.model.vocab_size)
     rows = [PackedRows(folder, config.seq_length) for folder in folders]
     TrainingRun(config, rows[0], rows[1] if len(rows) > 1 else None, world).run()
 
