@@ -66,7 +66,9 @@ def world_faults(config: RunConfig, world_size: int) -> list[str]:
             f"model.num_experts {experts} is not divisible by --expert-parallel {size}; use one of {divisors}"
         )
     if world_size % size:
-        faults.append(f"{world_size} ranks are not divisible by --expert-parallel {size}; change one of them")
+        faults.append(
+            f"{world_size} ranks are not divisible by --expert-parallel {size}; {_nearest_layouts(config, world_size)}"
+        )
     train = config.train
     product = train.micro_batch_size * train.gradient_accumulation_steps * world_size
     if train.global_batch_size is not None and train.global_batch_size != product:
@@ -76,3 +78,11 @@ def world_faults(config: RunConfig, world_size: int) -> list[str]:
             f"{train.gradient_accumulation_steps} x {world_size} ranks = {product}; set it to {product} or drop it"
         )
     return faults
+
+
+def _nearest_layouts(config: RunConfig, world_size: int) -> str:
+    experts, size = config.model.num_experts, config.deepspeed.expert_parallel_size
+    below = world_size // size * size
+    ranks = f"{below} or {below + size}" if below else str(size)
+    possible = [n for n in range(1, size) if world_size % n == 0 and experts % n == 0]
+    return f"use {ranks} ranks, or --expert-parallel {max(possible)}"

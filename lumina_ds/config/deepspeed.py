@@ -144,10 +144,13 @@ class _Merger:
 
 
 def _file_faults(base: Mapping[str, Any], config: RunConfig) -> list[str]:
-    # --zero replaces the file's stage, so combinations are judged with the stage that will run.
-    stage = config.deepspeed.zero_stage
-    if stage is not None and isinstance(base.get("zero_optimization"), Mapping):
-        base = {**base, "zero_optimization": {**base["zero_optimization"], "stage": stage}}
+    zero = base.get("zero_optimization", {})
+    if isinstance(zero, bool):
+        return ['zero_optimization: true and false are an old form; write {"stage": 1} or {"stage": 0}']
+    if isinstance(zero, Mapping):
+        # Judged with the stage that will run; a stage that is left to us is never a fault of the file.
+        stage = config.deepspeed.zero_stage
+        base = {**base, "zero_optimization": {**zero, "stage": zero.get("stage", AUTO) if stage is None else stage}}
     faults = deepspeed_faults(base)
     if "scheduler" in base:
         faults.append("scheduler: the run schedules the learning rate itself; set train.lr_scheduler_type, remove it")

@@ -242,6 +242,7 @@ REMOVED: dict[str, str] = {
     "eigenvalue": "remove it",
     "elasticity": "a resumed run may change its number of ranks without it",
     "graph_harvesting": "remove it",
+    "nebula": "remove it",
     "progressive_layer_drop": "remove it",
     "quantize_training": "remove it",
     "sparse_attention": "remove it",

@@ -174,11 +174,13 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any], origin: str, origins:
 
 def _release_preset_stage(values: dict[str, Any], origins: dict[str, str]) -> None:
     """A DeepSpeed JSON that the user chose brings its own stage; a preset's must not override it."""
-    chosen = origins.get("deepspeed.config", "preset")
-    stage = origins.get("deepspeed.zero_stage", "")
-    if values.get("deepspeed", {}).get("config") and stage.startswith("preset") and not chosen.startswith("preset"):
-        values["deepspeed"]["zero_stage"] = None
-        origins["deepspeed.zero_stage"] = f"left to {values['deepspeed']['config']}"
+    section = values.get("deepspeed")
+    if not isinstance(section, dict) or not section.get("config"):
+        return
+    chosen, stage = origins.get("deepspeed.config", "preset"), origins.get("deepspeed.zero_stage", "")
+    if stage.startswith("preset") and not chosen.startswith("preset"):
+        section["zero_stage"] = None
+        origins["deepspeed.zero_stage"] = f"left to {section['config']}"
 
 
 def _validate(values: dict[str, Any]) -> RunConfig:

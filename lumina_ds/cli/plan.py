@@ -1,0 +1,163 @@
+"""`lumina plan`: memory of a run per rank, before a GPU is touched."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lumina_ds.cli.presets import format_bytes, format_count
+from lumina_ds.config.load import Override, load_config
+from lumina_ds.config.precision import PRECISIONS, resolve_precision
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.errors import ConfigError
+from lumina_ds.plan.hardware import GIB, cards_that_fit, usable_bytes
+from lumina_ds.plan.memory import COMPONENTS, PHASES, MemoryPlan, plan_memory
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+GRID_GPUS = (1, 2, 4, 8, 16, 32, 64)
+# Click parameter -> configuration field and the flag that origins name.
+_FIELDS = {
+    "zero": ("deepspeed.zero_stage", "--zero"),
+    "expert_parallel": ("deepspeed.expert_parallel_size", "--expert-parallel"),
+    "deepspeed_config": ("deepspeed.config", "--deepspeed_config"),
+    "micro_batch": ("train.micro_batch_size", "--micro-batch"),
+    "seq_length": ("data.seq_length", "--seq-length"),
+    "activation_checkpointing": ("train.activation_checkpointing", "--activation-checkpointing"),
+    "precision": ("train.precision", "--precision"),
+}
+
+
+@click.command(epilog="Example: lumina plan --config b7 --gpus 8 --zero 3 --expert-parallel 8")
+@click.option("--config", "source", required=True, help="A preset's name or a YAML file.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks of the run.")
+@click.option("--zero", type=click.IntRange(0, 3), help="ZeRO stage.")
+@click.option("--expert-parallel", type=click.IntRange(min=1), help="Ranks that share one set of experts.")
+@click.option("--deepspeed_config", help="A DeepSpeed JSON: a file, or a name such as zero3_offload.")
+@click.option("--micro-batch", type=click.IntRange(min=1), help="Packed rows per GPU and forward pass.")
+@click.option("--seq-length", type=click.IntRange(min=2), help="Tokens of a packed row.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="auto: bf16 on a GPU, fp32 on a CPU.")
+@click.option("--activation-checkpointing", type=click.Choice(["none", "full"]), help="Recompute every block.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option("--gpu-memory", type=click.FloatRange(min=1), default=80, show_default=True, help="GB, for the grid.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(source: str, gpus: int, device: str, gpu_memory: float, as_json: bool, **settings: Any) -> None:
+    """Memory of a run per rank: what takes it, in which phase it peaks, which cards hold it."""
+    overrides = [
+        Override(*_field_and_value(name, value)) for name, value in settings.items() if value is not None
+    ]
+    config = load_config(source, overrides).config
+    # Planned for any GPU of today; a run asks the GPU that it has.
+    precision, reason = resolve_precision(config.train.precision, device, bf16_supported=True)
+    plan = plan_memory(config, gpus, precision, device)
+    grid = plan_grid(config, precision) if device == "cuda" else []
+    if as_json:
+        click.echo(json.dumps(plan_record(plan, grid, gpu_memory), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    render_plan(plan, console)
+    if config.train.precision == "auto":
+        console.print(f"Precision: {reason}.")
+    if grid:
+        render_grid(grid, gpu_memory, console)
+
+
+def render_plan(plan: MemoryPlan, console: Console) -> None:
+    """Print the layout, the breakdown by phase, the peak, and the cards that hold it."""
+    from rich.table import Table
+
+    counts = plan.parameters
+    console.print(
+        f"[bold]{plan.name}[/bold]: {format_count(counts.total)} parameters, {format_count(counts.active)} active, "
+        f"{format_count(plan.flops_per_token)}FLOP per token",
+        highlight=False,
+    )
+    console.print(
+        f"{plan.world_size} rank(s), ZeRO {plan.zero_stage}, expert parallel {plan.expert_parallel_size}, "
+        f"{plan.precision}, {plan.micro_batch_size} x {plan.seq_length} tokens, accumulation "
+        f"{plan.gradient_accumulation_steps}, activation checkpointing {plan.activation_checkpointing}",
+        highlight=False,
+    )
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("per rank", no_wrap=True)
+    for phase in PHASES:
+        table.add_column(phase, justify="right", no_wrap=True, style="bold" if phase == plan.peak_phase else "")
+    for component in COMPONENTS:
+        sizes = [plan.phases[phase][component] for phase in PHASES]
+        if any(sizes):
+            table.add_row(component, *(format_bytes(size) if size else "-" for size in sizes))
+    table.add_section()
+    table.add_row("total", *(format_bytes(plan.phase_bytes(phase)) for phase in PHASES))
+    console.print(table)
+    console.print(f"Peak {format_bytes(plan.peak_bytes)} in {plan.peak_phase}.", highlight=False)
+    if plan.host_bytes:
+        console.print(f"Offloaded per rank: {format_bytes(plan.host_bytes)}.", highlight=False)
+    if plan.device == "cuda":
+        fitting = ", ".join(card.label for card in cards_that_fit(plan.peak_bytes))
+        console.print(f"Fits on cards of: {fitting or 'none of 24 to 192 GB'}.", highlight=False)
+
+
+def plan_grid(config: RunConfig, precision: str) -> list[dict[str, Any]]:
+    """Peak bytes for every ZeRO stage and GRID_GPUS count; None where the layout is refused."""
+    # The grid varies the ranks, which a fixed global batch would not allow.
+    varied = config.model_copy(deep=True)
+    varied.train.global_batch_size = None
+    cells: list[dict[str, Any]] = []
+    for stage in (0, 1, 2, 3):
+        varied.deepspeed.zero_stage = stage  # type: ignore[assignment]
+        for gpus in GRID_GPUS:
+            try:
+                peak: int | None = plan_memory(varied, gpus, precision).peak_bytes
+            except ConfigError:
+                peak = None
+            cells.append({"zero_stage": stage, "gpus": gpus, "peak_bytes": peak})
+    return cells
+
+
+def render_grid(grid: list[dict[str, Any]], gpu_memory: float, console: Console) -> None:
+    """Print the grid in GiB, marking what fits a card of `gpu_memory` GB."""
+    from rich.table import Table
+
+    limit = usable_bytes(gpu_memory)
+    table = Table(box=None, header_style="bold", pad_edge=False, title=f"GiB per GPU, {gpu_memory:g} GB cards")
+    table.add_column("ZeRO", no_wrap=True)
+    for gpus in GRID_GPUS:
+        table.add_column(f"{gpus} GPU{'s' if gpus > 1 else ''}", justify="right", no_wrap=True)
+    for stage in (0, 1, 2, 3):
+        peaks = [cell["peak_bytes"] for cell in grid if cell["zero_stage"] == stage]
+        table.add_row(str(stage), *(_cell(peak, limit) for peak in peaks))
+    console.print(table)
+    console.print("✔ fits, ✖ does not, - not a valid layout", highlight=False)
+
+
+def plan_record(plan: MemoryPlan, grid: list[dict[str, Any]], gpu_memory: float) -> dict[str, Any]:
+    """The plan as one JSON-ready mapping."""
+    limit = usable_bytes(gpu_memory)
+    layout = {name: value for name, value in vars(plan).items() if name not in ("parameters", "phases")}
+    return {
+        **layout,
+        "parameters": {**vars(plan.parameters), "bf16_bytes": plan.parameters.bf16_bytes},
+        "phases": {phase: dict(plan.phases[phase]) for phase in PHASES},
+        "peak_phase": plan.peak_phase,
+        "peak_bytes": plan.peak_bytes,
+        "fits_on_gb": [card.memory_gb for card in cards_that_fit(plan.peak_bytes)] if plan.device == "cuda" else None,
+        "gpu_memory_gb": gpu_memory,
+        "grid": [{**cell, "fits": cell["peak_bytes"] is not None and cell["peak_bytes"] <= limit} for cell in grid],
+    }
+
+
+def _field_and_value(name: str, value: Any) -> tuple[str, Any, str]:
+    field, flag = _FIELDS[name]
+    return field, value, flag
+
+
+def _cell(peak: int | None, limit: int) -> str:
+    if peak is None:
+        return "-"
+    return f"[green]{peak / GIB:.1f} ✔[/green]" if peak <= limit else f"[red]{peak / GIB:.1f} ✖[/red]"

@@ -1,0 +1,23 @@
+"""Floating-point operations of training, per token."""
+
+from __future__ import annotations
+
+from lumina_ds.config.schema import ModelConfig
+from lumina_ds.plan.parameters import count_parameters
+
+
+def flops_per_token(model: ModelConfig, seq_length: int) -> int:
+    """FLOPs of forward and backward for one token of a row of `seq_length` that is one document.
+
+    2 per weight and token forward and 4 backward (Kaplan et al., arXiv 2001.08361) over the weights that a
+    token multiplies: no embedding look-up, no norms, only its top-k experts; the head also when tied.
+    Attention adds two products of width heads x head_dim with the (seq_length + 1) / 2 tokens that a causal
+    one sees on average. Activation checkpointing repeats the forward third of it; that is not counted, as
+    usual for MFU.
+    """
+    counts = count_parameters(model)
+    head = model.vocab_size * model.hidden_size
+    multiplied = counts.active - counts.embedding - counts.norm - counts.head + head
+    attention_width = model.num_attention_heads * model.attention_head_dim
+    attention = 2 * attention_width * (seq_length + 1) * model.num_hidden_layers
+    return 6 * multiplied + 3 * attention

@@ -1,0 +1,268 @@
+"""Bytes that parameters, optimizer and gradients take on one rank under DeepSpeed 0.19.8.
+
+The formulas follow deepspeed/runtime/zero/stage_1_and_2.py and stage3.py, padding included, and were
+checked against the live tensors of real engines.
+
+Symbols: n elements of an optimizer group on this rank, W ranks that partition it, b bytes of a
+parameter, g bytes of an accumulated gradient element, N = n padded to a multiple of 2W, P = N / W.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from lumina_ds.config.deepspeed_check import section_of
+from lumina_ds.config.schema import ModelConfig
+from lumina_ds.config.tensors import parameter_tensors
+
+# deepspeed/moe/utils.py, split_params_into_different_moe_groups_for_optimizer: max_group_size.
+_MAX_EXPERT_GROUP = 178_956_971
+# deepspeed/runtime/engine.py, MEMORY_OPT_ALLREDUCE_SIZE: elements flattened at once at stage 0.
+_STAGE_0_BUCKET = 500_000_000
+_DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class OptimizerGroup:
+    """Element counts of one group's tensors as one rank holds them, and how many ranks share them."""
+
+    name: str
+    tensors: tuple[int, ...]
+    data_parallel_size: int
+
+    @property
+    def numel(self) -> int:
+        return sum(self.tensors)
+
+    @property
+    def padded(self) -> int:
+        """N: stage_1_and_2.py aligns the flat buffer to 2 elements per rank."""
+        return -(-self.numel // (2 * self.data_parallel_size)) * 2 * self.data_parallel_size
+
+    @property
+    def partition(self) -> int:
+        """P, this rank's share of N."""
+        return self.padded // self.data_parallel_size
+
+    @property
+    def shards(self) -> int:
+        """The stage 3 share: every tensor is split on its own, each rounded up."""
+        return sum(-(-numel // self.data_parallel_size) for numel in self.tensors)
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """What the `zero_optimization` section says that costs memory; DeepSpeed's defaults where it says nothing."""
+
+    stage: int
+    reduce_bucket_size: int
+    overlap_comm: bool
+    contiguous_gradients: bool
+    prefetch_bucket_size: int
+    persistence_threshold: int
+    max_live_parameters: int
+    sub_group_size: int
+    offload_optimizer: str
+    offload_param: str
+    gradient_bytes: int
+    fused_optimizer: bool
+
+    @classmethod
+    def from_json(cls, json: Mapping[str, Any], parameter_bytes: int) -> ZeroSettings:
+        zero = section_of(json, "zero_optimization")
+        stage = int(zero.get("stage", 0))
+        overlap = zero.get("overlap_comm")
+        accumulation = section_of(json, "data_types").get("grad_accum_dtype")
+        return cls(
+            stage=stage,
+            reduce_bucket_size=int(zero.get("reduce_bucket_size", 5e8)),
+            overlap_comm=stage == 3 if overlap is None else bool(overlap),
+            contiguous_gradients=bool(zero.get("contiguous_gradients", True)),
+            prefetch_bucket_size=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+            persistence_threshold=int(zero.get("stage3_param_persistence_threshold", 1e5)),
+            max_live_parameters=int(zero.get("stage3_max_live_parameters", 1e9)),
+            sub_group_size=int(zero.get("sub_group_size", 1e9)),
+            offload_optimizer=section_of(json, "zero_optimization.offload_optimizer").get("device", "none"),
+            offload_param=section_of(json, "zero_optimization.offload_param").get("device", "none"),
+            gradient_bytes=_DTYPE_BYTES.get(str(accumulation), parameter_bytes),
+            fused_optimizer=section_of(json, "optimizer.params").get("fused") is True,
+        )
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes on one rank. `resident_*` is the part that stays between micro-batches; `host` is offloaded."""
+
+    parameters: int = 0
+    master_weights: int = 0
+    moments: int = 0
+    gradients: int = 0
+    resident_gradients: int = 0
+    bucket: int = 0
+    resident_bucket: int = 0
+    gathered: int = 0
+    step: int = 0
+    host: int = 0
+
+
+def optimizer_groups(model: ModelConfig, world_size: int, expert_parallel_size: int) -> list[OptimizerGroup]:
+    """The groups the engine ends up with: `decay` (matrices), `no_decay` (norms), and the experts, which
+    DeepSpeed's configure_moe_param_groups takes out of `decay` and cuts at 178,956,971 elements."""
+    decay: list[int] = []
+    no_decay: list[int] = []
+    experts: list[int] = []
+    for tensor in parameter_tensors(model):
+        if tensor.kind == "experts":
+            experts.append(tensor.numel // expert_parallel_size)
+        else:
+            (no_decay if tensor.kind == "norm" else decay).append(tensor.numel)
+    groups = [OptimizerGroup("decay", tuple(decay), world_size), OptimizerGroup("no_decay", tuple(no_decay), world_size)]
+    expert_ranks = world_size // expert_parallel_size
+    return groups + [OptimizerGroup("experts", chunk, expert_ranks) for chunk in _cut(experts)]
+
+
+def state_bytes(
+    groups: Sequence[OptimizerGroup],
+    zero: ZeroSettings,
+    parameter_bytes: int,
+    bucket_bytes: int,
+    accumulation_steps: int,
+    largest_module: int,
+) -> StateBytes:
+    """Bytes of one rank (the fullest one, where ranks differ).
+
+    `bucket_bytes` is the width of a bucket element summed over DeepSpeed's buckets (autocast keeps two);
+    `largest_module` the elements of the module that stage 3 gathers as a whole.
+    """
+    if zero.stage == 0:
+        return _stage_0(groups, parameter_bytes)
+    if zero.stage == 3:
+        return _stage_3(groups, zero, parameter_bytes, bucket_bytes, largest_module)
+    states = _stage_1_and_2(groups, zero, parameter_bytes, bucket_bytes, accumulation_steps)
+    return states if zero.offload_optimizer == "none" else _offload_1_and_2(states, groups, parameter_bytes)
+
+
+def _stage_0(groups: Sequence[OptimizerGroup], b: int) -> StateBytes:
+    """Plain torch AdamW: b n + 8 n, gradients b n; the all-reduce flattens up to 5e8 elements."""
+    n = sum(group.numel for group in groups)
+    shared = [group for group in groups if group.data_parallel_size > 1]
+    flattened = max((min(group.numel, _STAGE_0_BUCKET) for group in shared), default=0)
+    return StateBytes(
+        parameters=b * n, moments=8 * n, gradients=b * n, resident_gradients=b * n, bucket=b * flattened
+    )
+
+
+def _stage_1_and_2(
+    groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucket_bytes: int, accumulation_steps: int
+) -> StateBytes:
+    """b N + 4 P master (in fp32 too) + 8 P moments; per group the step needs 4 P, and b P before the cast."""
+    n = sum(group.numel for group in groups)
+    padded = sum(group.padded for group in groups)
+    partition = sum(group.partition for group in groups)
+    g = zero.gradient_bytes
+    dedicated_bf16 = zero.stage == 1 and b == 2 and g == 4 and zero.offload_optimizer == "none"
+    if dedicated_bf16:
+        # runtime/bf16_optimizer.py keeps fp32 gradients of the whole model, besides the backward's own.
+        gradients, resident = 4 * padded + 2 * n, 4 * padded
+    elif zero.stage == 1:
+        gradients = resident = g * n
+    elif g != b:
+        gradients = resident = g * partition
+    else:
+        gradients = resident = b * sum(_fullest_partition(group) for group in groups)
+    # Without contiguous gradients there is no standing buffer, only what one reduction flattens.
+    elements = zero.reduce_bucket_size if zero.contiguous_gradients else min(zero.reduce_bucket_size, n)
+    bucket = elements * bucket_bytes * (2 if zero.overlap_comm else 1)
+    cast = 4 if b == 4 else 4 + b
+    adam = 0 if zero.fused_optimizer else 8
+    return StateBytes(
+        parameters=b * padded,
+        master_weights=4 * partition,
+        moments=8 * partition,
+        gradients=gradients,
+        resident_gradients=resident if accumulation_steps > 1 or dedicated_bf16 else 0,
+        bucket=bucket,
+        resident_bucket=bucket if accumulation_steps > 1 else 0,
+        step=0 if dedicated_bf16 else max((cast + adam) * group.partition for group in groups),
+    )
+
+
+def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: int) -> StateBytes:
+    """Device b N + b max_numel + bucket; host 16 P (master, gradient, moments) + b P + b max_numel."""
+    largest = max(max(group.tensors) for group in groups)
+    partition = sum(group.partition for group in groups)
+    return StateBytes(
+        parameters=states.parameters,
+        gradients=b * largest,
+        resident_gradients=b * largest,
+        bucket=states.bucket,
+        resident_bucket=states.resident_bucket,
+        host=(16 + b) * partition + b * largest,
+    )
+
+
+def _stage_3(
+    groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucket_bytes: int, largest_module: int
+) -> StateBytes:
+    """b (P + persistent) + 4 P + 8 P + g P permanent gradients + the bucket, with P = sum of ceil(numel / W).
+
+    `max_live_parameters` only throttles prefetching, so any model below it ends up gathered as a whole.
+    """
+    shards = sum(group.shards for group in groups)
+    total = sum(group.numel for group in groups)
+    persistent = sum(
+        -(-numel // group.data_parallel_size) * group.data_parallel_size
+        for group in groups
+        for numel in group.tensors
+        if numel <= zero.persistence_threshold
+    )
+    live = zero.max_live_parameters + zero.prefetch_bucket_size + largest_module
+    bucket = zero.reduce_bucket_size * bucket_bytes if zero.contiguous_gradients else 0
+    g = zero.gradient_bytes
+    stepped = min(max(group.shards for group in groups), zero.sub_group_size)
+    optimizer_on_host = zero.offload_optimizer != "none"
+    parameters_on_host = zero.offload_param != "none"
+    return StateBytes(
+        parameters=b * (persistent if parameters_on_host else shards + persistent),
+        master_weights=0 if optimizer_on_host else 4 * shards,
+        moments=0 if optimizer_on_host else 8 * shards,
+        gradients=0 if optimizer_on_host else g * shards,
+        resident_gradients=0 if optimizer_on_host else g * shards,
+        bucket=bucket,
+        resident_bucket=bucket,
+        gathered=b * min(total - persistent, live),
+        step=0 if optimizer_on_host else (4 if zero.fused_optimizer else 12) * stepped,
+        host=((16 + g) * shards if optimizer_on_host else 0) + (b * shards if parameters_on_host else 0),
+    )
+
+
+def _fullest_partition(group: OptimizerGroup) -> int:
+    """Stage 2 keeps the whole gradient of every tensor that touches a rank's partition: the largest such sum,
+    plus the padding on the ranks past the last element."""
+    ends = list(accumulate(group.tensors))
+    starts = [0, *ends]
+    fullest = 0
+    for begin in range(0, group.padded, group.partition):
+        end = begin + group.partition
+        padding = max(0, end - max(begin, group.numel))
+        first = bisect_right(ends, begin)
+        last = bisect_right(starts, end - 1) - 1
+        touched = starts[min(last + 1, len(ends))] - starts[first] if first < len(ends) else 0
+        fullest = max(fullest, touched + padding)
+    return fullest
+
+
+def _cut(tensors: Sequence[int]) -> list[tuple[int, ...]]:
+    """Cut expert tensors into groups of at most _MAX_EXPERT_GROUP elements, in order; a larger one stands alone."""
+    groups: list[tuple[int, ...]] = []
+    current: list[int] = []
+    for numel in tensors:
+        if current and sum(current) + numel > _MAX_EXPERT_GROUP:
+            groups.append(tuple(current))
+            current = []
+        current.append(numel)
+    return [*groups, tuple(current)] if current else groups

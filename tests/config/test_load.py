@@ -1,0 +1,88 @@
+"""Resolution of a configuration: layers, origins, and faults that are all reported at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from lumina_ds.config.load import Override, load_config
+from lumina_ds.errors import ConfigError
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+def test_command_line_beats_yaml_beats_preset_beats_default(tmp_path):
+    source = write(
+        tmp_path / "run.yaml", "preset: debug\ntrain:\n  learning_rate: 1.0e-3\n  seed: 7\n  weight_decay: 0.2\n"
+    )
+    resolved = load_config(source, [Override("train.seed", "9", "--seed")])
+    train = resolved.config.train
+    assert (train.seed, train.learning_rate, train.micro_batch_size, train.adam_beta1) == (9, 1e-3, 8, 0.9)
+    assert resolved.origins["train.seed"] == "command line --seed"
+    assert resolved.origins["train.learning_rate"] == f"file {source}"
+    assert resolved.origins["train.micro_batch_size"] == "preset debug"
+    assert resolved.origins["train.adam_beta1"] == "default"
+
+
+def test_all_faults_are_reported_together(tmp_path):
+    source = write(tmp_path / "run.yaml", "preset: debug\nmodle:\n  x: 1\ntrain:\n  learning_rat: 1\n  seed: -1\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(source)
+    message = str(error.value)
+    assert message.startswith("3 faults:")
+    assert "unknown field modle; did you mean model?" in message
+    assert "unknown field train.learning_rat; did you mean train.learning_rate?" in message
+    assert "train.seed is -1" in message
+
+
+def test_shape_faults_are_reported_together():
+    overrides = [
+        Override("model.num_attention_heads", 3, "--heads"),
+        Override("model.num_key_value_heads", 2, "--kv"),
+        Override("data.seq_length", 512, "--seq-length"),
+    ]
+    with pytest.raises(ConfigError) as error:
+        load_config("debug", overrides)
+    message = str(error.value)
+    assert "hidden_size 128 is not divisible by model.num_attention_heads 3" in message
+    assert "num_attention_heads 3 is not divisible by model.num_key_value_heads 2" in message
+    assert "data.seq_length 512 is above the context of 256 tokens" in message
+
+
+def test_a_duplicate_yaml_key_is_refused(tmp_path):
+    source = write(tmp_path / "run.yaml", "train:\n  seed: 1\n  seed: 2\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML.*'seed' stands twice"):
+        load_config(source)
+
+
+def test_a_mistyped_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"--config debgu is neither a preset nor a file; did you mean debug\?"):
+        load_config("debgu")
+
+
+def test_a_mistyped_preset_inside_a_file_names_the_nearest(tmp_path):
+    source = write(tmp_path / "run.yaml", "preset: b6_qualty\n")
+    with pytest.raises(ConfigError, match=r"preset 'b6_qualty' does not exist; did you mean b6_quality\?"):
+        load_config(source)
+
+
+def test_a_chosen_deepspeed_json_replaces_the_presets_stage():
+    resolved = load_config("b50", [Override("deepspeed.config", "zero2_offload", "--deepspeed_config")])
+    assert resolved.config.deepspeed.zero_stage is None
+    assert resolved.origins["deepspeed.zero_stage"] == "left to zero2_offload"
+
+
+def test_an_asked_stage_stays_beside_a_deepspeed_json():
+    overrides = [
+        Override("deepspeed.zero_stage", 3, "--zero"),
+        Override("deepspeed.config", "zero2", "--deepspeed_config"),
+    ]
+    assert load_config("b50", overrides).config.deepspeed.zero_stage == 3
+
+
+def test_a_section_that_is_no_mapping_is_a_fault_not_a_crash(tmp_path):
+    source = write(tmp_path / "run.yaml", "preset: b50\ndeepspeed: zero3\n")
+    with pytest.raises(ConfigError, match="deepspeed is 'zero3'"):
+        load_config(source)
