@@ -1,0 +1,79 @@
+"""`lumina preprocess`: JSONL conversations to packed Arrow shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lumina_ds.logs import configure_logging
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--tokenizer", "tokenizer_path", required=True, metavar="FILE", help="SentencePiece model.")
+@click.option("--seq-length", required=True, type=click.IntRange(min=2), help="Tokens of a packed row.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Shard folder to write.")
+@click.option("--workers", "--num-workers", "num_workers", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--shard-size-mb", default=256, show_default=True, type=click.IntRange(min=1))
+@click.option("--disable-sharding", is_flag=True, help="Write one shard file whatever its size.")
+@click.option("--max-conversations", type=click.IntRange(min=1), help="Stop after this many.")
+@click.option(
+    "--eval-fraction",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share held out into OUT/eval, chosen by a hash of the content.",
+)
+@click.option("--packing", default="best_fit", show_default=True, type=click.Choice(["best_fit", "concat", "none"]))
+@click.option(
+    "--overlong",
+    default="truncate",
+    show_default=True,
+    type=click.Choice(["truncate", "split", "drop"]),
+    help="What happens to conversations longer than a row.",
+)
+@click.option("--max-rejected", type=click.IntRange(min=0), help="Fail above this many refused lines (exit code 3).")
+@click.option("--overwrite", is_flag=True, help="Replace a shard folder made with other settings.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON document.")
+def command(
+    files: tuple[str, ...],
+    tokenizer_path: str,
+    out: Path,
+    num_workers: int,
+    max_rejected: int | None,
+    overwrite: bool,
+    as_json: bool,
+    **settings: object,
+) -> None:
+    """Tokenize, mask and pack the conversations of FILES (JSONL, globs, .gz, .zst, or - for standard input)."""
+    from lumina_ds.data.manifest import Settings
+    from lumina_ds.data.shards import ShardFolder
+    from preprocess.pipeline import preprocess_files
+
+    configure_logging()
+    manifest = preprocess_files(
+        files,
+        tokenizer_path,
+        out,
+        Settings.model_validate(settings),
+        num_workers=num_workers,
+        max_rejected=max_rejected,
+        overwrite=overwrite,
+    )
+    if as_json:
+        click.echo(json.dumps(manifest.model_dump(), ensure_ascii=False))
+        return
+    totals = manifest.totals
+    plan = ShardFolder.open(out).packing(manifest.settings.seq_length)
+    held_out = f", {totals.held_out:,} held out in {out}/eval" if totals.held_out else ""
+    click.echo(
+        f"{out}: {totals.conversations:,} conversations{held_out}, {totals.rejected:,} of {totals.lines:,} lines rejected"
+    )
+    for rule, count in totals.rejected_by_rule.items():
+        click.echo(f"  rejected {count:,}: {rule}")
+    trained = totals.trained_tokens / totals.tokens
+    click.echo(
+        f"{totals.tokens:,} tokens, {trained:.1%} trained; {plan.num_rows:,} rows of {plan.seq_length}, {plan.fullness:.1%} full"
+    )

@@ -1,0 +1,76 @@
+"""`lumina tokenizer train|inspect`: SentencePiece models for the chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lumina_ds.logs import configure_logging
+
+
+@click.group()
+def command() -> None:
+    """Train or inspect a SentencePiece tokenizer."""
+
+
+@command.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Ids of the vocabulary.")
+@click.option("--model-type", default="bpe", show_default=True, type=click.Choice(["bpe", "unigram"]))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Model file to write.")
+@click.option("--max-conversations", type=click.IntRange(min=1), help="Train on this many at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def train(
+    files: tuple[str, ...], vocab_size: int, model_type: str, out: Path, max_conversations: int | None, as_json: bool
+) -> None:
+    """Train a tokenizer on the conversations of FILES, with the template's markers as control symbols."""
+    from preprocess.train_tokenizer import train_tokenizer
+
+    configure_logging()
+    tokenizer = train_tokenizer(files, vocab_size, out, model_type, max_conversations)  # type: ignore[arg-type]
+    if as_json:
+        click.echo(json.dumps({"tokenizer": str(out), "vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}))
+    else:
+        click.echo(f"{out}: {tokenizer.vocab_size:,} ids, digest {tokenizer.digest[:12]}")
+
+
+@command.command()
+@click.argument("model")
+@click.argument("texts", nargs=-1, metavar="[TEXT]...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def inspect(model: str, texts: tuple[str, ...], as_json: bool) -> None:
+    """Show a tokenizer's ids and markers, and how each TEXT is cut."""
+    from lumina_ds.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(model)
+    encoded: list[dict[str, Any]] = [
+        {
+            "text": text,
+            "ids": ids,
+            "pieces": [tokenizer.piece(i) for i in ids],
+            "bytes_per_token": round(len(text.encode()) / max(1, len(ids)), 3),
+            "round_trip": tokenizer.decode(ids) == text,
+        }
+        for text, ids in zip(texts, tokenizer.encode_batch(list(texts)), strict=True)
+    ]
+    facts = {
+        "tokenizer": model,
+        "digest": tokenizer.digest,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "end_id": tokenizer.end_id,
+        "role_ids": tokenizer.role_ids,
+    }
+    if as_json:
+        click.echo(json.dumps(facts | {"texts": encoded}, ensure_ascii=False))
+        return
+    for name, value in facts.items():
+        click.echo(f"{name:<12}{value}")
+    for entry in encoded:
+        click.echo(f"\n{entry['text']!r}: {len(entry['ids'])} tokens, {entry['bytes_per_token']} bytes each")
+        click.echo("  " + " ".join(f"{piece}({i})" for piece, i in zip(entry["pieces"], entry["ids"], strict=True)))
+        if not entry["round_trip"]:
+            click.echo("  decodes to a different text")

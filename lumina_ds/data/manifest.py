@@ -1,0 +1,149 @@
+"""`manifest.json` of a shard folder: what it was made from, how, and the size and digest of every file.
+
+It holds no path, time or worker count, so the same input and settings give the same bytes anywhere.
+A digest over its own content stands inside it, so a damaged manifest is noticed like a damaged shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lumina_ds.data.packing import Overlong, Packing
+from lumina_ds.errors import DataError
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = "lumina-shards"
+VERSION = 1
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Settings(_Entry):
+    """What the shards' bytes depend on beside the inputs, the tokenizer and the template."""
+
+    seq_length: int
+    packing: Packing = "best_fit"
+    overlong: Overlong = "truncate"
+    shard_size_mb: int = 256
+    disable_sharding: bool = False
+    max_conversations: int | None = None
+    eval_fraction: float = 0.0
+
+
+class InputEntry(_Entry):
+    """One input file: its name without the folder where that is unambiguous, and its content's digest."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class TokenizerEntry(_Entry):
+    digest: str
+    vocab_size: int
+
+
+class TemplateEntry(_Entry):
+    version: str
+    digest: str
+
+
+class FileEntry(_Entry):
+    """A file beside the shards: the tokenizer, the packing plan, the rejected lines."""
+
+    file: str
+    size_bytes: int
+    sha256: str
+
+
+class ShardEntry(FileEntry):
+    rows: int
+    tokens: int
+
+
+class Totals(_Entry):
+    """lines (blank ones not counted) = conversations + held_out (moved into the eval folder) + rejected."""
+
+    lines: int
+    conversations: int
+    held_out: int = 0
+    rejected: int = 0
+    rejected_by_rule: dict[str, int] = {}
+    tokens: int
+    trained_tokens: int
+
+
+class Manifest(_Entry):
+    format: str = FORMAT
+    version: int = VERSION
+    split: str = "train"
+    settings: Settings
+    tokenizer: TokenizerEntry
+    template: TemplateEntry
+    inputs: list[InputEntry]
+    totals: Totals
+    shards: list[ShardEntry]
+    files: list[FileEntry]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a folder's manifest. Raises DataError when it is missing, damaged or of another version."""
+    path = folder / MANIFEST_FILE
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        what = "has no manifest.json, so it is no finished shard folder" if folder.is_dir() else "does not exist"
+        raise DataError(f"{folder} {what}; `lumina preprocess` makes one") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError):
+        raise DataError(f"{path} is damaged: it is not JSON; preprocess again") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError(f"{path} is no manifest of a shard folder")
+    if document.get("version") != VERSION:
+        raise DataError(f"{path} has format version {document.get('version')}, not {VERSION}; preprocess again")
+    digest = document.pop("digest", None)
+    if digest != _digest(document):
+        raise DataError(f"{path} is damaged: its content does not match its digest; preprocess again")
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise DataError(f"{path} is no valid manifest: {where}: {fault['msg']}; preprocess again") from None
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write the manifest; done last, it is what makes a folder a finished one."""
+    document = manifest.model_dump()
+    text = json.dumps(document | {"digest": _digest(document)}, indent=2, ensure_ascii=False) + "\n"
+    with (folder / MANIFEST_FILE).open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def describe_difference(old: Manifest, new: Manifest) -> str | None:
+    """The first thing that `old` was made with and `new` would not be; None when both have the same source."""
+    if old.tokenizer != new.tokenizer:
+        return f"tokenizer {old.tokenizer.digest[:12]}, not {new.tokenizer.digest[:12]}"
+    if old.template != new.template:
+        return f"chat template {old.template.version}, not {new.template.version}"
+    for name, value in old.settings.model_dump().items():
+        wanted = getattr(new.settings, name)
+        if value != wanted:
+            return f"{name} {value}, not {wanted}"
+    if old.inputs != new.inputs:
+        return "other input files, or other contents of them"
+    return None
+
+
+def _digest(document: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()

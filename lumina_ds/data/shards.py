@@ -1,0 +1,217 @@
+"""A finished shard folder, opened for reading: documents by number, and packing plans by row length.
+
+    manifest.json  shard-00000.arrow ...  packing-SEQ.arrow  tokenizer.model  rejected.jsonl  [eval/]
+
+Opening checks that every shard is there with its size, rows and tokens; verify() reads every byte.
+Large folders are mapped and read without a copy, small ones are read into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lumina_ds.data.manifest import MANIFEST_FILE, FileEntry, Manifest, ShardEntry, read_manifest
+from lumina_ds.data.packing import PackingPlan, pack
+from lumina_ds.data.packing_file import packing_file, read_packing, write_packing
+from lumina_ds.errors import DataError
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_FILE = "tokenizer.model"
+REJECTED_FILE = "rejected.jsonl"
+EVAL_FOLDER = "eval"
+MEMORY_LIMIT_BYTES = 500 << 20
+
+
+class Origin(NamedTuple):
+    """Where a document came from: the input's name and its 1-based line."""
+
+    source: str
+    line: int
+
+
+class ShardFolder:
+    """Documents of one shard folder. Build it with open()."""
+
+    def __init__(self, path: Path, manifest: Manifest, batches: list[_Batch]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._batches = batches
+        self._first_documents = np.cumsum([0] + [len(batch.offsets) - 1 for batch in batches])
+        lengths = [np.diff(batch.offsets) for batch in batches]
+        self.lengths: np.ndarray = np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, np.int64)
+
+    @classmethod
+    def open(cls, path: str | Path, force_streaming: bool = False) -> ShardFolder:
+        """Open a folder: in memory below MEMORY_LIMIT_BYTES, mapped above it or with `force_streaming`.
+
+        Raises DataError that names the file when the folder is unfinished, incomplete or damaged.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        in_memory = not force_streaming and sum(shard.size_bytes for shard in manifest.shards) <= MEMORY_LIMIT_BYTES
+        batches: list[_Batch] = []
+        for shard in manifest.shards:
+            batches += _read_shard(path / shard.file, shard, in_memory)
+        return cls(path, manifest, batches)
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / TOKENIZER_FILE
+
+    def document(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(input ids, loss mask) of one document: read-only views of uint16 or uint32, and of uint8."""
+        batch, row = self._locate(index)
+        begin, end = batch.offsets[row], batch.offsets[row + 1]
+        return batch.ids[begin:end], batch.mask[begin:end]
+
+    def origin(self, index: int) -> Origin:
+        batch, row = self._locate(index)
+        return Origin(batch.table.column("source")[row].as_py(), batch.table.column("line")[row].as_py())
+
+    def packing(self, seq_length: int) -> PackingPlan:
+        """The plan for rows of `seq_length` tokens, in the mode the folder was made with.
+
+        Read from the folder, or computed from the lengths and kept there where the folder is writable.
+        """
+        path = self.path / packing_file(seq_length)
+        if path.exists():
+            return read_packing(path)
+        plan = self.compute_packing(seq_length)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+        try:
+            write_packing(plan, temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            log.debug("the packing plan is not kept: %s", error)
+        return plan
+
+    def compute_packing(self, seq_length: int) -> PackingPlan:
+        """The plan for rows of `seq_length` tokens, from the lengths alone."""
+        settings = self.manifest.settings
+        overlong = np.flatnonzero(self.lengths > seq_length)
+        first_trained = np.zeros(self.num_documents, np.int64)
+        first_trained[overlong] = [int(self.document(index)[1].argmax()) for index in overlong.tolist()]
+        return pack(self.lengths, first_trained, seq_length, settings.packing, settings.overlong)
+
+    def verify(self) -> None:
+        """Read every byte; raises DataError that names each damaged, missing or foreign file."""
+        faults = folder_faults(self.path)
+        if faults:
+            raise DataError(f"{self.path} is damaged: " + "; ".join(faults))
+
+    def _locate(self, index: int) -> tuple[_Batch, int]:
+        number = int(self._first_documents.searchsorted(index, "right")) - 1
+        return self._batches[number], index - int(self._first_documents[number])
+
+
+def folder_faults(path: Path) -> list[str]:
+    """Read every byte of a shard folder and return one line per fault, each beginning with its file's name.
+
+    An intact folder gives none. Raises DataError only where no manifest says what ought to be there.
+    """
+    manifest = read_manifest(path)
+    entries: list[FileEntry] = [*manifest.shards, *manifest.files]
+    faults = file_faults(path, entries)
+    known = {entry.file for entry in entries} | {MANIFEST_FILE, EVAL_FOLDER}
+    for file in sorted(path.iterdir()):
+        if file.name in known or file.name.startswith("."):
+            continue
+        if not re.fullmatch(r"packing-\d+\.arrow", file.name):
+            faults.append(f"{file.name}: not part of this folder")
+        elif not faults and not _is_own_packing(ShardFolder.open(path), file):
+            faults.append(f"{file.name}: damaged, or made from other shards")
+    return faults
+
+
+def _is_own_packing(folder: ShardFolder, path: Path) -> bool:
+    """A plan added later is in no manifest, but the shards tell what it must hold."""
+    try:
+        plan = read_packing(path)
+    except DataError:
+        return False
+    computed = folder.compute_packing(int(path.stem.removeprefix("packing-")))
+    columns = ("row_offsets", "documents", "starts", "lengths")
+    return all(np.array_equal(getattr(plan, name), getattr(computed, name)) for name in columns)
+
+
+def file_faults(folder: Path, entries: Sequence[FileEntry]) -> list[str]:
+    """One line per file of `entries` that is missing, or whose size or SHA-256 is not the recorded one."""
+    faults = []
+    for entry in entries:
+        path = folder / entry.file
+        try:
+            size = path.stat().st_size
+            if size != entry.size_bytes:
+                faults.append(f"{entry.file}: {size} bytes, not {entry.size_bytes}")
+            elif file_digest(path) != entry.sha256:
+                faults.append(f"{entry.file}: the content does not match its digest")
+        except OSError as error:
+            faults.append(f"{entry.file}: {error.strerror}")
+    return faults
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class _Batch(NamedTuple):
+    offsets: np.ndarray
+    ids: np.ndarray
+    mask: np.ndarray
+    table: pa.RecordBatch
+
+
+def _read_shard(path: Path, entry: ShardEntry, in_memory: bool) -> list[_Batch]:
+    remedy = "restore it or preprocess again"
+    try:
+        size = path.stat().st_size
+        if size != entry.size_bytes:
+            raise DataError(f"{path} is damaged: {size} bytes, not {entry.size_bytes}; {remedy}")
+        # The mapping outlives its file object: every view keeps the buffer alive.
+        source = pa.py_buffer(path.read_bytes()) if in_memory else pa.memory_map(str(path)).read_buffer()
+        tables = list(pa.ipc.open_stream(source))
+        batches = [_views(table) for table in tables]
+    except pa.ArrowException as error:
+        raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}; {remedy}") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}; {remedy}") from error
+    rows, tokens = sum(table.num_rows for table in tables), sum(len(batch.ids) for batch in batches)
+    if (rows, tokens) != (entry.rows, entry.tokens):
+        raise DataError(
+            f"{path} is damaged: {rows} rows of {tokens} tokens, not {entry.rows} of {entry.tokens}; {remedy}"
+        )
+    return batches
+
+
+def _views(table: pa.RecordBatch) -> _Batch:
+    ids, mask = table.column("input_ids"), table.column("loss_mask")
+    offsets = ids.offsets.to_numpy()
+    lengths = table.column("num_tokens").to_numpy()
+    # Arrow checks none of this: a flipped bit in an offset would silently read another document's tokens.
+    if not np.array_equal(offsets, mask.offsets.to_numpy()) or not np.array_equal(np.diff(offsets), lengths):
+        raise ValueError("the lengths of its columns disagree")
+    if len(lengths) and (lengths.min() < 0 or offsets[0] != 0 or offsets[-1] != len(ids.values)):
+        raise ValueError("a document lies outside its column")
+    return _Batch(offsets, ids.values.to_numpy(), mask.values.to_numpy(), table)

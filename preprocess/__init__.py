@@ -1,0 +1,1 @@
+"""The offline stage: JSONL conversations to packed Arrow shards, ahead of training. `python -m preprocess`."""

@@ -1,0 +1,203 @@
+"""The one-step way: from a run's configuration to a tokenizer and shards that training can open.
+
+`lumina train --train-data chats.jsonl --tokenizer auto` calls this once, before any rank starts. What it makes
+lies in a cache under names that are digests of everything it depends on, so a second run finds it, and a
+changed input, tokenizer, template or setting cannot be mistaken for an old one. A file lock lets two runs
+prepare the same data at once: the second waits and reuses.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from lumina_ds.config.schema import DataConfig, RunConfig
+from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
+from lumina_ds.data.manifest import VERSION, InputEntry, Settings
+from lumina_ds.data.shards import EVAL_FOLDER, ShardFolder
+from lumina_ds.data.tokenizer import Tokenizer, check_vocabulary
+from lumina_ds.errors import ConfigError, DataError
+from preprocess.pipeline import preprocess_files
+from preprocess.sources import STDIN, resolve_inputs
+from preprocess.train_tokenizer import RECIPE, train_tokenizer
+
+log = logging.getLogger("lumina_ds.preprocess")
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Shard folders and the tokenizer they were made with. `reused`: nothing had to be tokenized."""
+
+    shards: Path
+    eval_shards: Path | None
+    tokenizer: Path
+    reused: bool
+
+
+def prepare_training_data(config: RunConfig, cache: Path) -> PreparedData:
+    """Open the configured shards, or make them from `data.train_data` in `cache` unless they are there.
+
+    Raises ConfigError when no data is named, or the vocabulary is too small for the tokenizer; DataError when
+    shards and tokenizer do not belong together, or the data cannot be used.
+    """
+    data = config.data
+    if data.shards and data.train_data:
+        raise ConfigError("both --data and --train-data are given; keep the one to train on")
+    if data.shards:
+        return _open_shards(config, cache)
+    if not data.train_data:
+        raise ConfigError("no training data; give JSONL files with --train-data, or a shard folder with --data")
+    tokenizer = _tokenizer(config, cache)
+    check_vocabulary(tokenizer, config.model.vocab_size)
+    eval_fraction = 0.0 if data.eval_data or data.eval_shards else data.eval_fraction
+    settings = _settings(config, data.max_conversations, eval_fraction)
+    shards, reused = _cached_shards(data.train_data, tokenizer, settings, cache, data.num_workers)
+    eval_shards, eval_reused = _evaluation_shards(config, shards, tokenizer, cache)
+    return PreparedData(shards, eval_shards, shards / "tokenizer.model", reused and eval_reused)
+
+
+def _open_shards(config: RunConfig, cache: Path) -> PreparedData:
+    data = config.data
+    assert data.shards is not None
+    folder = ShardFolder.open(data.shards)
+    tokenizer = Tokenizer.load(folder.tokenizer_path)
+    if data.tokenizer != AUTO:
+        _check_same_tokenizer(folder, Tokenizer.load(data.tokenizer))
+    _check_folder(folder, data)
+    check_vocabulary(tokenizer, config.model.vocab_size)
+    eval_shards, reused = _evaluation_shards(config, folder.path, tokenizer, cache)
+    return PreparedData(folder.path, eval_shards, folder.tokenizer_path, reused)
+
+
+def _evaluation_shards(config: RunConfig, shards: Path, tokenizer: Tokenizer, cache: Path) -> tuple[Path | None, bool]:
+    """The folder to evaluate on, if any, and whether it was there already: eval_shards, eval_data, or the split."""
+    data = config.data
+    if data.eval_shards:
+        folder = ShardFolder.open(data.eval_shards)
+        _check_same_tokenizer(folder, tokenizer)
+        return folder.path, True
+    if data.eval_data:
+        return _cached_shards(data.eval_data, tokenizer, _settings(config), cache, data.num_workers)
+    held_out = shards / EVAL_FOLDER
+    return (ShardFolder.open(held_out).path, True) if held_out.is_dir() else (None, True)
+
+
+def _check_same_tokenizer(folder: ShardFolder, tokenizer: Tokenizer) -> None:
+    if tokenizer.digest != folder.manifest.tokenizer.digest:
+        raise DataError(
+            f"the shards in {folder.path} were made with another tokenizer than {tokenizer.path} (digest "
+            f"{folder.manifest.tokenizer.digest[:12]}, not {tokenizer.digest[:12]}); use {folder.tokenizer_path}, "
+            "or preprocess again"
+        )
+
+
+def _check_folder(folder: ShardFolder, data: DataConfig) -> None:
+    """Refuse settings that the shards cannot follow: the template, and packing where it was set explicitly."""
+    manifest = folder.manifest
+    if manifest.template.digest != TEMPLATE_DIGEST:
+        raise DataError(
+            f"the shards in {folder.path} were made with chat template {manifest.template.version}, "
+            f"not {TEMPLATE_VERSION}; preprocess again"
+        )
+    for name in ("packing", "overlong"):
+        made, wanted = getattr(manifest.settings, name), getattr(data, name)
+        if name in data.model_fields_set and made != wanted:
+            raise ConfigError(
+                f"data.{name} is {wanted}, but the shards in {folder.path} were made with {made}; "
+                f"set --data.{name} {made}, or preprocess again"
+            )
+
+
+def _settings(config: RunConfig, max_conversations: int | None = None, eval_fraction: float = 0.0) -> Settings:
+    data = config.data
+    return Settings(
+        seq_length=config.seq_length,
+        packing=data.packing,
+        overlong=data.overlong,
+        shard_size_mb=data.shard_size_mb,
+        disable_sharding=data.disable_sharding,
+        max_conversations=max_conversations,
+        eval_fraction=eval_fraction,
+    )
+
+
+def _tokenizer(config: RunConfig, cache: Path) -> Tokenizer:
+    """The configured model, or one of model.vocab_size ids trained on the training files."""
+    data = config.data
+    if data.tokenizer != AUTO:
+        return Tokenizer.load(data.tokenizer)
+    key = {
+        "recipe": RECIPE,
+        "sentencepiece": version("sentencepiece"),
+        "inputs": _input_digests(data.train_data),
+        "vocab_size": config.model.vocab_size,
+        "max_conversations": data.max_conversations,
+    }
+    path = cache / "tokenizers" / f"{_key_digest(key)}.model"
+    with _locked(path):
+        if path.is_file():
+            return Tokenizer.load(path)
+        log.info("training a tokenizer of %d ids on %s", config.model.vocab_size, ", ".join(data.train_data))
+        return train_tokenizer(data.train_data, config.model.vocab_size, path, max_conversations=data.max_conversations)
+
+
+def _cached_shards(
+    files: Sequence[str], tokenizer: Tokenizer, settings: Settings, cache: Path, num_workers: int
+) -> tuple[Path, bool]:
+    key = {
+        "format": VERSION,
+        "inputs": _input_digests(files),
+        "tokenizer": tokenizer.digest,
+        "template": TEMPLATE_DIGEST,
+        "settings": settings.model_dump(),
+    }
+    folder = cache / "shards" / _key_digest(key)
+    with _locked(folder):
+        if folder.exists() and _is_intact(folder):
+            log.info("reusing the shards in %s", folder)
+            return folder, True
+        log.info("preprocessing %s into %s", ", ".join(files), folder)
+        preprocess_files(files, tokenizer.path, folder, settings, num_workers=num_workers, overwrite=True)
+        return folder, False
+
+
+def _is_intact(folder: Path) -> bool:
+    """A cache may be rebuilt at will, so damage that opening notices is a reason to, not an error."""
+    try:
+        ShardFolder.open(folder)
+        held_out = folder / EVAL_FOLDER
+        if held_out.is_dir():
+            ShardFolder.open(held_out)
+    except DataError as error:
+        log.warning("%s; making it again", error)
+        return False
+    return True
+
+
+def _input_digests(files: Sequence[str]) -> list[dict[str, object]]:
+    if STDIN in files:
+        raise ConfigError("training cannot read standard input; use `lumina preprocess -` and give --data its folder")
+    entries: list[InputEntry] = [file.entry() for file in resolve_inputs(files)]
+    return [entry.model_dump() for entry in entries]
+
+
+def _key_digest(key: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of one cache entry; the kernel frees it however the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,76 @@
+"""`rejected.jsonl`: every refused line with source, line, byte offset, rule and reason, counted by rule."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from lumina_ds.data.conversation import NO_ASSISTANT_TURN, NOT_JSON_RULES
+from lumina_ds.data.manifest import FileEntry
+from lumina_ds.data.shard_writer import HashingFile
+from lumina_ds.errors import DataError
+from preprocess.encode import Rejection
+
+
+class Quarantine:
+    """Writes refused lines and counts them."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = HashingFile(path)
+        self._first: Rejection | None = None
+        self.by_rule: Counter[str] = Counter()
+
+    @property
+    def num_rejected(self) -> int:
+        return self.by_rule.total()
+
+    def add(self, rejections: Iterable[Rejection]) -> None:
+        for rejection in rejections:
+            self._first = self._first or rejection
+            self.by_rule[rejection.rule] += 1
+            self._file.write(json.dumps(rejection._asdict(), ensure_ascii=True).encode() + b"\n")
+
+    def close(self) -> FileEntry:
+        self._file.close()
+        return self._file.entry()
+
+    def keep_beside(self, out: Path) -> Path:
+        """Move the file to OUT.rejected.jsonl, for a run that fails and publishes no folder."""
+        self._file.close()
+        kept = out.parent / f"{out.name}.rejected.jsonl"
+        os.replace(self._file.path, kept)
+        return kept
+
+    def describe_first(self) -> str:
+        """The first refused line, for a message."""
+        assert self._first is not None
+        return f"{self._first.source} line {self._first.line}: {self._first.reason}"
+
+
+def too_many_rejected(quarantine: Quarantine, limit: int, out: Path) -> DataError:
+    """The error of a run that found more refused lines than --max-rejected allows."""
+    first = quarantine.describe_first()
+    return DataError(
+        f"{quarantine.num_rejected} lines rejected, more than --max-rejected {limit} (first: {first}); "
+        f"all of them stand in {quarantine.keep_beside(out)}"
+    )
+
+
+def nothing_accepted(quarantine: Quarantine, inputs: str, out: Path) -> DataError:
+    """The error of a run whose input holds no trainable conversation; it names what all lines have in common."""
+    rules = set(quarantine.by_rule)
+    if not rules:
+        return DataError(f"{inputs} holds no conversations: it is empty")
+    first = quarantine.describe_first()
+    kept = quarantine.keep_beside(out)
+    if rules <= NOT_JSON_RULES:
+        return DataError(f"{inputs} is not JSONL: no line of it is JSON ({first}); all reasons stand in {kept}")
+    if rules == {NO_ASSISTANT_TURN}:
+        return DataError(
+            f"no assistant turn anywhere in {inputs}, so there is nothing to train; "
+            "every conversation needs a message with role assistant"
+        )
+    return DataError(f"every line of {inputs} was rejected (first: {first}); all reasons stand in {kept}")

@@ -1,0 +1,176 @@
+"""Inputs of the offline stage: paths, globs and standard input, plain or compressed, read in fixed blocks.
+
+A block holds the lines that end within one stretch of BLOCK_BYTES of the (decompressed) input, so its
+boundaries depend on the input alone: never on the number of workers, which is what makes the output the
+same bytes for any of them. Memory stays bounded whatever is read: a line above MAX_LINE_BYTES is passed
+over without being held, and decompression runs piece by piece.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+from lumina_ds.data.conversation import MAX_LINE_BYTES
+from lumina_ds.data.manifest import InputEntry
+from lumina_ds.data.shards import file_digest
+from lumina_ds.errors import DataError
+
+STDIN = "-"
+BLOCK_BYTES = 8 << 20
+
+_CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of one input. `is_oversized`: a single line too long to be held; `data` is empty then."""
+
+    source: str
+    first_line: int  # 1-based
+    byte_offset: int  # of `data` in the decompressed input
+    data: bytes
+    is_oversized: bool = False
+
+
+class InputFile:
+    """One input: opened once by blocks(), its digest known before (a file) or after (standard input)."""
+
+    def __init__(self, name: str, path: Path | None) -> None:
+        self.name = name
+        self.path = path
+        self._raw: _CountingStream | None = None
+
+    @property
+    def size_bytes(self) -> int | None:
+        return self.path.stat().st_size if self.path else None
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes taken from the file so far, before decompression."""
+        return self._raw.num_bytes if self._raw else 0
+
+    def entry(self) -> InputEntry:
+        """Name, size and SHA-256; for standard input, of what blocks() has read."""
+        if self.path is None:
+            assert self._raw is not None
+            return InputEntry(name=self.name, size_bytes=self._raw.num_bytes, sha256=self._raw.digest.hexdigest())
+        try:
+            return InputEntry(name=self.name, size_bytes=self.path.stat().st_size, sha256=file_digest(self.path))
+        except OSError as error:
+            raise DataError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+        """Read the input. Raises DataError when it cannot be read or its compression is damaged."""
+        shown = self.path or "standard input"
+        try:
+            with self.path.open("rb") if self.path else nullcontext(sys.stdin.buffer) as file:
+                self._raw = _CountingStream(file, hashing=self.path is None)
+                yield from read_blocks(_decompressed(file, self._raw), self.name, block_bytes)
+        except OSError as error:
+            raise DataError(f"cannot read {shown}: {error.strerror or error}") from error
+
+
+def resolve_inputs(patterns: Sequence[str]) -> list[InputFile]:
+    """Files of paths, globs and `-` (standard input), in the order given, globs sorted. Raises DataError."""
+    paths: list[Path | None] = []
+    for pattern in patterns:
+        if pattern == STDIN:
+            paths.append(None)
+        elif Path(pattern).is_file():
+            paths.append(Path(pattern))
+        elif Path(pattern).is_dir():
+            raise DataError(f"{pattern} is a folder; name its files, for instance '{pattern}/*.jsonl'")
+        else:
+            matches = sorted(match for match in glob.glob(pattern, recursive=True) if Path(match).is_file())
+            if not matches:
+                raise DataError(f"no such file: {pattern}")
+            paths += map(Path, matches)
+    if paths.count(None) > 1:
+        raise DataError("standard input (-) is named twice; it can be read only once")
+    names = iter(_short_names([path for path in paths if path is not None]))
+    return [InputFile(STDIN if path is None else next(names), path) for path in paths]
+
+
+def read_blocks(stream: Any, source: str, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """Cut a binary stream into blocks of whole lines; the last line may lack its line end."""
+    line, offset = 1, 0
+    pending = b""  # the beginning of a line whose end is not read yet
+    skipping = False
+    while piece := _read_fully(stream, block_bytes):
+        if skipping:
+            newline = piece.find(b"\n") + 1
+            if not newline:
+                offset += len(piece)
+                continue
+            line, offset, piece, skipping = line + 1, offset + newline, piece[newline:], False
+        end = piece.rfind(b"\n") + 1
+        if end:
+            data = pending + piece[:end]
+            yield Block(source, line, offset, data)
+            line, offset, pending = line + data.count(b"\n"), offset + len(data), piece[end:]
+        else:
+            pending += piece
+        if len(pending) > MAX_LINE_BYTES:
+            yield Block(source, line, offset, b"", is_oversized=True)
+            offset, pending, skipping = offset + len(pending), b"", True
+    if pending:
+        yield Block(source, line, offset, pending)
+
+
+def _read_fully(stream: Any, size: int) -> bytes:
+    """read() may return less than asked for; block boundaries must not depend on that."""
+    pieces: list[bytes] = []
+    missing = size
+    while missing and (piece := stream.read(missing)):
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)
+
+
+def _decompressed(file: BinaryIO, raw: _CountingStream) -> Any:
+    """Sniff the compression from the first bytes: a name may be wrong, and standard input has none."""
+    first = file.peek(4)[:4]  # type: ignore[attr-defined]
+    codec = next((name for magic, name in _CODECS.items() if first.startswith(magic)), None)
+    if codec is None:
+        return raw
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
+
+
+class _CountingStream:
+    """A readable that counts, and for standard input hashes, the bytes that pass."""
+
+    def __init__(self, file: BinaryIO, hashing: bool) -> None:
+        self._file = file
+        self._hashing = hashing
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+        self.closed = False
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.num_bytes += len(data)
+        if self._hashing:
+            self.digest.update(data)
+        return data
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as tell different files apart: no name depends on where a tree lies."""
+    parts = [PurePath(path.resolve()).parts for path in paths]
+    num_different = len(set(parts))
+    length = 1
+    while len({part[-length:] for part in parts}) < num_different:
+        length += 1
+    return ["/".join(part[-length:]) for part in parts]

@@ -1,0 +1,167 @@
+"""Train a SentencePiece model on conversations, with the chat template's markers as control symbols.
+
+Exact by construction: identity normalization, no dummy prefix, no removed spaces, and byte fallback, so any
+text decodes to itself. Deterministic: the sample is chosen by a hash of each line, and SentencePiece runs
+with a fixed number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import re
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from lumina_ds.data.conversation import RejectedLine, is_blank, parse_conversation, split_lines
+from lumina_ds.data.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
+from lumina_ds.errors import ConfigError, DataError
+from preprocess.sources import InputFile, resolve_inputs
+
+log = logging.getLogger("lumina_ds.preprocess")
+
+ModelType = Literal["bpe", "unigram"]
+
+SAMPLE_BYTES = 100 << 20
+MIN_VOCAB_SIZE = 300
+MAX_CHARACTER_COVERAGE = 0.9995
+# Part of a cached tokenizer's key: another recipe gives another model.
+RECIPE = "lumina-sentencepiece-1"
+
+_NUM_THREADS = 4
+_NUM_FIXED_IDS = 256 + 3 + len(ROLE_MARKERS)  # bytes, <unk>, <s>, end of turn, roles
+_MAX_SENTENCE_CHARACTERS = 4000
+# Line ends and tabs are spelled in bytes, and SentencePiece skips whole sentences that hold a tab or NUL.
+_SENTENCE_ENDS = re.compile("[\n\r\t\0]+")
+
+
+def train_tokenizer(
+    files: Sequence[str],
+    vocab_size: int,
+    out: str | Path,
+    model_type: ModelType = "bpe",
+    max_conversations: int | None = None,
+    sample_bytes: int = SAMPLE_BYTES,
+) -> Tokenizer:
+    """Train on about `sample_bytes` of the turns' text and write the model to `out`, atomically.
+
+    The model has `vocab_size` ids, or fewer where the text is too small for so many. Raises ConfigError for a
+    vocabulary that cannot hold bytes, markers and characters, DataError for input without conversations.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise ConfigError(
+            f"a vocabulary of {vocab_size} ids is too small: bytes and markers take {_NUM_FIXED_IDS}; "
+            f"use {MIN_VOCAB_SIZE} or more"
+        )
+    sentences = list(_sample(resolve_inputs(files), max_conversations, sample_bytes))
+    if not sentences:
+        raise DataError(f"no conversation in {', '.join(files)}, so there is no text to train a tokenizer on")
+    model = _train(sentences, vocab_size, model_type)
+    _write_atomically(model, Path(out))
+    tokenizer = Tokenizer.load(out)
+    if tokenizer.vocab_size < vocab_size:
+        log.info("the text gives %d ids, fewer than the %d asked for", tokenizer.vocab_size, vocab_size)
+    return tokenizer
+
+
+def _sample(files: list[InputFile], max_conversations: int | None, sample_bytes: int) -> Iterator[str]:
+    """Sentences of a sample spread evenly over the files; from standard input, their beginning."""
+    sizes = [file.size_bytes for file in files]
+    total = sum(size or 0 for size in sizes)
+    share = 1.0 if None in sizes else min(1.0, sample_bytes / max(1, total))
+    num_bytes = num_conversations = 0
+    for line in _lines(files):
+        if share < 1 and _uniform(line) >= share:
+            continue
+        try:
+            conversation = parse_conversation(line)
+        except RejectedLine:
+            continue
+        for turn in conversation.turns:
+            num_bytes += len(turn.content)
+            yield from _sentences(turn.content)
+        num_conversations += 1
+        if num_conversations == max_conversations or num_bytes >= sample_bytes:
+            return
+
+
+def _lines(files: list[InputFile]) -> Iterator[bytes]:
+    for file in files:
+        for block in file.blocks():
+            yield from (line for _, line in split_lines(block.data) if not is_blank(line))
+
+
+def _uniform(line: bytes) -> float:
+    return int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "big") / 2**64
+
+
+def _sentences(content: str) -> Iterator[str]:
+    for line in _SENTENCE_ENDS.split(content):
+        for begin in range(0, len(line), _MAX_SENTENCE_CHARACTERS):
+            yield line[begin : begin + _MAX_SENTENCE_CHARACTERS]
+
+
+def _train(sentences: list[str], vocab_size: int, model_type: ModelType) -> bytes:
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type=model_type,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=_character_coverage(sentences, vocab_size),
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            max_sentence_length=4 * _MAX_SENTENCE_CHARACTERS + 16,
+            unk_id=0,
+            bos_id=1,
+            # The end of a turn is the model's end of sequence, which other software finds by its usual name.
+            eos_id=2,
+            eos_piece=END_MARKER,
+            pad_id=-1,
+            control_symbols=list(ROLE_MARKERS.values()),
+            num_threads=_NUM_THREADS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).split("] ")[-1].strip()
+        raise DataError(f"SentencePiece cannot train {vocab_size} ids on this text: {reason}") from error
+    return model.getvalue()
+
+
+def _character_coverage(sentences: list[str], vocab_size: int) -> float:
+    """Share of the text whose characters get ids of their own: at most half of the room above the fixed ids.
+
+    A small vocabulary on a large alphabet would otherwise hold single characters only, or none would fit.
+    """
+    counts: Counter[str] = Counter()
+    for sentence in sentences:
+        counts.update(sentence)
+    room = (vocab_size - _NUM_FIXED_IDS) // 2
+    covered = sum(count for _, count in counts.most_common(room - 1))
+    return min(MAX_CHARACTER_COVERAGE, covered / max(1, counts.total()))
+
+
+def _write_atomically(content: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
