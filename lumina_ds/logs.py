@@ -7,12 +7,18 @@ import sys
 from pathlib import Path
 
 
+# What the training console prints on stdout goes through this logger into the log file as well.
+CONSOLE_LOGGER = "lumina_ds.console"
+
+
 class _QuietUnlessFirst(logging.Filter):
     def __init__(self, rank: int) -> None:
         super().__init__()
         self.rank = rank
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == CONSOLE_LOGGER:
+            return False
         return self.rank == 0 or record.levelno >= logging.WARNING
 
 

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lumina_ds.cli.main import cli, run_command
 from lumina_ds.engine.distributed import free_port
 
 CHECKOUT = Path(__file__).parent.parent
@@ -76,3 +78,50 @@ def run_ranks(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return json.loads(result.read_text())
 
     return run
+
+
+def write_conversations(path: Path, count: int, first: int = 0) -> Path:
+    """JSONL of small sums in words: regular enough that a tiny model learns something in a few steps."""
+    with open(path, "w", encoding="utf-8") as stream:
+        for number in range(first, first + count):
+            a, b = number % 9, number % 7
+            messages = [
+                {"role": "user", "content": f"what is {a} plus {b}?"},
+                {"role": "assistant", "content": f"{a} plus {b} is {a + b}."},
+                {"role": "user", "content": "and one more?"},
+                {"role": "assistant", "content": f"that makes {a + b + 1}, since {a + b} plus 1 is {a + b + 1}."},
+            ]
+            stream.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tiny corpus, made once per test session through the command line."""
+
+    train: Path
+    eval: Path
+    tokenizer: Path
+    shards: Path
+    eval_shards: Path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpus")
+    made = Corpus(
+        write_conversations(folder / "train.jsonl", 150),
+        write_conversations(folder / "eval.jsonl", 20, first=150),
+        folder / "tokenizer.model",
+        folder / "shards",
+        folder / "eval-shards",
+    )
+    lumina("tokenizer", "train", made.train, "--vocab-size", 300, "--out", made.tokenizer)
+    for source, out in ((made.train, made.shards), (made.eval, made.eval_shards)):
+        lumina("preprocess", source, "--tokenizer", made.tokenizer, "--seq-length", 64, "--out", out)
+    return made
+
+
+def lumina(*words: object) -> None:
+    """A lumina command in this process that must succeed."""
+    assert run_command(cli, [str(word) for word in words]) == 0, words

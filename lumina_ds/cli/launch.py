@@ -16,9 +16,9 @@ import psutil
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-def run_until_done(command: list[str]) -> int:
+def run_until_done(command: list[str], environment: dict[str, str]) -> int:
     """Start `command` and wait; the exit status of the ranks as the runner reports it."""
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def forward(number: int, frame: FrameType | None) -> None:
         for rank in rank_processes(process.pid):

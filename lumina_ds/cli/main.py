@@ -66,18 +66,21 @@ def cli() -> None:
 def run_command(
     command: click.Command, args: Sequence[str] | None = None, prog_name: str = "lumina", obj: object = None
 ) -> int:
-    """Run a click command and return its exit code; expected errors become one line on stderr."""
+    """Run a click command and return its exit code; expected errors become one line on stderr.
+
+    Of several ranks that make the same mistake only the first one says so.
+    """
     try:
         result = command.main(args=args, prog_name=prog_name, standalone_mode=False, obj=obj)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except LuminaError as error:
-        click.echo(f"error: {error}", err=True)
+        _report(str(error))
         return error.exit_code
     except click.ClickException as error:
         # click would print the usage over several lines; one line with the remedy is what a user reads.
         hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
-        click.echo(f"error: {error.format_message()}{hint}", err=True)
+        _report(error.format_message() + hint)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -86,6 +89,11 @@ def run_command(
         # The reader (head, less) is gone; leave quietly, and keep the interpreter from flushing into the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _report(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"error: {text}", err=True)
 
 
 def main() -> None:

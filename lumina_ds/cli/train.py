@@ -120,12 +120,21 @@ def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -
     world_size = planned_world_size(runner)
     check_run(resolved.config, world_size)
     data = _prepare(resolved.config)
-    arguments = [*arguments, "--data", str(data.shards)]
+    if resolved.config.data.train_data:
+        # The ranks get the finished shards; naming their source as well would be a contradiction.
+        arguments = [*arguments, "--data.train_data", "[]", "--data", str(data.shards)]
     if data.eval_shards is not None:
         arguments += ["--eval-shards", str(data.eval_shards)]
     full = runner_command(runner, arguments)
     click.echo("+ " + shlex.join(["deepspeed", *full[3:]]), err=True)
-    return run_until_done(full)
+    return run_until_done(full, _rank_environment())
+
+
+def _rank_environment() -> dict[str, str]:
+    """Ours, and on a machine without a GPU DeepSpeed's accelerator by name, so that it does not search and warn."""
+    import torch
+
+    return dict(os.environ) if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu", **os.environ}
 
 
 def check_run(config: RunConfig, world_size: int) -> None:

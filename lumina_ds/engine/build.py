@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -28,9 +29,13 @@ def build_engine(config: RunConfig, world: World, precision: str, deepspeed_json
         activation_checkpointing=config.train.activation_checkpointing == "full",
     )
     initialize(model, config.model, config.train.seed)
+    level = deepspeed.utils.logger.level
+    # AutoEP warns that its router has no z-loss; ours, which replaces it below, has.
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     engine, _, _, _ = deepspeed.initialize(
         model=model, model_parameters=parameter_groups(model), config=deepspeed_json
     )
+    deepspeed.utils.logger.setLevel(level)
     if config.model.num_experts:
         install_routers(engine.module, config.model)
     if config.train.compile:

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,8 +18,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from lumina_ds.errors import MachineError
-
-logger = logging.getLogger(__name__)
 
 DEEPSPEED_VERSION = "0.19.8"
 
@@ -80,12 +79,15 @@ def start(timeout_minutes: float = 30) -> World:
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # says so, instead of a warning that none was found
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local_size)))
 
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch 2.13 is about to retire; nothing a user can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     _skip_shared_memory_op()
     deepspeed.init_distributed(
         dist_backend="nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +10,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lumina_ds.logs import CONSOLE_LOGGER
+
+log = logging.getLogger(CONSOLE_LOGGER)
 
 
 def training_line(record: Mapping[str, Any], num_steps: int, strategy: str, workers: int) -> str:
@@ -27,8 +32,10 @@ class TrainingConsole:
     The first and the last step always get their line.
     """
 
-    def __init__(self, num_steps: int, strategy: str, workers: int) -> None:
+    def __init__(self, num_steps: int, last_step: int, strategy: str, workers: int) -> None:
+        """`last_step` is where this process ends, before `num_steps` when it is told to stop early."""
         self.num_steps = num_steps
+        self.last_step = last_step
         self.strategy = strategy
         self.workers = workers
         self._last_line = 0.0
@@ -50,16 +57,18 @@ class TrainingConsole:
 
     def show(self, record: Mapping[str, Any]) -> None:
         line = training_line(record, self.num_steps, self.strategy, self.workers)
+        log.info(line)
         if self._progress is not None:
             self._progress.update(self._task, completed=record["step"], description=line)
             return
         now = time.monotonic()
-        if now - self._last_line >= 1 or record["step"] in (1, self.num_steps):
+        if now - self._last_line >= 1 or record["step"] in (1, self.last_step):
             self._last_line = now
             print(line, flush=True)
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
+        log.info(text)
         if self._progress is not None:
             self._progress.console.print(text, highlight=False)
         else:

@@ -57,6 +57,9 @@ def save_checkpoint(engine: Any, checkpoints: Path, manifest: dict[str, Any], to
     if rank == 0:
         sealed = manifest | {"format": FORMAT, "files": digests}
         write_atomically(staging / MANIFEST, json.dumps(sealed, indent=1))
+        for name in ("zero_to_fp32.py", "zero_to_torch.py"):
+            # DeepSpeed leaves these beside every save, and neither can read a checkpoint with AutoEP experts.
+            (checkpoints / name).unlink(missing_ok=True)
         _publish(staging, final, manifest.get("eval_loss"))
         _prune(checkpoints, keep)
     dist.barrier()

@@ -69,7 +69,8 @@ class TrainingRun:
         self.progress = Progress()
         stage = self.deepspeed_json["zero_optimization"]["stage"]
         strategy = f"ZeRO-{stage} EP{config.deepspeed.expert_parallel_size} {self.precision}"
-        self.console = TrainingConsole(self.num_steps, strategy, world.size)
+        self.last_step = min(self.num_steps, config.train.stop_at_step or self.num_steps)
+        self.console = TrainingConsole(self.num_steps, self.last_step, strategy, world.size)
 
     def run(self) -> Progress:
         """Train to the end, to train.stop_at_step, or to a signal; returns where it ended.
@@ -106,11 +107,11 @@ class TrainingRun:
         return resume_from
 
     def _train(self, stop: StopRequest) -> None:
-        train, last = self.config.train, self._last_step()
+        train = self.config.train
         if self.progress.step == 0:
             self._evaluate()
         skips_in_a_row = 0
-        while self.progress.step < last:
+        while self.progress.step < self.last_step:
             started = time.perf_counter()
             batches = self._micro_batches()
             counts = agree(batches, stop.requested, self.world)
@@ -132,10 +133,10 @@ class TrainingRun:
                     f"{skips_in_a_row} steps in a row had a non-finite gradient, the last at step "
                     f"{self.progress.step}; lower --learning-rate, or use --precision fp32"
                 )
-            self._evaluate_and_save(last)
-
-    def _last_step(self) -> int:
-        return min(self.num_steps, self.config.train.stop_at_step or self.num_steps)
+            self._evaluate_and_save()
+        if self.leads:
+            going_on = "" if self.progress.step >= self.num_steps else "; start again without --stop-at-step to go on"
+            self.console.say(f"ended at step {self.progress.step} of {self.num_steps}{going_on}")
 
     def _open_outputs(self, resumed_from: Path | None) -> None:
         if not self.leads:
@@ -165,9 +166,9 @@ class TrainingRun:
             for index in range(train.gradient_accumulation_steps)
         ]
 
-    def _evaluate_and_save(self, last: int) -> None:
+    def _evaluate_and_save(self) -> None:
         train, step = self.config.train, self.progress.step
-        ends = step == last
+        ends = step == self.last_step
         eval_loss = None
         if ends or (train.eval_every_n_batches and step % train.eval_every_n_batches == 0):
             eval_loss = self._evaluate()

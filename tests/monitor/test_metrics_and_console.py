@@ -55,12 +55,12 @@ def test_the_live_line_holds_everything():
 
 
 def test_plain_lines_in_a_pipe_first_last_and_one_a_second(capsys):
-    console = TrainingConsole(50, "ZeRO-1 EP1 fp32", 1)
+    console = TrainingConsole(60, 50, "ZeRO-1 EP1 fp32", 1)
     console.start(0)
     for step in range(1, 51):
         console.show(RECORD | {"step": step})
     console.say("saved")
     console.stop()
     lines = capsys.readouterr().out.splitlines()
-    assert "step 1/50" in lines[0] and "step 50/50" in lines[-2] and lines[-1] == "saved"
+    assert "step 1/60" in lines[0] and "step 50/60" in lines[-2] and lines[-1] == "saved"
     assert len(lines) < 10

@@ -1,0 +1,43 @@
+"""On two ranks: one training run per ZeRO stage, whole, its first half, or resumed to the end."""
+
+import json
+import sys
+from pathlib import Path
+
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.engine.distributed import start, stop
+from lumina_ds.train.start import train
+
+STAGES = (1, 2, 3)
+
+
+def configuration(name, stage, runs_dir, **train_fields):
+    return RunConfig.model_validate(
+        {
+            "model": {
+                "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "max_position_embeddings": 64, "num_experts": 4,
+                "moe_intermediate_size": 32, "tie_word_embeddings": True,
+            },
+            "train": {
+                "micro_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 5e-3, "max_steps": 10,
+                "warmup_ratio": 0.2, **train_fields,
+            },
+            "deepspeed": {"zero_stage": stage, "expert_parallel_size": 2},
+            "run": {"name": f"{name}-zero{stage}", "runs_dir": runs_dir, "record_samples": True},
+        }
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    result, kind, runs_dir, shards, eval_shards = sys.argv[1:]
+    world = start()
+    for stage in STAGES:
+        if kind == "whole":
+            config = configuration("whole", stage, runs_dir, eval_every_n_batches=5, save_every_n_batches=4)
+        else:
+            config = configuration("parts", stage, runs_dir, stop_at_step=4 if kind == "half" else None)
+        train(config, Path(shards), Path(eval_shards), world)
+    if world.rank == 0:
+        Path(result).write_text(json.dumps({"world": world.size}))
+    stop(0, clean=True)
