@@ -116,7 +116,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
         folder / "shards",
         folder / "eval-shards",
     )
-    lumina("tokenizer", "train", made.train, "--vocab-size", 300, "--out", made.tokenizer)
+    lumina("tokenizer", "train", made.train, "--vocab-size", 400, "--out", made.tokenizer)
     for source, out in ((made.train, made.shards), (made.eval, made.eval_shards)):
         lumina("preprocess", source, "--tokenizer", made.tokenizer, "--seq-length", 64, "--out", out)
     return made

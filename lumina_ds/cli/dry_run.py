@@ -42,11 +42,15 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
         print(json.dumps(document, indent=2))
         return
     console = Console()
-    table = Table("field", "value", "origin", title="Configuration", title_justify="left")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("field", no_wrap=True)
+    table.add_column("value")
+    table.add_column("origin")
     for name, value in values.items():
-        table.add_row(name, str(value), resolved.origins[name], style=None if value is not None else "dim")
+        style = "dim" if resolved.origins[name] == "default" else None
+        table.add_row(name, "" if value is None else str(value), resolved.origins[name], style=style)
     console.print(table)
-    console.print(f"Precision: {precision} ({reason})\n\nDeepSpeed JSON:")
+    console.print(f"\nPrecision: {reason}\n\nDeepSpeed JSON:")
     console.print_json(data=composed)
     render_plan(plan, console)
     console.print("Command (started from this folder; the data is prepared first):")

@@ -15,7 +15,7 @@ def configuration(name, stage, runs_dir, **train_fields):
     return RunConfig.model_validate(
         {
             "model": {
-                "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
                 "num_key_value_heads": 2, "max_position_embeddings": 64, "num_experts": 4,
                 "moe_intermediate_size": 32, "tie_word_embeddings": True,
             },
