@@ -5,7 +5,7 @@
 #   bash launch/quickstart.sh
 #
 # QUICKSTART_DIR    where the output goes (./quickstart in the checkout); what an earlier quickstart left is replaced
-# QUICKSTART_STEPS  optimizer steps of the run (160)
+# QUICKSTART_STEPS  optimizer steps of the run (200)
 # PYTHON, LUMINA_VENV: see launch/environment.sh
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$ROOT"
 
 DIR=${QUICKSTART_DIR:-quickstart}
-STEPS=${QUICKSTART_STEPS:-160}
+STEPS=${QUICKSTART_STEPS:-200}
 RUN=$DIR/runs/quickstart
 PROMPT="Hello, how are you today?"
 [[ $STEPS =~ ^[1-9][0-9]*$ && $STEPS -ge 2 ]] || fail "QUICKSTART_STEPS=$STEPS is no number from 2 on" 2
@@ -46,7 +46,8 @@ step lumina tokenizer train "$DIR/train.jsonl" --vocab-size 1024 --model-type bp
 
 stage "preprocessing"
 for part in train eval; do
-    step lumina preprocess "$DIR/$part.jsonl" --tokenizer "$DIR/tokenizer.model" --seq-length 256 --out "$DIR/shards/$part"
+    step lumina preprocess "$DIR/$part.jsonl" --tokenizer "$DIR/tokenizer.model" --seq-length 256 --overlong split \
+        --out "$DIR/shards/$part"
 done
 
 num_gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
