@@ -47,9 +47,7 @@ _FIELDS = {
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(source: str, gpus: int, device: str, gpu_memory: float, as_json: bool, **settings: Any) -> None:
     """Memory of a run per rank: what takes it, in which phase it peaks, which cards hold it."""
-    overrides = [
-        Override(*_field_and_value(name, value)) for name, value in settings.items() if value is not None
-    ]
+    overrides = [Override(*_field_and_value(name, value)) for name, value in settings.items() if value is not None]
     config = load_config(source, overrides).config
     # Planned for any GPU of today; a run asks the GPU that it has.
     precision, reason = resolve_precision(config.train.precision, device, bf16_supported=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -135,7 +136,7 @@ def _layers(source: str | None) -> list[tuple[dict[str, Any], str]]:
         if preset is None:
             raise ConfigError(f"{path}: preset {base!r} does not exist{nearest(str(base), preset_names())}")
         layers.append((read_yaml(preset), f"preset {base}"))
-    return layers + [(values, f"file {path}")]
+    return [*layers, (values, f"file {path}")]
 
 
 def _find_preset(name: str) -> Path | None:

@@ -2,7 +2,8 @@
 
 Counted from the tensors that autograd saves in `lumina_ds.model` and in AutoEP's layer. d hidden width,
 H query and K key/value heads of width c, f feed-forward width, E experts, k top-k, T tokens of a
-micro-batch, b bytes of a matrix product's operand, r bytes of the residual stream.
+micro-batch, b bytes of a matrix product's operand, r bytes of the residual stream. Autocast does not
+reach the grouped product of the experts, which therefore works in r.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from lumina_ds.config.schema import ModelConfig
 
 # Routing is dropless: with experts on several ranks the fullest rank gets more than an even share.
 EXPERT_LOAD_IMBALANCE = 1.25
+# deepspeed/moe/ep_kernels.py aligns every expert's rows for the grouped product.
+_ROW_ALIGNMENT = 8
 _OPERAND_BYTES = {"fp32": 4, "mixed_bf16": 2, "bf16": 2, "fp16": 2}
 _RESIDUAL_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 
@@ -36,7 +39,11 @@ def activation_bytes(
     b, r = _OPERAND_BYTES[precision], _RESIDUAL_BYTES[precision]
     d, layers = model.hidden_size, range(model.num_hidden_layers)
     spread = EXPERT_LOAD_IMBALANCE if expert_parallel_size > 1 else 1.0
-    feed_forward = [_feed_forward(model, layer, b, spread) for layer in layers]
+    rows = spread * tokens * model.num_experts_per_tok + _ROW_ALIGNMENT * (model.num_experts // expert_parallel_size)
+    feed_forward = [
+        _mixture(model, tokens, rows, b, r) if model.is_moe_layer(layer) else _dense(model, tokens, b)
+        for layer in layers
+    ]
     # Norm before the head and the head's operand; the embedding's output is the first residual.
     other = _norm(d) + b * d + r * d
     if checkpointing:
@@ -47,12 +54,12 @@ def activation_bytes(
         other += 2 * _norm(d) * len(layers)
     width = max(_feed_forward_width(model, layer) for layer in layers)
     return ActivationBytes(
-        attention=round(tokens * attention_kept),
-        feed_forward=round(tokens * feed_forward_kept),
+        attention=tokens * attention_kept,
+        feed_forward=round(feed_forward_kept),
         other=tokens * other,
         workspace=tokens * b * (2 * width + d),
         logits=_logits(model, tokens),
-        all_to_all=round(tokens * _all_to_all(model, b, spread)) if expert_parallel_size > 1 else 0,
+        all_to_all=round(_all_to_all(model, tokens, spread, r)) if expert_parallel_size > 1 else 0,
     )
 
 
@@ -71,15 +78,18 @@ def _attention(model: ModelConfig, b: int) -> int:
     return b * (model.hidden_size + 3 * queries + 2 * keys) + 4 * model.num_attention_heads + qk_norm
 
 
-def _feed_forward(model: ModelConfig, layer: int, b: int, spread: float) -> float:
-    """Dense SwiGLU b (d + 4f). MoE: the router's fp32 input 4d and about 22E of scores, the experts' outputs
-    b k d, and k SwiGLU rows of b (d + 4f) at the fullest rank's load."""
-    d = model.hidden_size
-    if not model.is_moe_layer(layer):
-        return b * (d + 4 * (model.intermediate_size or 0))
-    width, top_k = model.moe_intermediate_size or 0, model.num_experts_per_tok
+def _dense(model: ModelConfig, tokens: int, b: int) -> float:
+    """SwiGLU: input, gate, up, the gate's silu and their product, b (d + 4f)."""
+    return tokens * b * (model.hidden_size + 4 * (model.intermediate_size or 0))
+
+
+def _mixture(model: ModelConfig, tokens: int, rows: float, b: int, r: int) -> float:
+    """The router's fp32 input 4d and about 22E of scores; k outputs of r d to weigh; SwiGLU over the routed
+    `rows` of the fullest rank, r (d + 4f) each; shared experts as a dense layer."""
+    d, width = model.hidden_size, model.moe_intermediate_size or 0
+    routing = 4 * d + 22 * model.num_experts + r * model.num_experts_per_tok * d
     shared = b * (d + 4 * model.num_shared_experts * width) if model.num_shared_experts else 0
-    return 4 * d + 22 * model.num_experts + b * top_k * d + spread * top_k * b * (d + 4 * width) + shared
+    return tokens * (routing + shared) + rows * r * (d + 4 * width)
 
 
 def _feed_forward_width(model: ModelConfig, layer: int) -> int:
@@ -95,6 +105,6 @@ def _logits(model: ModelConfig, tokens: int) -> int:
     return 12 * model.vocab_size * tokens
 
 
-def _all_to_all(model: ModelConfig, b: int, spread: float) -> float:
-    """Send and receive buffers of one exchange: k rows of width d each way."""
-    return (1 + spread) * model.num_experts_per_tok * b * model.hidden_size if model.num_experts else 0.0
+def _all_to_all(model: ModelConfig, tokens: int, spread: float, r: int) -> float:
+    """Send and receive buffers of one exchange: k rows of width d out, the fullest rank's share in."""
+    return (1 + spread) * tokens * model.num_experts_per_tok * r * model.hidden_size if model.num_experts else 0.0

@@ -118,7 +118,7 @@ def plan_memory(
         config.train.activation_checkpointing == "full",
         experts,
     )
-    copies = _autocast_copies(model, experts) if precision == "mixed_bf16" else 0
+    copies = _autocast_copies(model) if precision == "mixed_bf16" else 0
     fixed = _cuda_overhead(world_size, experts) if device == "cuda" else 0
     # On a CPU, offloading moves states within the same memory.
     offloaded = states.host if device == "cpu" else 0
@@ -164,7 +164,7 @@ def _phase(
     parts["moments"] = states.moments
     parts["offloaded states"] = offloaded
     if phase == "step":
-        parts["gradients"] = states.gradients
+        parts["gradients"] = states.step_gradients
         parts["buckets"] = states.resident_bucket
         parts["step temporaries"] = states.step
     else:
@@ -182,12 +182,12 @@ def _phase(
     return parts
 
 
-def _autocast_copies(model: ModelConfig, expert_parallel_size: int) -> int:
-    """bf16 copies of the matrices, which autocast caches in the forward pass and autograd keeps for the backward."""
-    kinds = ("norm", "embedding", "router")
-    matrices = (tensor for tensor in parameter_tensors(model) if tensor.kind not in kinds)
+def _autocast_copies(model: ModelConfig) -> int:
+    """bf16 copies of the matrices, which autocast caches in the forward pass and autograd keeps for the backward.
+    The experts' grouped product, the router and the embedding's look-up take no part."""
+    cast = ("attention", "shared_experts", "dense_feed_forward", "head")
     tied_head = model.vocab_size * model.hidden_size if model.tie_word_embeddings else 0
-    return 2 * (tied_head + sum(t.numel // (expert_parallel_size if t.kind == "experts" else 1) for t in matrices))
+    return 2 * (tied_head + sum(tensor.numel for tensor in parameter_tensors(model) if tensor.kind in cast))
 
 
 def _largest_module(model: ModelConfig, expert_parallel_size: int) -> int:

@@ -9,7 +9,7 @@ parameter, g bytes of an accumulated gradient element, N = n padded to a multipl
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -95,12 +95,14 @@ class ZeroSettings:
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Bytes on one rank. `resident_*` is the part that stays between micro-batches; `host` is offloaded."""
+    """Bytes on one rank. `gradients` is the height during backward, `step_gradients` what the optimizer step
+    begins with; `resident_*` stays between micro-batches; `host` is offloaded."""
 
     parameters: int = 0
     master_weights: int = 0
     moments: int = 0
     gradients: int = 0
+    step_gradients: int = 0
     resident_gradients: int = 0
     bucket: int = 0
     resident_bucket: int = 0
@@ -120,7 +122,10 @@ def optimizer_groups(model: ModelConfig, world_size: int, expert_parallel_size: 
             experts.append(tensor.numel // expert_parallel_size)
         else:
             (no_decay if tensor.kind == "norm" else decay).append(tensor.numel)
-    groups = [OptimizerGroup("decay", tuple(decay), world_size), OptimizerGroup("no_decay", tuple(no_decay), world_size)]
+    groups = [
+        OptimizerGroup("decay", tuple(decay), world_size),
+        OptimizerGroup("no_decay", tuple(no_decay), world_size),
+    ]
     expert_ranks = world_size // expert_parallel_size
     return groups + [OptimizerGroup("experts", chunk, expert_ranks) for chunk in _cut(experts)]
 
@@ -152,7 +157,12 @@ def _stage_0(groups: Sequence[OptimizerGroup], b: int) -> StateBytes:
     shared = [group for group in groups if group.data_parallel_size > 1]
     flattened = max((min(group.numel, _STAGE_0_BUCKET) for group in shared), default=0)
     return StateBytes(
-        parameters=b * n, moments=8 * n, gradients=b * n, resident_gradients=b * n, bucket=b * flattened
+        parameters=b * n,
+        moments=8 * n,
+        gradients=b * n,
+        step_gradients=b * n,
+        resident_gradients=b * n,
+        bucket=b * flattened,
     )
 
 
@@ -167,13 +177,15 @@ def _stage_1_and_2(
     dedicated_bf16 = zero.stage == 1 and b == 2 and g == 4 and zero.offload_optimizer == "none"
     if dedicated_bf16:
         # runtime/bf16_optimizer.py keeps fp32 gradients of the whole model, besides the backward's own.
-        gradients, resident = 4 * padded + 2 * n, 4 * padded
-    elif zero.stage == 1:
-        gradients = resident = g * n
+        gradients, in_step, resident = 4 * padded + 2 * n, 4 * padded, 4 * padded
     elif g != b:
-        gradients = resident = g * partition
+        # A compact buffer of this rank's share; stage 1 has the whole gradients beside it until the boundary.
+        in_step = g * partition
+        gradients, resident = (in_step + g * n, g * n) if zero.stage == 1 else (in_step, in_step)
     else:
-        gradients = resident = b * sum(_fullest_partition(group) for group in groups)
+        in_step = b * _fullest_rank(groups)
+        # Stage 1 keeps every gradient until the boundary, where the padding joins them.
+        gradients, resident = (b * padded, b * n) if zero.stage == 1 else (in_step, in_step)
     # Without contiguous gradients there is no standing buffer, only what one reduction flattens.
     elements = zero.reduce_bucket_size if zero.contiguous_gradients else min(zero.reduce_bucket_size, n)
     bucket = elements * bucket_bytes * (2 if zero.overlap_comm else 1)
@@ -184,6 +196,7 @@ def _stage_1_and_2(
         master_weights=4 * partition,
         moments=8 * partition,
         gradients=gradients,
+        step_gradients=in_step,
         resident_gradients=resident if accumulation_steps > 1 or dedicated_bf16 else 0,
         bucket=bucket,
         resident_bucket=bucket if accumulation_steps > 1 else 0,
@@ -198,6 +211,7 @@ def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: in
     return StateBytes(
         parameters=states.parameters,
         gradients=b * largest,
+        step_gradients=b * largest,
         resident_gradients=b * largest,
         bucket=states.bucket,
         resident_bucket=states.resident_bucket,
@@ -213,7 +227,7 @@ def _stage_3(
     `max_live_parameters` only throttles prefetching, so any model below it ends up gathered as a whole.
     """
     shards = sum(group.shards for group in groups)
-    total = sum(group.numel for group in groups)
+    partitioned = sum(numel for group in groups for numel in group.tensors if numel > zero.persistence_threshold)
     persistent = sum(
         -(-numel // group.data_parallel_size) * group.data_parallel_size
         for group in groups
@@ -231,29 +245,40 @@ def _stage_3(
         master_weights=0 if optimizer_on_host else 4 * shards,
         moments=0 if optimizer_on_host else 8 * shards,
         gradients=0 if optimizer_on_host else g * shards,
+        step_gradients=0 if optimizer_on_host else g * shards,
         resident_gradients=0 if optimizer_on_host else g * shards,
         bucket=bucket,
         resident_bucket=bucket,
-        gathered=b * min(total - persistent, live),
+        gathered=b * min(partitioned, live),
         step=0 if optimizer_on_host else (4 if zero.fused_optimizer else 12) * stepped,
         host=((16 + g) * shards if optimizer_on_host else 0) + (b * shards if parameters_on_host else 0),
     )
 
 
-def _fullest_partition(group: OptimizerGroup) -> int:
-    """Stage 2 keeps the whole gradient of every tensor that touches a rank's partition: the largest such sum,
-    plus the padding on the ranks past the last element."""
+def _fullest_rank(groups: Sequence[OptimizerGroup]) -> int:
+    """Elements of gradients that the fullest rank keeps for the step: the whole of every tensor that touches its
+    partition, plus the padding behind the last element."""
+    world_size = max(group.data_parallel_size for group in groups)
+    kept = [0] * world_size
+    for group in groups:
+        # Ranks that hold different experts of one set share a partition's place.
+        ranks_per_partition = world_size // group.data_parallel_size
+        for partition, touched in enumerate(_touched_by_partition(group)):
+            for rank in range(partition * ranks_per_partition, (partition + 1) * ranks_per_partition):
+                kept[rank] += touched
+    return max(kept)
+
+
+def _touched_by_partition(group: OptimizerGroup) -> list[int]:
     ends = list(accumulate(group.tensors))
-    starts = [0, *ends]
-    fullest = 0
+    total = ends[-1]
+    touched = []
     for begin in range(0, group.padded, group.partition):
         end = begin + group.partition
-        padding = max(0, end - max(begin, group.numel))
-        first = bisect_right(ends, begin)
-        last = bisect_right(starts, end - 1) - 1
-        touched = starts[min(last + 1, len(ends))] - starts[first] if first < len(ends) else 0
-        fullest = max(fullest, touched + padding)
-    return fullest
+        first, last = bisect_right(ends, begin), bisect_left(ends, min(end, total))
+        inside = ends[last] - (ends[first - 1] if first else 0) if begin < total else 0
+        touched.append(inside + max(0, end - max(begin, total)))
+    return touched
 
 
 def _cut(tensors: Sequence[int]) -> list[tuple[int, ...]]:

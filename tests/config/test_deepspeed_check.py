@@ -196,4 +196,3 @@ def _is_param_dict(node):
     if isinstance(node, ast.Attribute):
         return node.attr == "_param_dict"
     return isinstance(node, ast.Name) and node.id in ("param_dict", "ds_config")
-

@@ -52,6 +52,15 @@ def test_the_shipped_list():
     assert deepspeed_config_names() == SHIPPED
 
 
+def test_an_installed_package_carries_them_inside(tmp_path, monkeypatch):
+    installed = tmp_path / "ds_configs"
+    installed.mkdir()
+    (installed / "only.json").write_text('{"steps_per_print": 7}')
+    monkeypatch.setattr("lumina_ds.config.deepspeed._FOLDERS", (installed, tmp_path / "absent"))
+    assert deepspeed_config_names() == ["only"]
+    assert load_deepspeed_json("only") == {"steps_per_print": 7}
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_json_passes_and_composes(debug, name):
     shipped = load_deepspeed_json(name)
@@ -165,7 +174,7 @@ def test_order_of_the_stage(debug, flag, file, world_size, precision, stage):
 def test_pure_bf16_at_stage_0_is_refused(debug, file):
     debug.deepspeed.config = file
     debug.deepspeed.zero_stage = None if file else 0
-    with pytest.raises(ConfigError, match="stage 0 with bf16.*use --zero 1, or --precision mixed_bf16"):
+    with pytest.raises(ConfigError, match=r"stage 0 with bf16.*use --zero 1, or --precision mixed_bf16"):
         compose_deepspeed(debug, 2, "bf16")
 
 

@@ -1,0 +1,194 @@
+"""The memory plan: activations against what autograd saves, and the phases put together by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.load import Override, load_config
+from lumina_ds.config.schema import ModelConfig
+from lumina_ds.errors import ConfigError
+from lumina_ds.plan import plan_memory
+from lumina_ds.plan.activations import activation_bytes
+from lumina_ds.plan.hardware import CARDS, GIB, cards_that_fit, usable_bytes
+from lumina_ds.plan.memory import COMPONENTS, PHASES
+
+DENSE = ModelConfig(
+    vocab_size=512,
+    hidden_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=700,
+)
+
+
+def config(*overrides, preset="debug"):
+    return load_config(preset, [Override(field, value, field) for field, value in overrides]).config
+
+
+def test_activations_of_a_tiny_dense_block_by_hand():
+    model = ModelConfig(
+        vocab_size=10,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=12,
+    )
+    found = activation_bytes(model, tokens=1, precision="fp32", checkpointing=False, expert_parallel_size=1)
+    # Input 8, q 8, output 8, its copy 8, k 4, v 4, in fp32; the log-sum-exp of two heads.
+    assert found.attention == 4 * (8 + 3 * 8 + 2 * 4) + 4 * 2
+    # Input 8; gate, up, silu and product of 12.
+    assert found.feed_forward == 4 * (8 + 4 * 12)
+    # Three norms of 8 * 8 + 4, the head's input and the embedding's output.
+    assert found.other == 3 * (8 * 8 + 4) + 4 * 8 + 4 * 8
+    assert found.workspace == 4 * (2 * 12 + 8)
+    assert found.logits == 12 * 10
+    assert found.all_to_all == 0
+
+
+def test_activations_of_an_expert_layer_by_hand():
+    model = ModelConfig(
+        vocab_size=10,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_experts=4,
+        moe_intermediate_size=6,
+    )
+    found = activation_bytes(model, tokens=10, precision="bf16", checkpointing=False, expert_parallel_size=1)
+    # Router input in fp32, scores, two outputs of 8; 20 rows and 8 of padding for each of four experts.
+    assert found.feed_forward == 10 * (4 * 8 + 22 * 4 + 2 * 2 * 8) + (20 + 32) * 2 * (8 + 4 * 6)
+    shared = activation_bytes(model, 10, "bf16", False, expert_parallel_size=2)
+    # The fullest of two ranks: a quarter more rows, half the experts' padding.
+    assert shared.feed_forward == 10 * (4 * 8 + 22 * 4 + 2 * 2 * 8) + (25 + 16) * 2 * (8 + 4 * 6)
+    assert shared.all_to_all == 2.25 * 20 * 2 * 8
+
+
+def test_checkpointing_keeps_inputs_and_one_block():
+    whole = activation_bytes(DENSE, 100, "bf16", False, 1)
+    kept = activation_bytes(DENSE, 100, "bf16", True, 1)
+    assert kept.attention * 4 == whole.attention
+    assert kept.feed_forward * 4 == whole.feed_forward
+    norm = 8 * 256 + 4
+    assert whole.other - kept.other == 100 * (2 * norm * 3 - 4 * 2 * 256)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_equal_what_autograd_saves(precision):
+    torch = pytest.importorskip("torch")
+    from lumina_ds.model.attention import DocumentLayout
+    from lumina_ds.model.transformer import CausalLM
+
+    model = CausalLM(DENSE).to(torch.float32 if precision == "fp32" else torch.bfloat16)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved, alive = {}, []
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # an address is only unique while its tensor lives
+        return tensor
+
+    ids = torch.zeros(2, 256, dtype=torch.long)
+    documents = DocumentLayout.from_lengths((128, 128, 128, 128))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.model(ids, torch.arange(256).expand(2, 256), documents)
+    planned = activation_bytes(DENSE, 512, precision, False, 1)
+    total = planned.attention + planned.feed_forward + planned.other
+    assert total == pytest.approx(sum(saved.values()), rel=0.03)
+
+
+def test_phases_of_debug_by_hand():
+    plan = plan_memory(config(), 2, "fp32", "cpu")
+    assert (plan.zero_stage, plan.world_size, plan.seq_length, plan.micro_batch_size) == (1, 2, 256, 8)
+    forward, backward, step = (plan.phases[phase] for phase in PHASES)
+    # decay 230,400, no_decay 640, experts 270,336: all multiples of 4, so nothing is padded.
+    assert forward["parameters"] == 4 * 501_376
+    assert forward["master weights"] == 4 * 501_376 // 2
+    assert forward["moments"] == 8 * 501_376 // 2
+    assert (forward["gradients"], backward["gradients"]) == (0, 4 * 501_376)
+    assert (forward["buckets"], backward["buckets"], step["buckets"]) == (0, 4 * 501_376, 0)
+    assert forward["logits and loss"] == 12 * 1024 * 8 * 256
+    assert backward["logits and loss"] == step["logits and loss"] == 0
+    assert step["step temporaries"] == 4 * 270_336 // 2
+    assert step["activations: attention"] == 0
+    assert forward["CUDA context and NCCL"] == 0
+    assert plan.peak_phase == "forward"
+    assert plan.peak_bytes == sum(plan.breakdown.values())
+    others = sum(size for name, size in forward.items() if name != "margin")
+    assert forward["margin"] == round(0.05 * others)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_names_every_component(stage):
+    plan = plan_memory(config(("deepspeed.zero_stage", stage)), 2, "fp32")
+    for phase in PHASES:
+        assert tuple(plan.phases[phase]) == COMPONENTS
+        assert all(isinstance(size, int) and size >= 0 for size in plan.phases[phase].values())
+
+
+def test_higher_stages_of_a_large_model_take_less():
+    peaks = [
+        plan_memory(config(("deepspeed.zero_stage", stage), preset="b7"), 8, "bf16").peak_bytes for stage in (1, 2, 3)
+    ]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_expert_parallelism_divides_the_experts():
+    alone = plan_memory(config(preset="b7"), 8, "bf16")
+    shared = plan_memory(config(("deepspeed.expert_parallel_size", 8), preset="b7"), 8, "bf16")
+    experts = alone.parameters.experts
+    saved = alone.breakdown["parameters"] - shared.breakdown["parameters"]
+    assert saved == 2 * experts * 7 // 8
+    assert shared.breakdown["all-to-all buffers"] > 0
+
+
+def test_autocast_keeps_bf16_copies_of_what_it_casts():
+    plan = plan_memory(config(), 1, "mixed_bf16")
+    # Attention and the tied head; the experts' grouped product is not cast.
+    assert plan.phases["forward"]["gathered parameters"] == 2 * (98_304 + 131_072)
+
+
+def test_offload_moves_states_to_the_host():
+    offloaded = plan_memory(config(("deepspeed.config", "zero2_offload")), 2, "fp32")
+    assert offloaded.host_bytes > 0
+    assert offloaded.breakdown["master weights"] == offloaded.breakdown["moments"] == 0
+    on_cpu = plan_memory(config(("deepspeed.config", "zero2_offload")), 2, "fp32", "cpu")
+    assert on_cpu.breakdown["offloaded states"] == on_cpu.host_bytes
+
+
+def test_a_composed_json_is_taken_as_it_is():
+    run = config()
+    composed = compose_deepspeed(run, 2, "fp32")
+    assert plan_memory(run, 2, "fp32", deepspeed_json=composed) == plan_memory(run, 2, "fp32")
+    composed["zero_optimization"] |= {"stage": 2, "contiguous_gradients": True, "reduce_bucket_size": 1_000_000}
+    plan = plan_memory(run, 2, "fp32", deepspeed_json=composed)
+    assert (plan.zero_stage, plan.phases["backward"]["buckets"]) == (2, 4_000_000)
+
+
+def test_refused_layouts():
+    with pytest.raises(ConfigError, match="13 ranks are not divisible by --expert-parallel 8; use 8 or 16 ranks"):
+        plan_memory(config(("deepspeed.expert_parallel_size", 8), preset="b7"), 13, "bf16")
+    with pytest.raises(ConfigError, match="precision 'auto' cannot be planned"):
+        plan_memory(config(), 1, "auto")
+
+
+def test_cards():
+    sizes = [card.memory_gb for card in CARDS]
+    assert sizes == [24, 32, 40, 48, 80, 96, 141, 192]
+    assert [card.memory_gb for card in cards_that_fit(int(44.3 * GIB))] == [48, 80, 96, 141, 192]
+    assert [card.memory_gb for card in cards_that_fit(int(44.4 * GIB))] == [80, 96, 141, 192]
+    assert cards_that_fit(1 << 50) == []
+    assert usable_bytes(80) == int(79.1 * GIB)
+    assert usable_bytes(100) == int(92 * GIB)
+
+
+def test_the_plan_is_plain_data():
+    plan = plan_memory(config(), 2, "fp32")
+    assert json.loads(json.dumps(plan.phases)) == {phase: dict(plan.phases[phase]) for phase in PHASES}
