@@ -9,12 +9,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lumina_ds.cli.plan import render_plan
+from lumina_ds.cli.plan import plan_record, render_plan
 from lumina_ds.cli.train import check_run, planned_world_size, runner_command
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.config.precision import resolve_precision
 from lumina_ds.plan.memory import plan_memory
+
+# The plan's JSON names the cards it fits on; this one is for its single yes or no, as `lumina plan` defaults.
+CARD_GB = 80
 
 
 def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
@@ -28,14 +31,14 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
     )
     composed = compose_deepspeed(config, world_size, precision)
     plan = plan_memory(config, world_size, precision, device)
-    started = [word for word in arguments if word != "--dry-run"]
+    started = [word for word in arguments if word not in ("--dry-run", "--json")]
     command = shlex.join(["deepspeed", *runner_command(runner, started)[3:]])
     values = {name: _value(config.model_dump(), name) for name in resolved.origins}
     if as_json:
         document = {
             "config": {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()},
             "deepspeed": composed,
-            "plan": plan.to_dict(),
+            "plan": plan_record(plan, [], CARD_GB),
             "precision": {"value": precision, "reason": reason},
             "command": command,
         }

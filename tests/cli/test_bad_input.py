@@ -1,0 +1,73 @@
+"""Every mistake of a user: one line that says what, the value and the remedy; the documented exit code; no traceback."""
+
+import pytest
+
+from lumina_ds.cli.main import cli, run_command
+
+TRAIN = ["train", "--config", "debug"]
+
+CASES = {
+    "unknown verb": (["trian"], 2, "no verb 'trian'; did you mean train?"),
+    "unknown option": ([*TRAIN, "--learnin-rate", "1"], 2, "--learnin-rate; did you mean --learning-rate?"),
+    "unknown field": ([*TRAIN, "--model.num_expert", "8"], 2, "model.num_expert; did you mean model.num_experts?"),
+    "unknown preset": (["train", "--config", "debgu"], 2, "did you mean debug?"),
+    "value of the wrong type": ([*TRAIN, "--learning-rate", "fast"], 2, "train.learning_rate is 'fast'"),
+    "no data": (TRAIN, 2, "--train-data"),
+    "no such file": ([*TRAIN, "--train-data", "nowhere.jsonl"], 3, "nowhere.jsonl"),
+    "not JSONL": ([*TRAIN, "--train-data", "{folder}/text.jsonl"], 3, "text.jsonl"),
+    "no assistant turn": ([*TRAIN, "--train-data", "{folder}/users.jsonl"], 3, "no assistant turn"),
+    "no such shards": ([*TRAIN, "--data", "nowhere"], 3, "nowhere"),
+    "other tokenizer": ([*TRAIN, "--data", "{shards}", "--tokenizer", "{folder}/other.model"], 3, "another tokenizer"),
+    "not a tokenizer": ([*TRAIN, "--train-data", "{train}", "--tokenizer", "{train}"], 3, "SentencePiece"),
+    "vocabulary too small": ([*TRAIN, "--data", "{shards}", "--model.vocab_size", "96"], 2, "model.vocab_size"),
+    "row above the context": ([*TRAIN, "--data", "{shards}", "--seq-length", "512"], 2, "context of 256"),
+    "batch equation": (
+        [*TRAIN, "--data", "{shards}", "--train.global_batch_size", "7", "--", "--num_gpus", "2"],
+        2,
+        "micro_batch_size 8 x gradient_accumulation_steps 1 x 2 ranks = 16",
+    ),
+    "experts do not divide": (
+        [*TRAIN, "--data", "{shards}", "--expert-parallel", "3", "--", "--num_gpus", "3"],
+        2,
+        "model.num_experts 4 is not divisible by --expert-parallel 3",
+    ),
+    "ranks do not divide": ([*TRAIN, "--data", "{shards}", "--expert-parallel", "2"], 2, "1 ranks are not divisible"),
+    "fp16 on a CPU": ([*TRAIN, "--data", "{shards}", "--precision", "fp16"], 4, "fp16 is not possible on a CPU"),
+    "flash attention": ([*TRAIN, "--data", "{shards}", "--flash-attention", "on"], 4, "needs a CUDA GPU"),
+    "bf16 at ZeRO-0": ([*TRAIN, "--data", "{shards}", "--precision", "bf16", "--zero", "0"], 2, "--zero 1"),
+    "hostfile": ([*TRAIN, "--data", "{shards}", "--", "--hostfile", "nowhere"], 2, "--hostfile nowhere"),
+    "DeepSpeed JSON": ([*TRAIN, "--data", "{shards}", "--deepspeed_config", "zero9"], 2, "zero9"),
+    "generate without a run": (["generate", "nowhere", "--prompt", "hi"], 5, "neither a run folder nor a checkpoint"),
+    "evaluate without a run": (["evaluate", "nowhere", "--data", "{shards}"], 5, "neither a run folder"),
+    "verify without a run": (["checkpoint", "verify", "nowhere"], 5, "holds no checkpoint"),
+    "temperature": (["generate", "nowhere", "--prompt", "hi", "--temperature", "-1"], 2, "--temperature -1.0"),
+    "--json without --dry-run": ([*TRAIN, "--json"], 2, "--json goes with --dry-run"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "text.jsonl").write_text("just some prose\nand more of it\n")
+    (folder / "users.jsonl").write_text('{"messages": [{"role": "user", "content": "anyone there?"}]}\n' * 5)
+    other = ["tokenizer", "train", str(corpus.train), "--vocab-size", "400", "--model-type", "unigram", "--out"]
+    assert run_command(cli, [*other, str(folder / "other.model")]) == 0
+    return {"folder": folder, "shards": corpus.shards, "train": corpus.train}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_and_the_documented_exit_code(case, places, capfd, monkeypatch, tmp_path):
+    words, code, fragment = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    assert run_command(cli, [word.format(**places) for word in words]) == code
+    printed = capfd.readouterr()
+    assert fragment in printed.err
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in printed.err
+    assert printed.out == ""
+
+
+def test_all_faults_are_reported_together(capsys):
+    assert run_command(cli, [*TRAIN, "--model.num_expert", "8", "--seed", "x", "--train.foo", "1"]) == 2
+    printed = capsys.readouterr().err
+    assert "3 faults:" in printed and all(part in printed for part in ("model.num_expert", "train.seed", "train.foo"))
