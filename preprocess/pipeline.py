@@ -34,9 +34,10 @@ from lumina_ds.data.manifest import (
 from lumina_ds.data.packing import pack
 from lumina_ds.data.packing_file import packing_file, write_packing
 from lumina_ds.data.shard_writer import ShardWriter, publish, shard_schema, staging_folder
-from lumina_ds.data.shards import EVAL_FOLDER, REJECTED_FILE, TOKENIZER_FILE, ShardFolder, file_digest
+from lumina_ds.data.shards import EVAL_FOLDER, REJECTED_FILE, TOKENIZER_FILE, ShardFolder
 from lumina_ds.data.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
+from lumina_ds.files import file_digest
 from preprocess.encode import EncodedBlock, EncodedRows
 from preprocess.progress import show_progress
 from preprocess.quarantine import Quarantine, nothing_accepted, too_many_rejected
@@ -216,14 +217,13 @@ class _Side:
         plan = pack(lengths, first_trained, settings.seq_length, settings.packing, settings.overlong)
         if not plan.num_rows:
             raise DataError(
-                f"none of the {self.num_conversations} conversations fits in --seq-length {settings.seq_length}; "
-                "raise it, or use --overlong split"
+                f"none of the {self.num_conversations} conversations has a trained token within --seq-length "
+                f"{settings.seq_length}; raise it, or use --overlong split"
             )
         if plan.num_dropped:
+            cause = "hold no trained token within" if settings.overlong == "truncate" else "are longer than"
             log.warning(
-                "%d conversations are longer than %d tokens and were left out of the rows",
-                plan.num_dropped,
-                settings.seq_length,
+                "%d conversations %s %d tokens and stand in no row", plan.num_dropped, cause, settings.seq_length
             )
         packing = write_packing(plan, self.folder / packing_file(settings.seq_length))
         files = [packing, *more_files, self._copy_tokenizer()]

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 
 from lumina_ds.data.conversation import MAX_LINE_BYTES
 from lumina_ds.data.manifest import InputEntry
-from lumina_ds.data.shards import file_digest
 from lumina_ds.errors import DataError
+from lumina_ds.files import file_digest
 
 STDIN = "-"
 BLOCK_BYTES = 8 << 20

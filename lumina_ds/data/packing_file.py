@@ -17,6 +17,10 @@ from lumina_ds.data.packing import PackingPlan
 from lumina_ds.data.shard_writer import write_table
 from lumina_ds.errors import DataError
 
+_SCHEMA = pa.schema(
+    [("documents", pa.list_(pa.int64())), ("starts", pa.list_(pa.int32())), ("lengths", pa.list_(pa.int32()))]
+)
+
 
 def packing_file(seq_length: int) -> str:
     return f"packing-{seq_length}.arrow"
@@ -24,20 +28,18 @@ def packing_file(seq_length: int) -> str:
 
 def write_packing(plan: PackingPlan, path: Path) -> FileEntry:
     """Write the plan: columns documents, starts and lengths, each a list per packed row."""
-    offsets = pa.array(plan.row_offsets, pa.int32() if plan.row_offsets[-1] < 2**31 else pa.int64())
-    make = pa.ListArray if offsets.type == pa.int32() else pa.LargeListArray
-    columns = {
-        "documents": make.from_arrays(offsets, pa.array(plan.documents, pa.int64())),
-        "starts": make.from_arrays(offsets, pa.array(plan.starts, pa.int32())),
-        "lengths": make.from_arrays(offsets, pa.array(plan.lengths, pa.int32())),
-    }
+    offsets = pa.array(plan.row_offsets, pa.int32())
+    columns = [
+        pa.ListArray.from_arrays(offsets, pa.array(values, field.type.value_type))
+        for values, field in zip((plan.documents, plan.starts, plan.lengths), _SCHEMA, strict=True)
+    ]
     metadata = {
         "seq_length": str(plan.seq_length),
         "num_dropped": str(plan.num_dropped),
         "num_truncated": str(plan.num_truncated),
         "digest": _digest(plan),
     }
-    return write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    return write_table(pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata(metadata)), path)
 
 
 def read_packing(path: Path) -> PackingPlan:
@@ -45,7 +47,12 @@ def read_packing(path: Path) -> PackingPlan:
     try:
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_stream(source)
+            if not reader.schema.equals(
+                _SCHEMA
+            ):  # damage may change a type, and the columns then lack what is read below
+                raise ValueError("another schema")
             batch = next(iter(reader), None) or _empty_batch(reader.schema)
+            batch.validate(full=True)  # a damaged length would otherwise be read beyond the file's end
         metadata = {key.decode(): value.decode() for key, value in (reader.schema.metadata or {}).items()}
         documents, starts, lengths = (batch.column(name) for name in ("documents", "starts", "lengths"))
         plan = PackingPlan(

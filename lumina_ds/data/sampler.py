@@ -8,8 +8,8 @@ import numpy as np
 def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     """Permutation of 0 .. num_rows-1 for one epoch, int64.
 
-    Philox keyed through SeedSequence(seed, epoch): counter-based, the same on every machine and numpy
-    version that keeps numpy's stream guarantee for bit generators.
+    Sorts raw Philox words keyed by SeedSequence(seed, epoch): numpy guarantees the words of a bit generator
+    across versions, but not what Generator.permutation makes of them.
     """
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
-    return generator.permutation(num_rows)
+    words = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_rows)
+    return np.argsort(words, kind="stable")

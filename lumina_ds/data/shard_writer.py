@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from lumina_ds.data.manifest import FileEntry, ShardEntry
+from lumina_ds.files import sync_folder
 
 
 def shard_schema(vocab_size: int) -> pa.Schema:
@@ -114,21 +115,13 @@ def staging_folder(out: Path) -> Iterator[Path]:
 
 def publish(staging: Path, out: Path) -> None:
     """Rename the finished folder to `out`, replacing what stands there."""
-    _sync_folder(staging)
+    sync_folder(staging)
     replaced = out.parent / f"{staging.name}-replaced"
     if out.exists():
         os.rename(out, replaced)
     os.rename(staging, out)
-    _sync_folder(out.parent)
+    sync_folder(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _OpenShard:
@@ -141,7 +134,7 @@ class _OpenShard:
     def write(self, batch: pa.RecordBatch) -> None:
         self._writer.write_batch(batch)
         self._rows += batch.num_rows
-        self._tokens += pa.compute.sum(batch.column("num_tokens")).as_py()
+        self._tokens += int(batch.column("num_tokens").to_numpy().sum())
 
     def close(self) -> ShardEntry:
         self._writer.close()

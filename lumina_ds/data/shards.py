@@ -8,7 +8,6 @@ Large folders are mapped and read without a copy, small ones are read into memor
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -23,7 +22,9 @@ import pyarrow as pa
 from lumina_ds.data.manifest import MANIFEST_FILE, FileEntry, Manifest, ShardEntry, read_manifest
 from lumina_ds.data.packing import PackingPlan, pack
 from lumina_ds.data.packing_file import packing_file, read_packing, write_packing
+from lumina_ds.data.shard_writer import shard_schema
 from lumina_ds.errors import DataError
+from lumina_ds.files import file_digest
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class ShardFolder:
         in_memory = not force_streaming and sum(shard.size_bytes for shard in manifest.shards) <= MEMORY_LIMIT_BYTES
         batches: list[_Batch] = []
         for shard in manifest.shards:
-            batches += _read_shard(path / shard.file, shard, in_memory)
+            batches += _read_shard(path / shard.file, shard, shard_schema(manifest.tokenizer.vocab_size), in_memory)
         return cls(path, manifest, batches)
 
     @property
@@ -165,15 +166,6 @@ def file_faults(folder: Path, entries: Sequence[FileEntry]) -> list[str]:
     return faults
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 class _Batch(NamedTuple):
     offsets: np.ndarray
     ids: np.ndarray
@@ -181,7 +173,7 @@ class _Batch(NamedTuple):
     table: pa.RecordBatch
 
 
-def _read_shard(path: Path, entry: ShardEntry, in_memory: bool) -> list[_Batch]:
+def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: bool) -> list[_Batch]:
     remedy = "restore it or preprocess again"
     try:
         size = path.stat().st_size
@@ -189,7 +181,10 @@ def _read_shard(path: Path, entry: ShardEntry, in_memory: bool) -> list[_Batch]:
             raise DataError(f"{path} is damaged: {size} bytes, not {entry.size_bytes}; {remedy}")
         # The mapping outlives its file object: every view keeps the buffer alive.
         source = pa.py_buffer(path.read_bytes()) if in_memory else pa.memory_map(str(path)).read_buffer()
-        tables = list(pa.ipc.open_stream(source))
+        reader = pa.ipc.open_stream(source)
+        if not reader.schema.equals(schema):
+            raise ValueError("its columns are not those of a shard")
+        tables = list(reader)
         batches = [_views(table) for table in tables]
     except pa.ArrowException as error:
         raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}; {remedy}") from error
@@ -206,6 +201,7 @@ def _read_shard(path: Path, entry: ShardEntry, in_memory: bool) -> list[_Batch]:
 
 
 def _views(table: pa.RecordBatch) -> _Batch:
+    table.validate()  # buffers as long as the lengths say: a read beyond a mapping's end kills the process
     ids, mask = table.column("input_ids"), table.column("loss_mask")
     offsets = ids.offsets.to_numpy()
     lengths = table.column("num_tokens").to_numpy()

@@ -63,7 +63,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, exactly SentencePiece's, without markers and without stripping."""
-        ids = self._processor.encode(texts)
+        # One thread: parallelism is the offline stage's, by processes, and --workers says how much of it.
+        ids = self._processor.encode(texts, num_threads=1)
         for position, text in enumerate(texts):
             if _SPACE_SYMBOL in text:
                 ids[position] = self._encode_space_symbol(text)
