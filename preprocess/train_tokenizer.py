@@ -29,7 +29,7 @@ ModelType = Literal["bpe", "unigram"]
 
 SAMPLE_BYTES = 100 << 20
 MIN_VOCAB_SIZE = 300
-MAX_CHARACTER_COVERAGE = 0.9995
+CHARACTER_COVERAGE = 0.9995
 # Part of a cached tokenizer's key: another recipe gives another model.
 RECIPE = "lumina-sentencepiece-1"
 
@@ -112,12 +112,12 @@ def _train(sentences: list[str], vocab_size: int, model_type: ModelType) -> byte
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
+            sentence_iterator=iter(_without_rare_characters(sentences, vocab_size)),
             model_writer=model,
             model_type=model_type,
             vocab_size=vocab_size,
             hard_vocab_limit=False,
-            character_coverage=_character_coverage(sentences, vocab_size),
+            character_coverage=1.0,
             byte_fallback=True,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
@@ -136,22 +136,32 @@ def _train(sentences: list[str], vocab_size: int, model_type: ModelType) -> byte
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).split("] ")[-1].strip()
+        reason = str(error).strip()
         raise DataError(f"SentencePiece cannot train {vocab_size} ids on this text: {reason}") from error
     return model.getvalue()
 
 
-def _character_coverage(sentences: list[str], vocab_size: int) -> float:
-    """Share of the text whose characters get ids of their own: at most half of the room above the fixed ids.
+def _without_rare_characters(sentences: list[str], vocab_size: int) -> list[str]:
+    """Cut the sentences at characters that get no id of their own and are spelled in bytes.
 
-    A small vocabulary on a large alphabet would otherwise hold single characters only, or none would fit.
+    Those are the rarest ones beyond CHARACTER_COVERAGE of the text, and all beyond half of the room above the
+    fixed ids: a small vocabulary on a large alphabet would otherwise hold single characters only, or not
+    even fit them, which SentencePiece refuses.
     """
     counts: Counter[str] = Counter()
     for sentence in sentences:
         counts.update(sentence)
-    room = (vocab_size - _NUM_FIXED_IDS) // 2
-    covered = sum(count for _, count in counts.most_common(room - 1))
-    return min(MAX_CHARACTER_COVERAGE, covered / max(1, counts.total()))
+    kept: list[str] = []
+    left = CHARACTER_COVERAGE * counts.total()
+    for character, count in counts.most_common((vocab_size - _NUM_FIXED_IDS) // 2):
+        if left <= 0:
+            break
+        kept.append(character)
+        left -= count
+    if len(kept) == len(counts):
+        return sentences
+    rare = re.compile(f"[^{re.escape(''.join(kept))}]+")
+    return [part for sentence in sentences for part in rare.split(sentence) if part]
 
 
 def _write_atomically(content: bytes, path: Path) -> None:
