@@ -7,7 +7,7 @@ for them. Anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 
 class LuminaError(Exception):
@@ -22,7 +22,7 @@ class ConfigError(LuminaError):
     exit_code = 2
 
     @classmethod
-    def from_faults(cls, faults: Sequence[str]) -> "ConfigError":
+    def from_faults(cls, faults: Sequence[str]) -> ConfigError:
         """One error that lists every fault found, so that a user mends them in one go."""
         if len(faults) == 1:
             return cls(faults[0])

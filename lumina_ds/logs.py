@@ -6,7 +6,6 @@ import logging
 import sys
 from pathlib import Path
 
-
 # What the training console prints on stdout goes through this logger into the log file as well.
 CONSOLE_LOGGER = "lumina_ds.console"
 

@@ -20,7 +20,7 @@ class ConfigCommand(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         settings = {"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 110}
-        super().__init__(*args, **kwargs, context_settings=settings)
+        super().__init__(*args, **{**kwargs, "context_settings": settings})
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own, runner = args, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -37,7 +38,7 @@ def command(
     settings = SamplingSettings(temperature, top_p, top_k, max_new_tokens, seed)
     settings.check()
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+        prompt = sys.stdin.read()
     if not prompt:
         raise click.UsageError("--prompt is empty; give the user's turn")
     loaded, manifest = load_run(run, inference_precision)

@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 Role = Literal["system", "user", "assistant"]
 
-MAX_LINE_BYTES = 64 << 20
+# Far above any context; SentencePiece takes about 50 bytes per character, so this bounds a worker's memory.
+MAX_LINE_BYTES = 16 << 20
 MAX_DEPTH = 100
 MAX_NUMBER_DIGITS = 4300
 

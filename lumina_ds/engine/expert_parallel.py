@@ -7,17 +7,19 @@ giving the existing module objects our classes: parameters, hooks and optimizer 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.model.moe import Router, RouterGate
 
 
-def autoep_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Names and modules of the layers that AutoEP built."""
+def autoep_layers(module: nn.Module) -> list[Any]:
+    """The layers that AutoEP built."""
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
-    return [(name, child) for name, child in module.named_modules() if isinstance(child, AutoEPMoELayer)]
+    return [child for child in module.modules() if isinstance(child, AutoEPMoELayer)]
 
 
 def install_routers(module: nn.Module, config: ModelConfig) -> None:
@@ -25,7 +27,7 @@ def install_routers(module: nn.Module, config: ModelConfig) -> None:
     layers = autoep_layers(module)
     expected = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
     assert len(layers) == expected, f"AutoEP replaced {len(layers)} of {expected} MoE layers"
-    for _, layer in layers:
+    for layer in layers:
         router = layer.router
         router.__class__ = Router
         router.gate.__class__ = RouterGate

@@ -104,15 +104,12 @@ def attend_reference(q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor, documents: Doc
 
 def attend_sdpa(q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor, documents: DocumentLayout) -> Tensor:
     """One fused call per document: on a CPU 3 to 19 times faster than one call with a boolean mask."""
-    split = [x.split(documents.lengths) for x in (q_THC, k_TKC, v_TKC)]
-    parts = [
-        F.scaled_dot_product_attention(
-            *(x.transpose(0, 1).unsqueeze(0) for x in document), is_causal=True, enable_gqa=True
-        )
-        .squeeze(0)
-        .transpose(0, 1)
-        for document in zip(*split, strict=True)
-    ]
+    lengths = list(documents.lengths)
+    parts = []
+    for document in zip(*(x.split(lengths) for x in (q_THC, k_TKC, v_TKC)), strict=True):
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in document)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        parts.append(out.squeeze(0).transpose(0, 1))
     return torch.cat(parts)
 
 

@@ -163,9 +163,12 @@ def _save_random_state(folder: Path, rank: int) -> None:
     import numpy as np
     import torch
 
-    state = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
-    state["numpy"] = (str(kind), torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss)
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    # Restricted unpickling takes tensors but no numpy arrays.
+    keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    state["numpy"] = {**numpy_state, "state": {**numpy_state["state"], "key": keys}}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     torch.save(state, folder / f"random-rank-{rank}.pt")
@@ -178,8 +181,8 @@ def _load_random_state(folder: Path, rank: int) -> None:
     state = torch.load(folder / f"random-rank-{rank}.pt", weights_only=True)
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    keys = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": keys}})
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
