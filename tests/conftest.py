@@ -107,7 +107,7 @@ class Corpus:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+def corpus(tmp_path_factory: pytest.TempPathFactory, lumina: Callable[..., None]) -> Corpus:
     folder = tmp_path_factory.mktemp("corpus")
     made = Corpus(
         write_conversations(folder / "train.jsonl", 150),
@@ -122,6 +122,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return made
 
 
-def lumina(*words: object) -> None:
-    """A lumina command in this process that must succeed."""
-    assert run_command(cli, [str(word) for word in words]) == 0, words
+@pytest.fixture(scope="session")
+def lumina() -> Callable[..., None]:
+    """lumina(*words) runs a lumina command in this process; it must succeed."""
+
+    def run(*words: object) -> None:
+        assert run_command(cli, [str(word) for word in words]) == 0, words
+
+    return run
