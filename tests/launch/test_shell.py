@@ -149,3 +149,30 @@ def test_hostfile_example_is_one_that_deepspeed_reads() -> None:
     from deepspeed.launcher.runner import fetch_hostfile
 
     assert fetch_hostfile(str(LAUNCH / "hostfile.example")) == {"node-1": 8, "node-2": 8}
+
+
+def test_run_sh_runs_every_check_and_keeps_the_first_failure(tmp_path: Path) -> None:
+    """With tools that only note their calls, in an environment that looks installed."""
+    checkout, environment = tmp_path / "checkout", tmp_path / "environment"
+    for name in ("setup.py", "constraints.txt", "launch/environment.sh", "tests/run.sh", ".ci/run"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, checkout / name)
+    (environment / "bin").mkdir(parents=True)
+    (environment / "pyvenv.cfg").touch()
+    (environment / "bin" / "activate").write_text(f'PATH="{environment}/bin:$PATH"\n')
+    for name, code in (("ruff", 3), ("mypy", 1), ("python", 0)):
+        tool = environment / "bin" / name
+        tool.write_text(f'#!/bin/sh\necho "{name} in $PWD, threads=$OMP_NUM_THREADS: $*"\nexit {code}\n')
+        tool.chmod(0o755)
+    stamp = f'. "{checkout}/launch/environment.sh"; environment_digest > "$VENV/.lumina-installed-test"'
+    assert run(stamp, LUMINA_VENV=str(environment)).returncode == 0
+    done = run('bash "$0/.ci/run" -k "two words"'.replace("$0", str(checkout)), cwd=tmp_path, LUMINA_VENV=str(environment))
+    assert done.returncode == 3
+    assert f"mypy in {checkout}, threads=1: \n" in done.stdout
+    assert f"python in {checkout}, threads=1: -m pytest -k two words\n" in done.stdout
+    assert [line.split()[2:] for line in done.stdout.splitlines()[-4:]] == [
+        ["ok"],
+        ["failed", "(3)"],
+        ["failed", "(1)"],
+        ["ok"],
+    ]
