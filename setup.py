@@ -13,7 +13,7 @@ def read_version() -> str:
     text = (ROOT / "lumina_ds" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if match is None:
-        raise RuntimeError("lumina_ds/__init__.py holds no line __version__ = \"...\"")
+        raise RuntimeError('lumina_ds/__init__.py holds no line __version__ = "..."')
     return match.group(1)
 
 

@@ -28,7 +28,9 @@ Turn = dict[str, str]
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="folder of both files")
-@click.option("--source", type=click.Path(path_type=Path), help="dataset.json; that of the installed package when unset")
+@click.option(
+    "--source", type=click.Path(path_type=Path), help="dataset.json; that of the installed package when unset"
+)
 def command(out: Path, source: Path | None) -> None:
     """Write train.jsonl and eval.jsonl: every 50th conversation is held out for evaluation."""
     chats = read_chats(source or installed_dataset())
@@ -59,7 +61,9 @@ def read_chats(path: Path) -> list[Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path} as JSON ({error}); {INSTALL} again, or give another --source") from error
     if not isinstance(loaded, dict):
-        raise DataError(f"{path} holds a {type(loaded).__name__}, not chats by id; give chitchat-dataset's dataset.json")
+        raise DataError(
+            f"{path} holds a {type(loaded).__name__}, not chats by id; give chitchat-dataset's dataset.json"
+        )
     return list(loaded.values())
 
 

@@ -5,7 +5,7 @@
 #   bash launch/quickstart.sh
 #
 # QUICKSTART_DIR    where the output goes (./quickstart in the checkout); what an earlier quickstart left is replaced
-# QUICKSTART_STEPS  optimizer steps of the run (200)
+# QUICKSTART_STEPS  optimizer steps of the run (400)
 # PYTHON, LUMINA_VENV: see launch/environment.sh
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR
@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$ROOT"
 
 DIR=${QUICKSTART_DIR:-quickstart}
-STEPS=${QUICKSTART_STEPS:-200}
+STEPS=${QUICKSTART_STEPS:-400}
 RUN=$DIR/runs/quickstart
 PROMPT="Hello, how are you today?"
 [[ $STEPS =~ ^[1-9][0-9]*$ && $STEPS -ge 2 ]] || fail "QUICKSTART_STEPS=$STEPS is no number from 2 on" 2

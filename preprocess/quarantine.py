@@ -61,16 +61,22 @@ def too_many_rejected(quarantine: Quarantine, limit: int, out: Path) -> DataErro
 
 def nothing_accepted(quarantine: Quarantine, inputs: str, out: Path) -> DataError:
     """The error of a run whose input holds no trainable conversation; it names what all lines have in common."""
-    rules = set(quarantine.by_rule)
-    if not rules:
-        return DataError(f"{inputs} holds no conversations: it is empty")
+    fault = common_fault(set(quarantine.by_rule), inputs)
+    if not quarantine.num_rejected:
+        return DataError(fault)
     first = quarantine.describe_first()
-    kept = quarantine.keep_beside(out)
+    return DataError(f"{fault} (first: {first}); all reasons stand in {quarantine.keep_beside(out)}")
+
+
+def common_fault(rules: set[str], inputs: str) -> str:
+    """What is wrong with inputs whose every line was refused for one of `rules`, in words."""
+    if not rules:
+        return f"{inputs} holds no conversations: it is empty"
     if rules <= NOT_JSON_RULES:
-        return DataError(f"{inputs} is not JSONL: no line of it is JSON ({first}); all reasons stand in {kept}")
+        return f"{inputs} is not JSONL: no line of it is JSON"
     if rules == {NO_ASSISTANT_TURN}:
-        return DataError(
+        return (
             f"no assistant turn anywhere in {inputs}, so there is nothing to train; "
             "every conversation needs a message with role assistant"
         )
-    return DataError(f"every line of {inputs} was rejected (first: {first}); all reasons stand in {kept}")
+    return f"every line of {inputs} was rejected"

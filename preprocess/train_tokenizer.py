@@ -21,6 +21,7 @@ from typing import Literal
 from lumina_ds.data.conversation import RejectedLine, is_blank, parse_conversation, split_lines
 from lumina_ds.data.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
 from lumina_ds.errors import ConfigError, DataError
+from preprocess.quarantine import common_fault
 from preprocess.sources import InputFile, resolve_inputs
 
 log = logging.getLogger("lumina_ds.preprocess")
@@ -58,9 +59,10 @@ def train_tokenizer(
             f"a vocabulary of {vocab_size} ids is too small: bytes and markers take {_NUM_FIXED_IDS}; "
             f"use {MIN_VOCAB_SIZE} or more"
         )
-    sentences = list(_sample(resolve_inputs(files), max_conversations, sample_bytes))
+    rules: set[str] = set()
+    sentences = list(_sample(resolve_inputs(files), max_conversations, sample_bytes, rules))
     if not sentences:
-        raise DataError(f"no conversation in {', '.join(files)}, so there is no text to train a tokenizer on")
+        raise DataError(common_fault(rules, ", ".join(files)))
     model = _train(sentences, vocab_size, model_type)
     _write_atomically(model, Path(out))
     tokenizer = Tokenizer.load(out)
@@ -69,8 +71,11 @@ def train_tokenizer(
     return tokenizer
 
 
-def _sample(files: list[InputFile], max_conversations: int | None, sample_bytes: int) -> Iterator[str]:
-    """Sentences of a sample spread evenly over the files; from standard input, their beginning."""
+def _sample(files: list[InputFile], max_conversations: int | None, sample_bytes: int, rules: set[str]) -> Iterator[str]:
+    """Sentences of a sample spread evenly over the files; from standard input, their beginning.
+
+    Why lines were refused is added to `rules`.
+    """
     sizes = [file.size_bytes for file in files]
     total = sum(size or 0 for size in sizes)
     share = 1.0 if None in sizes else min(1.0, sample_bytes / max(1, total))
@@ -80,7 +85,8 @@ def _sample(files: list[InputFile], max_conversations: int | None, sample_bytes:
             continue
         try:
             conversation = parse_conversation(line)
-        except RejectedLine:
+        except RejectedLine as refused:
+            rules.add(refused.rule)
             continue
         for turn in conversation.turns:
             num_bytes += len(turn.content)

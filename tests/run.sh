@@ -29,6 +29,7 @@ times+=("$(printf '%-12s %4ds  ok' environment $((SECONDS - start)))")
 # One thread per process: ranks of a test share the cores, and sums are the same on every machine.
 export OMP_NUM_THREADS=1
 check ruff ruff check .
+check format ruff format --check .
 check mypy mypy
 check pytest python -m pytest "$@"
 

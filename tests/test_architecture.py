@@ -97,7 +97,11 @@ def uses(module: str, library: str) -> bool:
 @pytest.mark.parametrize(
     ("source", "module", "wrong"),
     [
-        ("from lumina_ds.train.loop import x", "lumina_ds.config.load", ["lumina_ds.train.loop", "lumina_ds.train.loop.x"]),
+        (
+            "from lumina_ds.train.loop import x",
+            "lumina_ds.config.load",
+            ["lumina_ds.train.loop", "lumina_ds.train.loop.x"],
+        ),
         ("def f():\n    import lumina_ds.cli.main", "lumina_ds.train.loop", ["lumina_ds.cli.main"]),
         ("from lumina_ds import model", "lumina_ds.data.shards", ["lumina_ds.model"]),
         ("from ..engine import build", "lumina_ds.model.moe", ["lumina_ds.engine", "lumina_ds.engine.build"]),

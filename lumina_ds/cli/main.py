@@ -42,7 +42,9 @@ class VerbGroup(click.Group):
             return None
         return importlib.import_module(f"lumina_ds.cli.{cmd_name}").command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             raise click.UsageError(f"no verb {args[0]!r}{nearest(args[0], VERBS)}")
         return super().resolve_command(ctx, args)

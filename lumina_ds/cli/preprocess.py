@@ -73,7 +73,10 @@ def command(
     )
     for rule, count in totals.rejected_by_rule.items():
         click.echo(f"  rejected {count:,}: {rule}")
+    losses = plan.describe_losses(totals.tokens)
     trained = totals.trained_tokens / totals.tokens
     click.echo(
         f"{totals.tokens:,} tokens, {trained:.1%} trained; {plan.num_rows:,} rows of {plan.seq_length}, {plan.fullness:.1%} full"
     )
+    if losses:
+        click.echo(f"  {losses}")

@@ -16,7 +16,7 @@ import click
 
 from lumina_ds.cli.config_options import ConfigCommand, config_options, resolve
 from lumina_ds.cli.main import run_command
-from lumina_ds.config.checks import world_faults
+from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
@@ -123,8 +123,8 @@ def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -
     if resolved.config.data.train_data:
         # The ranks get the finished shards; naming their source as well would be a contradiction.
         arguments = [*arguments, "--data.train_data", "[]", "--data", str(data.shards)]
-    if data.eval_shards is not None:
-        arguments += ["--eval-shards", str(data.eval_shards)]
+    if data.eval_shards is not None and resolved.config.data.eval_shards is None:
+        arguments = [*arguments, "--eval-shards", str(data.eval_shards)]
     full = runner_command(runner, arguments)
     click.echo("+ " + shlex.join(["deepspeed", *full[3:]]), err=True)
     return run_until_done(full, _rank_environment())
@@ -149,7 +149,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     precision, _ = resolve_precision(
         config.train.precision, device, device == "cuda" and torch.cuda.is_bf16_supported()
     )
-    faults = world_faults(config, world_size)
+    faults = world_faults(config, world_size) + device_faults(config, device)
     if faults:
         raise ConfigError.from_faults(faults)
     compose_deepspeed(config, world_size, precision)

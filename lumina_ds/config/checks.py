@@ -54,6 +54,16 @@ def _feed_forward_faults(config: RunConfig) -> list[str]:
     return faults
 
 
+def device_faults(config: RunConfig, device: str) -> list[str]:
+    """Faults that depend on where the run trains: `device` is cuda or cpu."""
+    if config.train.compile and config.model.num_experts and device == "cpu":
+        return [
+            "train.compile is on, and torch.compile cannot trace the experts' grouped product on a CPU; "
+            "use --no-compile, or a dense model"
+        ]
+    return []
+
+
 def world_faults(config: RunConfig, world_size: int) -> list[str]:
     """Faults that depend on the number of ranks: expert groups and the batch equation."""
     faults: list[str] = []

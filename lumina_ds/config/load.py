@@ -125,8 +125,7 @@ def _layers(source: str | None) -> list[tuple[dict[str, Any], str]]:
     if not path.is_file():
         names = preset_names()
         raise ConfigError(
-            f"--config {source} is neither a preset nor a file{nearest(source, names)}"
-            f" (presets: {', '.join(names)})"
+            f"--config {source} is neither a preset nor a file{nearest(source, names)} (presets: {', '.join(names)})"
         )
     values = read_yaml(path)
     base = values.get("preset")
@@ -163,7 +162,9 @@ def _parse_scalar(text: str) -> Any:
     return value if isinstance(value, (bool, int, float, list)) or value is None else text
 
 
-def _merge(into: dict[str, Any], layer: Mapping[str, Any], origin: str, origins: dict[str, str], prefix: str = "") -> None:
+def _merge(
+    into: dict[str, Any], layer: Mapping[str, Any], origin: str, origins: dict[str, str], prefix: str = ""
+) -> None:
     for key, value in layer.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and isinstance(into.get(key, {}), dict):

@@ -55,6 +55,10 @@ class PackedRows:
                 "raise --seq-length, or preprocess with --overlong split"
             )
 
+    def describe_losses(self) -> str | None:
+        """One sentence on conversations cut or dropped at this row length; None for nothing."""
+        return self._plan.describe_losses(int(self.folder.lengths.sum()))
+
     def collate(self, row_ids: Sequence[int]) -> MicroBatch:
         """Gather rows by number; -1 gives an all-padding row of PAD_ID."""
         shape = (len(row_ids), self.seq_length)

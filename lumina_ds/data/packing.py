@@ -56,6 +56,16 @@ class PackingPlan:
         """Share of the rows' positions that hold a token."""
         return float(self.lengths.sum()) / max(1, self.num_rows * self.seq_length)
 
+    def describe_losses(self, num_tokens: int) -> str | None:
+        """One sentence on what `truncate` or `drop` takes away from a folder of `num_tokens`; None for nothing."""
+        lost = 1 - float(self.lengths.sum()) / max(1, num_tokens)
+        if not self.num_truncated and not self.num_dropped:
+            return None
+        return (
+            f"{self.num_truncated:,} conversations are cut and {self.num_dropped:,} dropped at {self.seq_length} "
+            f"tokens, which loses {lost:.1%} of the tokens; --overlong split keeps them"
+        )
+
     def row(self, index: int) -> list[Segment]:
         begin, end = int(self.row_offsets[index]), int(self.row_offsets[index + 1])
         columns = (self.documents[begin:end], self.starts[begin:end], self.lengths[begin:end])

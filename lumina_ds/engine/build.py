@@ -32,9 +32,7 @@ def build_engine(config: RunConfig, world: World, precision: str, deepspeed_json
     level = deepspeed.utils.logger.level
     # AutoEP warns that its router has no z-loss; ours, which replaces it below, has.
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    engine, _, _, _ = deepspeed.initialize(
-        model=model, model_parameters=parameter_groups(model), config=deepspeed_json
-    )
+    engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=parameter_groups(model), config=deepspeed_json)
     deepspeed.utils.logger.setLevel(level)
     if config.model.num_experts:
         install_routers(engine.module, config.model)

@@ -29,7 +29,11 @@ ARCHITECTURES = {
 }
 # Our expert tensor -> the name of one expert's matrix in each family.
 EXPERT_MATRICES = {
-    "mixtral": {"w1": "block_sparse_moe.experts.{}.w1", "w2": "block_sparse_moe.experts.{}.w2", "w3": "block_sparse_moe.experts.{}.w3"},
+    "mixtral": {
+        "w1": "block_sparse_moe.experts.{}.w1",
+        "w2": "block_sparse_moe.experts.{}.w2",
+        "w3": "block_sparse_moe.experts.{}.w3",
+    },
     "qwen3_moe": {"w1": "mlp.experts.{}.gate_proj", "w2": "mlp.experts.{}.down_proj", "w3": "mlp.experts.{}.up_proj"},
 }
 ROUTERS = {"mixtral": "block_sparse_moe.gate", "qwen3_moe": "mlp.gate"}

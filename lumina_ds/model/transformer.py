@@ -101,9 +101,7 @@ class Decoder(nn.Module):
 class CausalLM(nn.Module):
     """The language model; `forward` gives logits, or the parts of a training step's loss."""
 
-    def __init__(
-        self, config: ModelConfig, backend: str = "sdpa", activation_checkpointing: bool = False
-    ) -> None:
+    def __init__(self, config: ModelConfig, backend: str = "sdpa", activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.config = config
         self.model = Decoder(config, backend, activation_checkpointing)

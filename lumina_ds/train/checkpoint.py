@@ -129,7 +129,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} is missing or unreadable; the checkpoint was not finished") from error
+        raise CheckpointError(
+            f"{folder / MANIFEST} is missing or unreadable; the checkpoint was not finished"
+        ) from error
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{folder} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
     return manifest

@@ -100,7 +100,9 @@ class TrainingRun:
             self.folder.lock()
         resume_from = checkpoint_to_resume(self)
         if self.leads:
-            write_atomically(self.folder.path / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False))
+            write_atomically(
+                self.folder.path / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False)
+            )
             write_atomically(self.folder.path / "ds_config.json", json.dumps(self.deepspeed_json, indent=2))
             shutil.copyfile(self.rows.folder.tokenizer_path, self.folder.tokenizer)
         dist.barrier()
@@ -146,6 +148,9 @@ class TrainingRun:
             f"{self.config.run_name}: {self.num_steps} steps of {self.batch_rows} rows x {self.config.seq_length} "
             f"tokens, {self.console.strategy} ({self.precision_reason}), {self.world.size} ranks on {self.world.device}"
         )
+        losses = self.rows.describe_losses()
+        if losses:
+            self.console.say(losses)
         if resumed_from is not None:
             self.console.say(f"resumed from {resumed_from}")
         self.console.start(self.progress.step)

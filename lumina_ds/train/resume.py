@@ -32,7 +32,11 @@ def run_identity(run: TrainingRun) -> dict[str, Any]:
         "model": run.config.model.model_dump(),
         "optimizer": {"name": train.optimizer, "weight_decay": train.weight_decay},
         "tokenizer": {"sha256": run.rows.folder.manifest.tokenizer.digest},
-        "data": {"sha256": file_digest(run.rows.folder.path / "manifest.json"), "seq_length": run.config.seq_length, "seed": train.seed},
+        "data": {
+            "sha256": file_digest(run.rows.folder.path / "manifest.json"),
+            "seq_length": run.config.seq_length,
+            "seed": train.seed,
+        },
         "schedule": {"rows_per_step": run.batch_rows},
     }
 

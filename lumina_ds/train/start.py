@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from lumina_ds.config.checks import world_faults
+from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.distributed import World, start, stop
 from lumina_ds.errors import ConfigError, LuminaError, OutOfMemory
@@ -44,7 +44,7 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
     from lumina_ds.data.tokenizer import Tokenizer, check_vocabulary
     from lumina_ds.train.loop import TrainingRun
 
-    faults = world_faults(config, world.size)
+    faults = world_faults(config, world.size) + device_faults(config, world.device)
     if faults:
         raise ConfigError.from_faults(faults)
     folders = [

@@ -35,6 +35,7 @@ CASES = {
     "fp16 on a CPU": ([*TRAIN, "--data", "{shards}", "--precision", "fp16"], 4, "fp16 is not possible on a CPU"),
     "flash attention": ([*TRAIN, "--data", "{shards}", "--flash-attention", "on"], 4, "needs a CUDA GPU"),
     "bf16 at ZeRO-0": ([*TRAIN, "--data", "{shards}", "--precision", "bf16", "--zero", "0"], 2, "--zero 1"),
+    "compile on a CPU": ([*TRAIN, "--data", "{shards}", "--compile"], 2, "use --no-compile"),
     "hostfile": ([*TRAIN, "--data", "{shards}", "--", "--hostfile", "nowhere"], 2, "--hostfile nowhere"),
     "DeepSpeed JSON": ([*TRAIN, "--data", "{shards}", "--deepspeed_config", "zero9"], 2, "zero9"),
     "generate without a run": (["generate", "nowhere", "--prompt", "hi"], 5, "neither a run folder nor a checkpoint"),

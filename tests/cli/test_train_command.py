@@ -125,7 +125,9 @@ def test_dry_run_shows_everything_and_starts_nothing(tiny, corpus, tmp_path):
     assert document["config"]["model.vocab_size"] == {"value": 400, "origin": f"file {tiny}"}
     assert document["config"]["train.seed"]["origin"] == "default"
     assert document["deepspeed"]["zero_optimization"]["stage"] == 3
-    assert document["deepspeed"]["train_batch_size"] == 8 and document["deepspeed"]["expert_parallel"]["autoep_size"] == 2
+    assert (
+        document["deepspeed"]["train_batch_size"] == 8 and document["deepspeed"]["expert_parallel"]["autoep_size"] == 2
+    )
     assert document["plan"] and document["command"].startswith("deepspeed --master_port")
     assert "--dry-run" not in document["command"] and "--json" not in document["command"]
     code, out, err = run([*command, "--", "--num_gpus", "4"], tmp_path)

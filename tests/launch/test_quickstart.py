@@ -24,7 +24,7 @@ esac
 LUMINA = """#!/bin/sh
 case "$*" in *"${FAIL_IN:-nothing}"*) exit 9 ;; esac
 case "$*" in
-  *--stop-at-step*) [ -n "$NO_CHECKPOINT" ] || mkdir -p quickstart/runs/quickstart/checkpoints/step-00000100 ;;
+  *--stop-at-step*) [ -n "$NO_CHECKPOINT" ] || mkdir -p quickstart/runs/quickstart/checkpoints/step-00000200 ;;
   generate*) echo '{"reply": "hello"}' ;;
 esac
 """
@@ -75,9 +75,7 @@ def test_the_readme_has_the_same_commands_in_the_same_order(machine: Machine) ->
     assert "\n```bash\n" + "\n".join(shown) + "\n```\n" in readme
 
 
-@pytest.mark.parametrize(
-    ("gpus", "device", "ranks"), [(0, "cpu", 2), (1, "cuda", 1), (2, "cuda", 2), (8, "cuda", 2)]
-)
+@pytest.mark.parametrize(("gpus", "device", "ranks"), [(0, "cpu", 2), (1, "cuda", 1), (2, "cuda", 2), (8, "cuda", 2)])
 def test_the_machine_decides_device_and_ranks(machine: Machine, gpus: int, device: str, ranks: int) -> None:
     done = machine.quickstart(gpus)
     assert done.returncode == 0, done.stderr
@@ -95,7 +93,7 @@ def test_the_machine_decides_device_and_ranks(machine: Machine, gpus: int, devic
         ("preprocess", "preprocessing"),
         ("plan", "memory plan"),
         ("stop-at-step", "training, first half"),
-        ("max-steps 200 -- ", "training, resumed"),
+        ("max-steps 400 -- ", "training, resumed"),
         ("checkpoint verify", "training, resumed"),
         ("evaluate", "evaluation"),
         ("generate", "a reply"),
@@ -111,7 +109,7 @@ def test_a_failing_command_ends_it_and_is_named(machine: Machine, fails_in: str,
 def test_a_stop_without_a_checkpoint_ends_it(machine: Machine) -> None:
     done = machine.quickstart(NO_CHECKPOINT="1")
     assert done.returncode == 1
-    assert "stopped without a checkpoint of step 100" in done.stderr
+    assert "stopped without a checkpoint of step 200" in done.stderr
 
 
 def test_only_its_own_earlier_output_is_removed(machine: Machine, tmp_path: Path) -> None:

@@ -37,10 +37,14 @@ class Quickstart:
         run.mkdir(exist_ok=True)
         for name, records in (("metrics.jsonl", self.metrics), ("evaluations.jsonl", self.evaluations)):
             (run / name).write_text("".join(json.dumps(record) + "\n" for record in records))
-        (folder / "reply.json").write_text(json.dumps({"prompt": "How are you?", "reply": self.reply, "step": 4}) + "\n")
+        (folder / "reply.json").write_text(
+            json.dumps({"prompt": "How are you?", "reply": self.reply, "step": 4}) + "\n"
+        )
         (folder / "times.txt").write_text("61 environment\n7 training, first half\n")
         options = ["--steps", "4", "--stopped-at", "2", "--reply", "reply.json", "--times", "times.txt"]
-        return subprocess.run([sys.executable, str(SCRIPT), "run", *options], cwd=folder, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, str(SCRIPT), "run", *options], cwd=folder, capture_output=True, text=True
+        )
 
 
 def test_a_sound_quickstart_is_summed_up(tmp_path: Path) -> None:

@@ -166,12 +166,15 @@ def test_run_sh_runs_every_check_and_keeps_the_first_failure(tmp_path: Path) -> 
         tool.chmod(0o755)
     stamp = f'. "{checkout}/launch/environment.sh"; environment_digest > "$VENV/.lumina-installed-test"'
     assert run(stamp, LUMINA_VENV=str(environment)).returncode == 0
-    done = run('bash "$0/.ci/run" -k "two words"'.replace("$0", str(checkout)), cwd=tmp_path, LUMINA_VENV=str(environment))
+    done = run(
+        'bash "$0/.ci/run" -k "two words"'.replace("$0", str(checkout)), cwd=tmp_path, LUMINA_VENV=str(environment)
+    )
     assert done.returncode == 3
     assert f"mypy in {checkout}, threads=1: \n" in done.stdout
     assert f"python in {checkout}, threads=1: -m pytest -k two words\n" in done.stdout
-    assert [line.split()[2:] for line in done.stdout.splitlines()[-4:]] == [
+    assert [line.split()[2:] for line in done.stdout.splitlines()[-5:]] == [
         ["ok"],
+        ["failed", "(3)"],
         ["failed", "(3)"],
         ["failed", "(1)"],
         ["ok"],

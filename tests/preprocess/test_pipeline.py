@@ -164,7 +164,7 @@ def test_a_folder_of_something_else_is_never_replaced(chats: Path, tokenizer: To
 @pytest.mark.parametrize(("text", "message"), [
     ("", "is empty"),
     ("\n\r\n", "is empty"),
-    ("a,b\n1,2\n", r"in.jsonl is not JSONL: no line of it is JSON \(in.jsonl line 1: invalid JSON"),
+    ("a,b\n1,2\n", r"in.jsonl is not JSONL: no line of it is JSON \(first: in.jsonl line 1: invalid JSON"),
     ('{"messages":[{"role":"user","content":"x"}]}\n' * 3, r"no assistant turn anywhere in .*in.jsonl"),
     ('{"messages":[]}\nx', r"every line of .*in.jsonl was rejected \(first: in.jsonl line 1: 'messages' is empty\)"),
 ])  # fmt: skip

@@ -61,7 +61,7 @@ def test_errors(chats: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a vocabulary of 299 ids is too small"):
         train_tokenizer([str(chats)], 299, tmp_path / "t.model")
     (tmp_path / "empty.jsonl").write_text("x\n")
-    with pytest.raises(DataError, match=r"no conversation in .*empty.jsonl"):
+    with pytest.raises(DataError, match=r"empty.jsonl is not JSONL"):
         train_tokenizer([str(tmp_path / "empty.jsonl")], 300, tmp_path / "t.model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chats.jsonl", "empty.jsonl"]
 

@@ -42,6 +42,7 @@ def test_each_conversation_keeps_its_loss_in_a_packed_row(folders):
     model = CausalLM(CONFIG)
     initialize(model, CONFIG, seed=0)
     packed, alone = PackedRows(folders["best_fit"], 192), PackedRows(folders["none"], 192)
+
     def losses_by_document(rows):
         """Sum of -log p per segment, keyed by the segment's tokens (the corpus repeats, so equal texts agree)."""
         found = {}

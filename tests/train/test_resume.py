@@ -31,7 +31,10 @@ def test_resumed_equals_uninterrupted(run_ranks, corpus, runs_dir):
         assert [record["step"] for record in parts] == list(range(1, 11))
         assert whole[-1]["loss"] < 0.8 * whole[0]["loss"]
         for expected, found in zip(whole, parts, strict=True):
-            assert [expected[key].hex() for key in EXACT] == [found[key].hex() for key in EXACT], (stage, expected["step"])
+            assert [expected[key].hex() for key in EXACT] == [found[key].hex() for key in EXACT], (
+                stage,
+                expected["step"],
+            )
             assert expected["samples"] == found["samples"]
             assert expected["expert_usage"] == found["expert_usage"]
 
