@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lumina_ds.data.sampler import epoch_order
+from lumina_ds.data.sampler import EpochOrder
 from lumina_ds.data.shards import ShardFolder
 from lumina_ds.errors import DataError
 
 IGNORED_LABEL = -100
 PAD_ID = 0
 FILLER_ROW = -1
+POSITIONS_PER_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -57,71 +58,87 @@ class PackedRows:
 
     def describe_losses(self) -> str | None:
         """One sentence on conversations cut or dropped at this row length; None for nothing."""
-        return self._plan.describe_losses(int(self.folder.lengths.sum()))
+        return self._plan.describe_losses(self.folder.manifest.totals.tokens)
 
     def collate(self, row_ids: Sequence[int]) -> MicroBatch:
-        """Gather rows by number; -1 gives an all-padding row of PAD_ID."""
+        """Gather rows by number; -1 gives an all-padding row of PAD_ID.
+
+        Conversations may be as short as a sentence, so what is done once for each of them is only to copy its
+        tokens and mask; everything else is done for the whole micro-batch.
+        """
         shape = (len(row_ids), self.seq_length)
-        input_ids = np.full(shape, PAD_ID, np.int64)
-        labels = np.full(shape, IGNORED_LABEL, np.int64)
-        position_ids = np.empty(shape, np.int64)
+        tokens = np.full(shape, PAD_ID, self.folder.ids_dtype)
+        is_target = np.zeros(shape, np.uint8)
         document_lengths: list[int] = []
-        num_tokens = 0
-        filled = np.zeros(len(row_ids), np.int64)
-        for index, row_id in enumerate(row_ids):
-            lengths = self._fill(row_id, input_ids[index], labels[index], position_ids[index])
-            filled[index] = sum(lengths)
-            document_lengths += lengths
-            padding = self.seq_length - int(filled[index])
-            if padding:
-                position_ids[index, -padding:] = np.arange(padding)
-                document_lengths.append(padding)
-            num_tokens += int(filled[index])
+        filled = [
+            self._copy_row(row_id, tokens[index], is_target[index], document_lengths)
+            for index, row_id in enumerate(row_ids)
+        ]
+        input_ids = tokens.astype(np.int64)
+        labels = np.full(shape, IGNORED_LABEL, np.int64)
+        trained = is_target[:, 1:] == 1
+        np.copyto(labels[:, :-1], input_ids[:, 1:], where=trained)
         return MicroBatch(
             input_ids=input_ids,
             labels=labels,
-            position_ids=position_ids,
+            position_ids=_positions(document_lengths).reshape(shape),
             document_lengths=tuple(document_lengths),
-            num_trained_tokens=int(np.count_nonzero(labels != IGNORED_LABEL)),
-            num_tokens=num_tokens,
+            num_trained_tokens=int(np.count_nonzero(trained)),
+            num_tokens=sum(filled),
             row_ids=tuple(row_ids),
-            padding_mask=np.arange(self.seq_length) < filled[:, None],
+            padding_mask=np.arange(self.seq_length) < np.array(filled)[:, None],
         )
 
-    def _fill(self, row_id: int, input_ids: np.ndarray, labels: np.ndarray, position_ids: np.ndarray) -> list[int]:
-        """Write one row in place and return its segments' lengths."""
-        lengths: list[int] = []
+    def _copy_row(self, row_id: int, tokens: np.ndarray, is_target: np.ndarray, document_lengths: list[int]) -> int:
+        """Copy one row's tokens, and which of them their predecessor is to predict; returns how many there are.
+
+        The first token of a segment is no target: its predecessor in the row belongs to another document.
+        """
         cursor = 0
         for document, start, length in self._plan.row(row_id) if row_id != FILLER_ROW else ():
             ids, mask = self.folder.document(document)
-            end = cursor + length
-            input_ids[cursor:end] = ids[start : start + length]
-            # The last position of a segment has no target: its successor is another document's or another row's.
-            targets = ids[start + 1 : start + length].astype(np.int64)
-            labels[cursor : end - 1] = np.where(mask[start + 1 : start + length] == 1, targets, IGNORED_LABEL)
-            position_ids[cursor:end] = np.arange(length)
-            lengths.append(length)
+            stop, end = start + length, cursor + length
+            tokens[cursor:end] = ids[start:stop]
+            is_target[cursor + 1 : end] = mask[start + 1 : stop]
+            document_lengths.append(length)
             cursor = end
-        return lengths
+        if cursor < self.seq_length:
+            document_lengths.append(self.seq_length - cursor)
+        return cursor
+
+
+def _positions(segment_lengths: list[int]) -> np.ndarray:
+    """0, 1, 2, ... from the start of each segment, int64."""
+    lengths = np.array(segment_lengths, np.int64)
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
 
 
 class TrainingOrder:
-    """The endless stream of rows. From position `total_rows` on, if given, there are only fillers (-1)."""
+    """The endless stream of rows. From position `total_rows` on, if given, there are only fillers (-1).
+
+    The order is computed for a block of positions at a time, so its memory is that of one block, and any position
+    is as near as the next.
+    """
 
     def __init__(self, num_rows: int, seed: int, total_rows: int | None = None) -> None:
         self.num_rows = num_rows
         self.seed = seed
         self.total_rows = total_rows
-        self._epoch = -1
-        self._order = np.zeros(0, np.int64)
+        self._block: tuple[int, int, list[int]] = (-1, -1, [])  # epoch, number in the epoch, rows
 
     def row_at(self, position: int) -> int:
         if self.total_rows is not None and position >= self.total_rows:
             return FILLER_ROW
         epoch, offset = divmod(position, self.num_rows)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self.num_rows, self.seed, epoch)
-        return int(self._order[offset])
+        block, place = divmod(offset, POSITIONS_PER_BLOCK)
+        held = self._block  # one reference: the loop and its read-ahead thread both come here
+        if held[:2] != (epoch, block):
+            first = block * POSITIONS_PER_BLOCK
+            positions = np.arange(first, min(first + POSITIONS_PER_BLOCK, self.num_rows))
+            rows = EpochOrder(self.num_rows, self.seed, epoch).rows_at(positions).tolist()
+            held = self._block = (epoch, block, rows)
+        return held[2][place]
 
     def epoch_at(self, position: int) -> float:
         """Passes over the data that are complete before `position`."""

@@ -36,6 +36,8 @@ class Segment(NamedTuple):
 class PackingPlan:
     """Rows of segments in flat arrays: row r holds segments row_offsets[r] .. row_offsets[r+1]-1.
 
+    Where the plan was read from a file, the arrays are views of it, and all but `documents` are int32.
+
     num_dropped: documents that no row holds, being overlong. num_truncated: documents that lost their end.
     """
 

@@ -20,6 +20,7 @@ from lumina_ds.errors import DataError
 _SCHEMA = pa.schema(
     [("documents", pa.list_(pa.int64())), ("starts", pa.list_(pa.int32())), ("lengths", pa.list_(pa.int32()))]
 )
+_DIGEST_BLOCK = 1 << 20
 
 
 def packing_file(seq_length: int) -> str:
@@ -43,7 +44,7 @@ def write_packing(plan: PackingPlan, path: Path) -> FileEntry:
 
 
 def read_packing(path: Path) -> PackingPlan:
-    """Read a plan. Raises DataError that names the file when it is damaged."""
+    """Map a plan: its columns are views of the file. Raises DataError that names it when it is damaged."""
     try:
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_stream(source)
@@ -57,10 +58,10 @@ def read_packing(path: Path) -> PackingPlan:
         documents, starts, lengths = (batch.column(name) for name in ("documents", "starts", "lengths"))
         plan = PackingPlan(
             int(metadata["seq_length"]),
-            _int64(documents.offsets),
-            _int64(documents.values),
-            _int64(starts.values),
-            _int64(lengths.values),
+            documents.offsets.to_numpy(),
+            documents.values.to_numpy(),
+            starts.values.to_numpy(),
+            lengths.values.to_numpy(),
             num_dropped=int(metadata["num_dropped"]),
             num_truncated=int(metadata["num_truncated"]),
         )
@@ -76,12 +77,9 @@ def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=schema)
 
 
-def _int64(array: pa.Array) -> np.ndarray:
-    return array.to_numpy().astype(np.int64)
-
-
 def _digest(plan: PackingPlan) -> str:
     digest = hashlib.sha256(f"{plan.seq_length} {plan.num_dropped} {plan.num_truncated}".encode())
     for column in (plan.row_offsets, plan.documents, plan.starts, plan.lengths):
-        digest.update(np.ascontiguousarray(column, "<i8").tobytes())
+        for begin in range(0, len(column), _DIGEST_BLOCK):  # a mapped column may be larger than the memory
+            digest.update(np.ascontiguousarray(column[begin : begin + _DIGEST_BLOCK], "<i8").tobytes())
     return digest.hexdigest()

@@ -2,8 +2,14 @@
 
     manifest.json  shard-00000.arrow ...  packing-SEQ.arrow  tokenizer.model  rejected.jsonl  [eval/]
 
-Opening checks that every shard is there with its size, rows and tokens; verify() reads every byte.
-Large folders are mapped and read without a copy, small ones are read into memory.
+How a folder is read goes by the size of its shards:
+
+    memory     up to 500 MB: read into memory
+    sharded    up to 10 GB: mapped, read from the page cache without a copy
+    streaming  above, or on request: each shard is mapped when the first of its documents is asked for
+
+Opening checks that every shard is there with its size, and its rows and tokens where it is read or mapped at
+once; streaming checks those at the first use. verify() reads every byte. Nothing per document is kept in Python.
 """
 
 from __future__ import annotations
@@ -12,9 +18,11 @@ import logging
 import os
 import re
 import uuid
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +40,9 @@ TOKENIZER_FILE = "tokenizer.model"
 REJECTED_FILE = "rejected.jsonl"
 EVAL_FOLDER = "eval"
 MEMORY_LIMIT_BYTES = 500 << 20
+SHARDED_LIMIT_BYTES = 10 << 30
+
+ReadingMode = Literal["memory", "sharded", "streaming"]
 
 
 class Origin(NamedTuple):
@@ -44,31 +55,40 @@ class Origin(NamedTuple):
 class ShardFolder:
     """Documents of one shard folder. Build it with open()."""
 
-    def __init__(self, path: Path, manifest: Manifest, batches: list[_Batch]) -> None:
+    def __init__(self, path: Path, manifest: Manifest, mode: ReadingMode) -> None:
         self.path = path
         self.manifest = manifest
-        self._batches = batches
-        self._first_documents = np.cumsum([0] + [len(batch.offsets) - 1 for batch in batches])
-        lengths = [np.diff(batch.offsets) for batch in batches]
-        self.lengths: np.ndarray = np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, np.int64)
+        self.mode = mode
+        schema = shard_schema(manifest.tokenizer.vocab_size)
+        self.ids_dtype: np.dtype = np.dtype(schema.field("input_ids").type.value_type.to_pandas_dtype())
+        self._shards = [_Shard(path / entry.file, entry, schema, mode == "memory") for entry in manifest.shards]
+        self._first_documents = list(accumulate((entry.rows for entry in manifest.shards), initial=0))
 
     @classmethod
     def open(cls, path: str | Path, force_streaming: bool = False) -> ShardFolder:
-        """Open a folder: in memory below MEMORY_LIMIT_BYTES, mapped above it or with `force_streaming`.
+        """Open a folder in the mode that its size or `force_streaming` asks for.
 
         Raises DataError that names the file when the folder is unfinished, incomplete or damaged.
         """
         path = Path(path)
         manifest = read_manifest(path)
-        in_memory = not force_streaming and sum(shard.size_bytes for shard in manifest.shards) <= MEMORY_LIMIT_BYTES
-        batches: list[_Batch] = []
-        for shard in manifest.shards:
-            batches += _read_shard(path / shard.file, shard, shard_schema(manifest.tokenizer.vocab_size), in_memory)
-        return cls(path, manifest, batches)
+        size_bytes = sum(shard.size_bytes for shard in manifest.shards)
+        folder = cls(path, manifest, reading_mode(size_bytes, force_streaming))
+        for shard in folder._shards:
+            shard.check_size()
+            if folder.mode != "streaming":
+                shard.load()
+        return folder
 
     @property
     def num_documents(self) -> int:
-        return len(self.lengths)
+        return self._first_documents[-1]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, int64, gathered at every use: who plans rows needs them, who reads them does not."""
+        lengths = [np.diff(batch.offsets) for shard in self._shards for batch in shard.load()]
+        return np.concatenate(lengths).astype(np.int64) if lengths else np.zeros(0, np.int64)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -99,15 +119,17 @@ class ShardFolder:
             os.replace(temporary, path)
         except OSError as error:
             log.debug("the packing plan is not kept: %s", error)
-        return plan
+            return plan
+        return read_packing(path)
 
     def compute_packing(self, seq_length: int) -> PackingPlan:
         """The plan for rows of `seq_length` tokens, from the lengths alone."""
         settings = self.manifest.settings
-        overlong = np.flatnonzero(self.lengths > seq_length)
+        lengths = self.lengths
+        overlong = np.flatnonzero(lengths > seq_length)
         first_trained = np.zeros(self.num_documents, np.int64)
         first_trained[overlong] = [int(self.document(index)[1].argmax()) for index in overlong.tolist()]
-        return pack(self.lengths, first_trained, seq_length, settings.packing, settings.overlong)
+        return pack(lengths, first_trained, seq_length, settings.packing, settings.overlong)
 
     def verify(self) -> None:
         """Read every byte; raises DataError that names each damaged, missing or foreign file."""
@@ -116,8 +138,15 @@ class ShardFolder:
             raise DataError(f"{self.path} is damaged: " + "; ".join(faults))
 
     def _locate(self, index: int) -> tuple[_Batch, int]:
-        number = int(self._first_documents.searchsorted(index, "right")) - 1
-        return self._batches[number], index - int(self._first_documents[number])
+        number = bisect_right(self._first_documents, index) - 1
+        return self._shards[number].locate(index - self._first_documents[number])
+
+
+def reading_mode(size_bytes: int, force_streaming: bool = False) -> ReadingMode:
+    """How shards of this size in all are read."""
+    if force_streaming or size_bytes > SHARDED_LIMIT_BYTES:
+        return "streaming"
+    return "memory" if size_bytes <= MEMORY_LIMIT_BYTES else "sharded"
 
 
 def folder_faults(path: Path) -> list[str]:
@@ -173,12 +202,46 @@ class _Batch(NamedTuple):
     table: pa.RecordBatch
 
 
+class _Shard:
+    """One shard file, read or mapped at its first use."""
+
+    def __init__(self, path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: bool) -> None:
+        self._path = path
+        self._entry = entry
+        self._schema = schema
+        self._in_memory = in_memory
+        self._batches: list[_Batch] | None = None
+        self._first_rows: list[int] = []
+
+    def check_size(self) -> None:
+        """Raises DataError where the file is missing or has another size than the manifest says."""
+        try:
+            size = self._path.stat().st_size
+        except OSError as error:
+            raise DataError(f"cannot read {self._path}: {error.strerror}; {_REMEDY}") from error
+        if size != self._entry.size_bytes:
+            raise DataError(f"{self._path} is damaged: {size} bytes, not {self._entry.size_bytes}; {_REMEDY}")
+
+    def load(self) -> list[_Batch]:
+        """The shard's record batches. Two threads may come here at once: both make the same."""
+        if self._batches is None:
+            self.check_size()  # again, for a streamed shard: reading beyond the end of a mapping kills the process
+            batches = _read_shard(self._path, self._entry, self._schema, self._in_memory)
+            self._first_rows = list(accumulate((len(batch.offsets) - 1 for batch in batches), initial=0))
+            self._batches = batches
+        return self._batches
+
+    def locate(self, row: int) -> tuple[_Batch, int]:
+        batches = self._batches or self.load()
+        number = bisect_right(self._first_rows, row) - 1
+        return batches[number], row - self._first_rows[number]
+
+
+_REMEDY = "restore it or preprocess again"
+
+
 def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: bool) -> list[_Batch]:
-    remedy = "restore it or preprocess again"
     try:
-        size = path.stat().st_size
-        if size != entry.size_bytes:
-            raise DataError(f"{path} is damaged: {size} bytes, not {entry.size_bytes}; {remedy}")
         # The mapping outlives its file object: every view keeps the buffer alive.
         source = pa.py_buffer(path.read_bytes()) if in_memory else pa.memory_map(str(path)).read_buffer()
         reader = pa.ipc.open_stream(source)
@@ -187,15 +250,15 @@ def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: boo
         tables = list(reader)
         batches = [_views(table) for table in tables]
     except pa.ArrowException as error:
-        raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}; {remedy}") from error
+        raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}; {_REMEDY}") from error
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
+        raise DataError(f"cannot read {path}: {error.strerror or error}; {_REMEDY}") from error
     except (KeyError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error}; {remedy}") from error
+        raise DataError(f"{path} is damaged: {error}; {_REMEDY}") from error
     rows, tokens = sum(table.num_rows for table in tables), sum(len(batch.ids) for batch in batches)
     if (rows, tokens) != (entry.rows, entry.tokens):
         raise DataError(
-            f"{path} is damaged: {rows} rows of {tokens} tokens, not {entry.rows} of {entry.tokens}; {remedy}"
+            f"{path} is damaged: {rows} rows of {tokens} tokens, not {entry.rows} of {entry.tokens}; {_REMEDY}"
         )
     return batches
 

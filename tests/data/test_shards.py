@@ -107,11 +107,11 @@ def test_a_flipped_bit_that_opening_survives_never_crashes(folder: Path) -> None
         damaged[position] ^= 0x40
         path.write_bytes(damaged)
         try:
-            shards = ShardFolder.open(folder, force_streaming=True)
+            tokens, _ = ShardFolder.open(folder, force_streaming=True).document(1)
         except DataError as error:
             assert "shard-00001.arrow" in str(error)
         else:
-            assert len(shards.document(1)[0]) == 3
+            assert len(tokens) == 3
 
 
 def test_unfinished_folder(tmp_path: Path) -> None:
