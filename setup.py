@@ -23,7 +23,10 @@ REQUIREMENTS = [
     "deepspeed==0.19.8",
     "sentencepiece>=0.2.1",
     "pyarrow>=17",
+    "orjson>=3.10",
     "numpy>=2.0",
+    # Compiles the chunk table of the tokenizer at first use; without it SentencePiece encodes alone, slower.
+    "numba>=0.61",
     "pydantic>=2.7,<3",
     "pyyaml>=6",
     "click>=8.2",

@@ -1,16 +1,19 @@
-"""SentencePiece behind the few things the flow needs: ids of text, ids of the markers, and text of ids.
+"""A tokenizer file behind the few things the flow needs: ids of text, ids of the markers, and text of ids.
 
-Text can never become a control token: the markers are CONTROL symbols, which SentencePiece does not
-produce from text, or ids appended after a foreign model's vocabulary. A literal U+2581, which
-SentencePiece itself uses for the space, is kept apart from the space through its bytes.
+The file is a SentencePiece model or a Hugging Face tokenizer.json; its content tells which. Text can never become
+a control token: the markers are control symbols that the model does not produce from text, or ids appended after
+its vocabulary. A literal U+2581, which SentencePiece itself reads as the space, is kept apart through its bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Protocol
+
+import numpy as np
 
 from lumina_ds.errors import ConfigError, DataError
 
@@ -21,82 +24,98 @@ MARKERS = (*ROLE_MARKERS.values(), END_MARKER)
 _SPACE_SYMBOL = "\u2581"
 
 
+class Model(Protocol):
+    """What a kind of tokenizer file has to offer; tokenizer_sentencepiece.py and tokenizer_json.py have one each."""
+
+    file_name: str  # how the file is usually called
+    num_ids: int
+    bos_id: int | None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def piece(self, token_id: int) -> str: ...
+
+    def control_id(self, marker: str) -> int | None:
+        """The id of a control symbol of that name, which no text produces."""
+
+    def byte_id(self, byte: int) -> int | None:
+        """The id that spells one byte of an unknown character; None in a model that reads U+2581 as itself."""
+
+
 class Tokenizer:
-    """A SentencePiece model plus the chat template's markers.
+    """A tokenizer's model plus the chat template's markers. Build it with load().
 
     vocab_size: ids in use, appended markers included. bos_id: None where the model has none.
     role_ids: marker id of "system", "user" and "assistant". end_id: end of turn.
-    digest: SHA-256 of the model file.
+    digest: SHA-256 of the file.
     """
 
-    def __init__(self, processor: Any, path: Path, digest: str) -> None:
-        self._processor = processor
-        self._num_pieces: int = processor.get_piece_size()
+    def __init__(self, model: Model, path: Path, digest: str) -> None:
+        self._model = model
         self.path = path
         self.digest = digest
-        bos_id = processor.bos_id()
-        self.bos_id: int | None = bos_id if bos_id >= 0 else None
-        marker_ids, self.vocab_size = _place_markers(processor)
+        self.bos_id = model.bos_id
+        marker_ids, self.vocab_size = _place_markers(model)
         self.role_ids: dict[str, int] = {role: marker_ids[marker] for role, marker in ROLE_MARKERS.items()}
         self.end_id: int = marker_ids[END_MARKER]
-        self._placeholders = _ByteRuns(processor)
+        self._byte_runs = _ByteRuns(model)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Load a SentencePiece model file. Raises DataError when it is missing or something else."""
-        import sentencepiece
+        """Load a SentencePiece model or a tokenizer.json, whatever its name.
 
+        Raises DataError when the file is missing or something else, MachineError when a tokenizer.json needs the
+        package tokenizers and it is not installed.
+        """
         path = Path(path)
         try:
-            model = path.read_bytes()
+            content = path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
-        processor = sentencepiece.SentencePieceProcessor()
-        try:
-            processor.LoadFromSerializedProto(model)
-            num_pieces = processor.get_piece_size()
-        except RuntimeError:
-            num_pieces = 0
-        if not num_pieces:
-            raise DataError(f"{path} is not a SentencePiece model; `lumina tokenizer train` makes one")
-        return cls(processor, path, hashlib.sha256(model).hexdigest())
+        return cls(_read_model(content, path), path, hashlib.sha256(content).hexdigest())
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, exactly SentencePiece's, without markers and without stripping."""
-        # One thread: parallelism is the offline stage's, by processes, and --workers says how much of it.
-        ids = self._processor.encode(texts, num_threads=1)
-        for position, text in enumerate(texts):
-            if _SPACE_SYMBOL in text:
-                ids[position] = self._encode_space_symbol(text)
-        return ids
+    @property
+    def file_name(self) -> str:
+        """The usual name of this kind of file: tokenizer.model or tokenizer.json."""
+        return self._model.file_name
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, exactly the library's own, without markers and without stripping."""
+        ids, offsets = self.encode_flat(texts)
+        as_list, bounds = ids.tolist(), offsets.tolist()
+        return [as_list[begin:end] for begin, end in pairwise(bounds)]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """As encode_batch, without a Python object per token: (ids of all texts, where each text's begin).
+
+        The arrays are uint32 [tokens] and int64 [texts + 1]; text i has ids[offsets[i]:offsets[i + 1]].
+        """
+        with_symbol = [index for index, text in enumerate(texts) if _SPACE_SYMBOL in text]
+        if not with_symbol:
+            return self._model.encode_flat(texts)
+        plain = list(texts)
+        for index in with_symbol:
+            plain[index] = ""
+        ids, offsets = self._model.encode_flat(plain)
+        runs = [ids[begin:end] for begin, end in pairwise(offsets)]
+        for index in with_symbol:
+            runs[index] = np.array(self._byte_runs.encode(texts[index]), np.uint32)
+        return np.concatenate(runs), np.concatenate([[0], np.cumsum([len(run) for run in runs])])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; markers, BOS and ids beyond the model's pieces are skipped."""
-        return self._processor.decode([i for i in map(int, ids) if 0 <= i < self._num_pieces])
+        """Text of `ids`; markers, BOS and ids beyond the model's own are skipped."""
+        return self._model.decode([i for i in map(int, ids) if 0 <= i < self._model.num_ids])
 
     def piece(self, token_id: int) -> str:
         """How one id reads in a listing: its piece, or the marker's name, or `<unused N>`."""
         for marker, marker_id in zip(MARKERS, (*self.role_ids.values(), self.end_id), strict=True):
             if token_id == marker_id:
                 return marker
-        return self._processor.id_to_piece(token_id) if 0 <= token_id < self._num_pieces else f"<unused {token_id}>"
-
-    def _encode_space_symbol(self, text: str) -> list[int]:
-        """SentencePiece reads U+2581 as a space. Encode a character that it does not know in its place, then
-        swap that character's byte ids for U+2581's. A model without byte pieces keeps its own reading."""
-        stand_in = self._placeholders.unused_in(text)
-        if stand_in is None:
-            return self._processor.encode(text)
-        ids = self._processor.encode(text.replace(_SPACE_SYMBOL, stand_in))
-        old, new = self._placeholders.byte_ids(stand_in), self._placeholders.byte_ids(_SPACE_SYMBOL)
-        position = 0
-        while position < len(ids):
-            if ids[position : position + len(old)] == old:
-                ids[position : position + len(old)] = new
-                position += len(new)
-            else:
-                position += 1
-        return ids
+        return self._model.piece(token_id) if 0 <= token_id < self._model.num_ids else f"<unused {token_id}>"
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -108,19 +127,65 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
+def _read_model(content: bytes, path: Path) -> Model:
+    from lumina_ds.data.tokenizer_json import parse_tokenizer_json, read_tokenizer_json
+    from lumina_ds.data.tokenizer_sentencepiece import read_sentencepiece
+
+    document = parse_tokenizer_json(content)
+    model = read_tokenizer_json(document, path) if document else read_sentencepiece(content)
+    if model is None:
+        raise DataError(
+            f"{path} is not a SentencePiece model nor a tokenizer.json; `lumina tokenizer train` makes a model"
+        )
+    return model
+
+
+def _place_markers(model: Model) -> tuple[dict[str, int], int]:
+    """Id of every marker, and the vocabulary's size with the markers that had to be appended.
+
+    A marker counts as the model's own only as a control symbol: a user-defined or ordinary piece of that
+    name is produced by text that spells it.
+    """
+    next_id = model.num_ids
+    ids: dict[str, int] = {}
+    for marker in MARKERS:
+        own_id = model.control_id(marker)
+        if own_id is None:
+            ids[marker] = next_id
+            next_id += 1
+        else:
+            ids[marker] = own_id
+    return ids, next_id
+
+
 class _ByteRuns:
-    """Characters that a byte-fallback model spells as bytes: candidates from the private use area."""
+    """Text with a literal U+2581, for models that read it as a space but can spell characters in bytes.
 
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-        self._has_bytes = processor.is_byte(processor.piece_to_id("<0x00>"))
+    Encodes a character that the model does not know in its place, then swaps that character's byte ids for those
+    of U+2581. A model without byte pieces keeps its own reading.
+    """
 
-    def byte_ids(self, character: str) -> list[int]:
-        return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
+    def __init__(self, model: Model) -> None:
+        self._model = model
 
-    def unused_in(self, text: str) -> str | None:
+    def encode(self, text: str) -> list[int]:
+        stand_in = self._unused_in(text)
+        if stand_in is None:
+            return self._model.encode([text])[0]
+        (ids,) = self._model.encode([text.replace(_SPACE_SYMBOL, stand_in)])
+        old, new = self._byte_ids(stand_in), self._byte_ids(_SPACE_SYMBOL)
+        position = 0
+        while position < len(ids):
+            if ids[position : position + len(old)] == old:
+                ids[position : position + len(old)] = new
+                position += len(new)
+            else:
+                position += 1
+        return ids
+
+    def _unused_in(self, text: str) -> str | None:
         """The first private character that `text` lacks and the model spells as its bytes; None if none is."""
-        if not self._has_bytes:
+        if self._model.byte_id(0) is None:
             return None
         for code in range(0xE000, 0xF8FF):
             character = chr(code)
@@ -129,24 +194,10 @@ class _ByteRuns:
         return None
 
     def _is_spelled_in_bytes(self, character: str) -> bool:
-        run = self.byte_ids(character)
-        ids = self._processor.encode(f"a{character}a")  # inside a word, where no dummy prefix stands
+        run = self._byte_ids(character)
+        (ids,) = self._model.encode([f"a{character}a"])  # inside a word, where no dummy prefix stands
         return any(ids[start : start + len(run)] == run for start in range(len(ids)))
 
-
-def _place_markers(processor: Any) -> tuple[dict[str, int], int]:
-    """Id of every marker, and the vocabulary's size with the markers that had to be appended.
-
-    A marker counts as the model's own only as a CONTROL symbol: a user-defined or ordinary piece of that
-    name is produced by text that spells it.
-    """
-    next_id = processor.get_piece_size()
-    ids: dict[str, int] = {}
-    for marker in MARKERS:
-        piece_id = processor.piece_to_id(marker)
-        if processor.is_control(piece_id) and processor.id_to_piece(piece_id) == marker:
-            ids[marker] = piece_id
-        else:
-            ids[marker] = next_id
-            next_id += 1
-    return ids, next_id
+    def _byte_ids(self, character: str) -> list[int]:
+        ids = [self._model.byte_id(byte) for byte in character.encode()]
+        return [i for i in ids if i is not None]

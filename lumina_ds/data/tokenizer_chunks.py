@@ -1,0 +1,219 @@
+"""SentencePiece BPE several times faster, with exactly its ids: cut texts where no merge can reach, and remember.
+
+Why a cut is exact. BPE starts from single characters (or user-defined symbols, which it takes as they are) and
+joins two neighbours only where the joined text is a piece. If two neighbouring characters stand next to each other
+inside no piece, no symbol and no merge ever spans the place between them; merges left and right of it do not touch
+each other, and among themselves they keep their order (score, then position). So the ids of the text are the ids
+of its two sides, one after the other. Characters that are no piece are spelled in bytes one by one, and unused
+pieces are split again within themselves; neither looks across the place. Here the test is made on bytes: a place
+counts as a cut when the last byte before it and the first byte after it, which must begin a character, are
+neighbours in no piece. That is stricter, hence still exact, and needs one table of 65,536 entries.
+
+A word with its space in front is the usual chunk, but "don't", "x=1" and "foo.bar" are cut as well. Chunks repeat,
+so their ids are kept in a table of fixed size; SentencePiece encodes those that are not there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+# Rows of the table (48 bytes each), how many of them are used before it starts again empty, and windows of text.
+TABLE_ROWS = 1 << 20
+WINDOW_CHARACTERS = 4 << 20
+_MAX_VALUES = 8 << 20
+
+_SPACE_SYMBOL = "\u2581"
+# An embedded message that occurs twice is merged field by field: this sets normalizer_spec.add_dummy_prefix to false.
+_WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+SAMPLE = (
+    "", " ", "   ", "a", " a", "a ", "Hello, world!  It's 12:30 on 2024-01-31.\n\n\tdef f(x):\r\n        return x\n",
+    "l'été à Noël, où déjà; Straße, größer; ¿qué? niño; zażółć gęślą jaźń; Καλημέρα κόσμε; Привет, мир!",
+    "日本語のテキスト、中文文本。한국어 텍스트 ภาษาไทย हिन्दी עברית العربية", "🙂👩‍👩‍👧‍👦 e\u0301 \ufeff\u200b\x00\x7f",
+    "<s></s><unk><pad><0x41>[INST] [/INST] <|user|> https://example.org/a?b=c&d=%20#e foo_bar fooBar x**2==y",
+    "antidisestablishmentarianism" * 8, "0123456789" * 10, "-" * 70 + "\n" + "=" * 70,
+)  # fmt: skip
+
+
+class ChunkEncoder:
+    """Encodes with the ids of the SentencePiece model it was made from. Build it with for_model()."""
+
+    def __init__(self, processor: Any, is_cut: np.ndarray, prefix: str, num_rows: int = TABLE_ROWS) -> None:
+        from lumina_ds.data import tokenizer_kernel
+
+        self._kernel = tokenizer_kernel
+        self._processor = processor
+        self._is_cut = is_cut
+        self._prefix = prefix
+        self._table = np.zeros((num_rows, tokenizer_kernel.ROW_WORDS), np.uint64)
+        self._max_rows = num_rows * 3 // 4
+        self._num_rows = 0
+        self._values = np.zeros(1 << 16, np.uint32)
+        self._num_values = 0
+
+    @classmethod
+    def for_model(cls, processor: Any, model: bytes, num_rows: int = TABLE_ROWS) -> ChunkEncoder | None:
+        """None where the cut rule is not proven for this kind of model, numba is missing, or a sample differs."""
+        import sentencepiece
+
+        reason = _unproven(processor, model)
+        if reason:
+            log.debug("SentencePiece encodes unaided: %s", reason)
+            return None
+        bare = sentencepiece.SentencePieceProcessor()
+        bare.LoadFromSerializedProto(model + _WITHOUT_DUMMY_PREFIX)
+        prefix = " " if _fields(_fields(model).get(3, b"")).get(3, 1) else ""
+        try:
+            encoder = cls(bare, _cuts(processor), prefix, num_rows)
+            ids, offsets = encoder.encode(SAMPLE)
+        except (ImportError, RuntimeError) as error:  # RuntimeError: nowhere to keep the machine code
+            log.info("tokenizing without the compiled chunk table, several times slower: %s", error)
+            return None
+        if [ids[begin:end].tolist() for begin, end in pairwise(offsets)] != processor.encode(list(SAMPLE)):
+            log.warning("the chunk table differs from SentencePiece on a sample; tokenizing with SentencePiece alone")
+            return None
+        return encoder
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids of all texts, uint32 [tokens]; where each text's begin, int64 [texts + 1]). No text holds U+2581."""
+        parts = [self._encode_window(window) for window in _windows(texts)]
+        if len(parts) == 1:
+            return parts[0]
+        starts = np.cumsum([0] + [len(ids) for ids, _ in parts])
+        offsets = [offsets[1:] + start for start, (_, offsets) in zip(starts, parts, strict=False)]
+        ids = np.concatenate([np.zeros(0, np.uint32), *(ids for ids, _ in parts)])
+        return ids, np.concatenate([np.zeros(1, np.int64), *offsets])
+
+    def _encode_window(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        import pyarrow as pa
+
+        if self._prefix:
+            texts = [self._prefix + text if text else "" for text in texts]
+        column = pa.array(texts, pa.large_string())
+        _, offset_buffer, data_buffer = column.buffers()
+        text_offsets = np.frombuffer(offset_buffer, np.int64, len(texts) + 1)
+        data = np.frombuffer(data_buffer, np.uint8) if data_buffer else np.zeros(0, np.uint8)
+        self._forget_when_full()
+        chunks = np.empty(len(data), np.int32)
+        first_chunks = np.empty(len(texts) + 1, np.int64)
+        pending = np.empty((len(data), 3), np.int64)
+        free_rows = self._max_rows - self._num_rows
+        num_pending = self._kernel.find_chunks(
+            data, text_offsets, self._is_cut, self._table, free_rows, chunks, first_chunks, pending
+        )
+        pending_ids = self._learn(data, pending[:num_pending])
+        return self._kernel.copy_ids(chunks, first_chunks, self._table, pending_ids, self._values)
+
+    def _forget_when_full(self) -> None:
+        if self._num_rows >= self._max_rows or self._num_values > _MAX_VALUES:
+            self._table[:] = 0
+            self._values = np.zeros(1 << 16, np.uint32)
+            self._num_rows = self._num_values = 0
+
+    def _learn(self, data: np.ndarray, pending: np.ndarray) -> np.ndarray:
+        """Have SentencePiece encode the pending chunks; those with a row go into the table. Where the ids stand."""
+        has_row = pending[:, 0] >= 0
+        order = np.argsort(~has_row, kind="stable")  # what is not kept stands last and is overwritten next time
+        content = data.tobytes() if len(pending) else b""
+        encoded = self._processor.encode(
+            [content[begin:end].decode() for begin, end in pending[order, 1:].tolist()], num_threads=1
+        )
+        counts = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        ends = self._num_values + np.cumsum(counts)
+        flat = np.fromiter((i for ids in encoded for i in ids), np.uint32, int(counts.sum()))
+        if self._num_values + len(flat) > len(self._values):
+            self._values = np.concatenate([self._values, np.zeros(len(self._values) + len(flat), np.uint32)])
+        self._values[self._num_values : self._num_values + len(flat)] = flat
+        where = np.empty(len(pending), np.uint64)
+        where[order] = ((ends - counts) << 32 | counts).astype(np.uint64)
+        self._table[pending[has_row, 0], 5] = where[has_row]
+        num_kept = int(has_row.sum())
+        self._num_rows += num_kept
+        self._num_values = int(ends[num_kept - 1]) if num_kept else self._num_values
+        return where
+
+
+def _windows(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Runs of texts of about WINDOW_CHARACTERS, so that working memory does not grow with the call."""
+    begin = size = 0
+    for index, text in enumerate(texts):
+        size += len(text)
+        if size >= WINDOW_CHARACTERS:
+            yield texts[begin : index + 1]
+            begin, size = index + 1, 0
+    if begin < len(texts) or not texts:
+        yield texts[begin:]
+
+
+def _cuts(processor: Any) -> np.ndarray:
+    """bool [65536]: may a text be cut between these two bytes (first * 256 + second)?"""
+    pieces = (processor.id_to_piece(i) for i in range(processor.get_piece_size()) if not _is_symbol(processor, i))
+    # NUL keeps pieces apart: it stands inside none of a usable model, and wrongly forbidden cuts do no harm.
+    spelled = np.frombuffer("\0".join(pieces).replace(_SPACE_SYMBOL, " ").encode(), np.uint8).astype(np.uint16)
+    is_cut = np.ones((256, 256), bool)
+    is_cut[spelled[:-1], spelled[1:]] = False
+    is_cut[:, 0x80:0xC0] = False  # never inside a character
+    return is_cut.reshape(-1)
+
+
+def _is_symbol(processor: Any, piece_id: int) -> bool:
+    """Pieces that SentencePiece never matches against text."""
+    return processor.is_control(piece_id) or processor.is_byte(piece_id) or processor.is_unknown(piece_id)
+
+
+def _unproven(processor: Any, model: bytes) -> str | None:
+    """Why the cut rule does not hold for this model, or is not proven; None where it is.
+
+    Field numbers are those of sentencepiece_model.proto.
+    """
+    fields = _fields(model)
+    trainer, normalizer = _fields(fields.get(2, b"")), _fields(fields.get(3, b""))
+    if trainer.get(3, 1) != 2:
+        return "not a BPE model"  # Unigram weighs whole texts: a best path may change far from a cut in its sums
+    if not trainer.get(35, 0):
+        return "no byte fallback"  # neighbouring unknown characters become one id, across any cut
+    if trainer.get(24, 0):
+        return "white space is a suffix"
+    if normalizer.get(2):
+        return "text is normalized"
+    if normalizer.get(4, 1) or not normalizer.get(5, 1):
+        return "spaces are removed or not escaped"
+    if any(" " in processor.id_to_piece(i) for i in range(processor.get_piece_size())):
+        return "a piece holds a plain space"  # it would match the space that stands in for the dummy prefix
+    return None
+
+
+def _fields(message: bytes) -> dict[int, Any]:
+    """The fields of a protobuf message: an int or bytes by number; of a repeated field the last one."""
+    fields: dict[int, Any] = {}
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        kind = key & 7
+        if kind == 0:
+            fields[key >> 3], position = _varint(message, position)
+        elif kind == 2:
+            length, position = _varint(message, position)
+            fields[key >> 3] = message[position : position + length]
+            position += length
+        else:
+            position += {1: 8, 5: 4}[kind]
+    return fields
+
+
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, position

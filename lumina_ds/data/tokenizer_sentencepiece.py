@@ -1,0 +1,67 @@
+"""A SentencePiece model for data/tokenizer.py: the library, and the chunk table in front of it for large batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lumina_ds.data.tokenizer_chunks import ChunkEncoder
+from lumina_ds.data.tokenizer_flat import flatten
+
+# Below this, setting up the chunk table costs more than it saves: a prompt, an inspection.
+CHUNKS_FROM_CHARACTERS = 1 << 16
+
+
+def read_sentencepiece(content: bytes) -> SentencePieceModel | None:
+    """The model, or None where `content` is something else."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(content)
+        return SentencePieceModel(processor, content) if processor.get_piece_size() else None
+    except RuntimeError:
+        return None
+
+
+class SentencePieceModel:
+    """See tokenizer.Model."""
+
+    file_name = "tokenizer.model"
+
+    def __init__(self, processor: Any, content: bytes) -> None:
+        self._processor = processor
+        self._content = content
+        self._chunks: ChunkEncoder | None = None
+        self._chunks_tried = False
+        self.num_ids: int = processor.get_piece_size()
+        self.bos_id: int | None = processor.bos_id() if processor.bos_id() >= 0 else None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        # One thread: parallelism is the offline stage's, by processes, and --num-workers says how much of it.
+        return self._processor.encode(list(texts), num_threads=1)
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        if not self._chunks_tried and sum(map(len, texts)) >= CHUNKS_FROM_CHARACTERS:
+            self._chunks_tried = True
+            self._chunks = ChunkEncoder.for_model(self._processor, self._content)
+        if self._chunks is not None:
+            return self._chunks.encode(texts)
+        return flatten(self.encode(texts))
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+    def piece(self, token_id: int) -> str:
+        return self._processor.id_to_piece(token_id)
+
+    def control_id(self, marker: str) -> int | None:
+        piece_id = self._processor.piece_to_id(marker)
+        is_own = self._processor.is_control(piece_id) and self._processor.id_to_piece(piece_id) == marker
+        return piece_id if is_own else None
+
+    def byte_id(self, byte: int) -> int | None:
+        piece_id = self._processor.piece_to_id(f"<0x{byte:02X}>")
+        return piece_id if self._processor.is_byte(piece_id) else None
