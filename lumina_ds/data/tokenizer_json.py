@@ -138,6 +138,8 @@ def _reads_space_symbol_as_space(plain: Any) -> bool:
 
 def _leading_id(whole: Any) -> int | None:
     """The id that the file's own post-processor puts before a text, if one."""
+    whole.no_padding()
+    whole.no_truncation()
     bare = whole.encode("a", add_special_tokens=False).ids
     framed = whole.encode("a", add_special_tokens=True).ids
     return framed[0] if len(framed) > len(bare) and framed[1 : 1 + len(bare)] == bare else None
