@@ -1,30 +1,23 @@
-"""One block of lines to Arrow rows: parse, split off held-out conversations, apply the template. Pure, so that
-any process may do it."""
+"""One block of lines to an Arrow message: parse, split off held-out conversations, apply the template. Pure, so
+that any process on any machine may do it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from lumina_ds.data.chat_template import encode_conversations
-from lumina_ds.data.conversation import (
-    LINE_TOO_LONG,
-    MAX_LINE_BYTES,
-    Conversation,
-    RejectedLine,
-    is_blank,
-    parse_conversation,
-    split_lines,
-)
+from lumina_ds.data.conversation import RejectedLine, is_blank
 from lumina_ds.data.shard_writer import shard_schema
 from lumina_ds.data.tokenizer import Tokenizer
-from preprocess.sources import Block
+from preprocess.layout import Documents, lay_out, no_documents
+from preprocess.parse import Turns, parse_line
+from preprocess.sources import Block, Place
 
 # Conversations tokenized in one call: enough to amortise it, few enough that their id lists stay small.
 _BATCH = 256
@@ -42,50 +35,56 @@ class Rejection(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Arrow rows, with the position of each one's first trained token (what packing needs beside the length)."""
+    """Rows of a shard as one Arrow IPC message, and what packing and the manifest need to know of them."""
 
-    batch: pa.RecordBatch
-    first_trained: np.ndarray
+    message: bytes  # empty where there are no rows
+    lines: np.ndarray  # [rows] int64
+    lengths: np.ndarray  # [rows] int32
+    first_trained: np.ndarray  # [rows] int32
     num_trained_tokens: int
 
     @property
-    def num_tokens(self) -> int:
-        return len(self.batch.column("input_ids").flatten())
+    def num_rows(self) -> int:
+        return len(self.lengths)
 
-    def until(self, line: int) -> EncodedRows:
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    def until(self, line: int, schema: pa.Schema) -> EncodedRows:
         """The rows up to and including `line` of the source."""
-        lines = self.batch.column("line").to_numpy()
-        count = int(lines.searchsorted(line, "right"))
-        if count == len(lines):
+        count = int(self.lines.searchsorted(line, "right"))
+        if count == self.num_rows:
             return self
-        batch = self.batch.slice(0, count)
-        end = int(self.batch.column("loss_mask").offsets[count].as_py())
-        trained = int(self.batch.column("loss_mask").values[:end].to_numpy().sum())
-        return EncodedRows(batch, self.first_trained[:count], trained)
+        batch = pa.ipc.read_record_batch(pa.py_buffer(self.message), schema).slice(0, count)
+        trained = int(batch.column("loss_mask").flatten().to_numpy().sum())
+        message = batch.serialize().to_pybytes() if count else b""
+        return EncodedRows(message, self.lines[:count], self.lengths[:count], self.first_trained[:count], trained)
 
 
 @dataclass(frozen=True)
 class EncodedBlock:
+    place: Place
     train: EncodedRows
     held_out: EncodedRows
     rejections: list[Rejection]
 
     @property
     def num_conversations(self) -> int:
-        return self.train.batch.num_rows + self.held_out.batch.num_rows
+        return self.train.num_rows + self.held_out.num_rows
 
     @property
     def num_tokens(self) -> int:
         return self.train.num_tokens + self.held_out.num_tokens
 
-    def first(self, num_conversations: int) -> EncodedBlock:
+    def first(self, num_conversations: int, schema: pa.Schema) -> EncodedBlock:
         """The block as if it ended right after its first `num_conversations` conversations."""
         if self.num_conversations <= num_conversations:
             return self
-        lines = np.concatenate([rows.batch.column("line").to_numpy() for rows in (self.train, self.held_out)])
-        last = int(np.sort(lines)[num_conversations - 1])
+        last = int(np.sort(np.concatenate([self.train.lines, self.held_out.lines]))[num_conversations - 1])
         rejections = [rejection for rejection in self.rejections if rejection.line <= last]
-        return EncodedBlock(self.train.until(last), self.held_out.until(last), rejections)
+        train, held_out = (rows.until(last, schema) for rows in (self.train, self.held_out))
+        return EncodedBlock(self.place, train, held_out, rejections)
 
 
 def encode_block(
@@ -94,63 +93,63 @@ def encode_block(
     """Encode the block's lines; at most `max_conversations` of them, as no output can need more."""
     rejections: list[Rejection] = []
     accepted = list(islice(_accepted(block, rejections), max_conversations))
-    is_held_out = [_is_held_out(conversation, eval_fraction) for _, conversation in accepted]
-    train, held_out = (
-        _encode_rows([row for row, held in zip(accepted, is_held_out, strict=True) if held is wanted], block, tokenizer)
-        for wanted in (False, True)
-    )
-    return EncodedBlock(train, held_out, rejections)
+    is_held_out = [_is_held_out(turns, eval_fraction) for _, turns in accepted] if eval_fraction else []
+    held_out = [row for row, held in zip(accepted, is_held_out, strict=False) if held]
+    if held_out:
+        accepted = [row for row, held in zip(accepted, is_held_out, strict=True) if not held]
+    train_rows, held_out_rows = (_encode_rows(rows, block.source, tokenizer) for rows in (accepted, held_out))
+    return EncodedBlock(block.place, train_rows, held_out_rows, rejections)
 
 
-def _accepted(block: Block, rejections: list[Rejection]) -> Iterator[tuple[int, Conversation]]:
-    """(line, conversation) of every good line; the others are added to `rejections` on the way."""
-    if block.is_oversized:
-        reason = f"longer than {MAX_LINE_BYTES} bytes"
-        rejections.append(Rejection(block.source, block.first_line, block.byte_offset, LINE_TOO_LONG, reason))
-    for line, (offset, text) in enumerate(split_lines(block.data), block.first_line):
-        if is_blank(text):
-            continue
-        try:
-            conversation = parse_conversation(text)
-        except RejectedLine as fault:
-            rejections.append(Rejection(block.source, line, block.byte_offset + offset, fault.rule, fault.reason))
-        else:
-            yield line, conversation
+def _accepted(block: Block, rejections: list[Rejection]) -> Iterator[tuple[int, Turns]]:
+    """(line, turns) of every good line; the others are added to `rejections` on the way."""
+    source, line, offset, _ = block.place
+    if block.fault is not None:
+        rejections.append(Rejection(source, line, offset, *block.fault))
+    # b"\n" alone ends a line, as in split_lines(); its end is never part of it, nor is one b"\r" before it.
+    for written in block.data.split(b"\n"):
+        text = written[:-1] if written.endswith(b"\r") else written
+        if not is_blank(text):
+            try:
+                turns = parse_line(text)
+            except RejectedLine as fault:
+                rejections.append(Rejection(source, line, offset, fault.rule, fault.reason))
+            else:
+                yield line, turns
+        offset += len(written) + 1
+        line += 1
 
 
-def _is_held_out(conversation: Conversation, fraction: float) -> bool:
+def _is_held_out(turns: Turns, fraction: float) -> bool:
     """A hash of the content decides: the same for any order, and equal conversations stay on one side."""
-    if not fraction:
-        return False
     digest = hashlib.blake2b(digest_size=8)
-    for turn in conversation.turns:
-        content = turn.content.encode()
-        digest.update(f"{turn.role} {len(content)} ".encode())
+    for role, text in turns:
+        content = text.encode()
+        digest.update(f"{role} {len(content)} ".encode())
         digest.update(content)
     return int.from_bytes(digest.digest(), "big") < fraction * 2**64
 
 
-def _encode_rows(rows: list[tuple[int, Conversation]], block: Block, tokenizer: Tokenizer) -> EncodedRows:
+def _encode_rows(rows: list[tuple[int, Turns]], source: str, tokenizer: Tokenizer) -> EncodedRows:
     schema = shard_schema(tokenizer.vocab_size)
     id_dtype = schema.field("input_ids").type.value_type.to_pandas_dtype()
-    ids: list[np.ndarray] = [np.zeros(0, id_dtype)]
-    masks: list[np.ndarray] = [np.zeros(0, np.uint8)]
-    lengths: list[int] = []
-    first_trained: list[int] = []
-    for begin in range(0, len(rows), _BATCH):
-        encoded = encode_conversations([conversation for _, conversation in rows[begin : begin + _BATCH]], tokenizer)
-        ids.append(np.fromiter(chain.from_iterable(row for row, _ in encoded), id_dtype))
-        masks.append(np.fromiter(chain.from_iterable(mask for _, mask in encoded), np.uint8))
-        lengths += [len(row) for row, _ in encoded]
-        first_trained += [mask.index(1) for _, mask in encoded]
-    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    mask = np.concatenate(masks)
-    columns = [
-        pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(ids))),
-        pa.ListArray.from_arrays(offsets, pa.array(mask)),
-        pa.array(lengths, pa.int32()),
-        pa.array([block.source] * len(rows), pa.string()),
-        pa.array([line for line, _ in rows], pa.int64()),
+    parts = [
+        lay_out([turns for _, turns in rows[begin : begin + _BATCH]], tokenizer, id_dtype)
+        for begin in range(0, len(rows), _BATCH)
     ]
-    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-    return EncodedRows(batch, np.array(first_trained, np.int64), int(mask.sum()))
+    documents = Documents(*map(np.concatenate, zip(*parts, strict=True))) if parts else no_documents(id_dtype)
+    lines = np.fromiter((line for line, _ in rows), np.int64, len(rows))
+    message = _arrow_message(documents, lines, source, schema) if rows else b""
+    return EncodedRows(message, lines, documents.lengths, documents.first_trained, int(documents.mask.sum()))
+
+
+def _arrow_message(documents: Documents, lines: np.ndarray, source: str, schema: pa.Schema) -> bytes:
+    offsets = pa.array(np.concatenate([[0], np.cumsum(documents.lengths)]), pa.int32())
+    columns = [
+        pa.ListArray.from_arrays(offsets, pa.array(documents.ids)),
+        pa.ListArray.from_arrays(offsets, pa.array(documents.mask)),
+        pa.array(documents.lengths),
+        pa.array([source] * len(lines), pa.string()),
+        pa.array(lines),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema).serialize().to_pybytes()

@@ -1,8 +1,9 @@
 """The offline stage from end to end: inputs -> blocks -> encoded rows -> shards, packing plan, manifest.
 
 The output depends on the inputs, the tokenizer, the template and the settings, and on nothing else: the
-same bytes for any number of workers, in any folder, at any time. Everything is written into a folder beside
-OUT and renamed last, so OUT is finished or absent.
+same bytes for any number of workers, in any folder, at any time. Everything is written into OUT.partial and
+renamed last, so OUT is finished or absent. A killed run leaves OUT.partial, and the same command goes on from the
+last sealed block (journal.py).
 
 With an eval fraction, OUT/eval is a shard folder of its own that holds the conversations held out; a hash of
 the content chooses them, so a conversation that stands twice never lands on both sides.
@@ -13,14 +14,15 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
 from lumina_ds.data.manifest import (
     MANIFEST_FILE,
-    FileEntry,
+    VERSION,
     InputEntry,
     Manifest,
     Settings,
@@ -29,22 +31,24 @@ from lumina_ds.data.manifest import (
     Totals,
     describe_difference,
     read_manifest,
-    write_manifest,
 )
-from lumina_ds.data.packing import pack
-from lumina_ds.data.packing_file import packing_file, write_packing
-from lumina_ds.data.shard_writer import ShardWriter, publish, shard_schema, staging_folder
-from lumina_ds.data.shards import EVAL_FOLDER, REJECTED_FILE, TOKENIZER_FILE, ShardFolder
+from lumina_ds.data.shard_writer import partial_folder, publish, shard_schema, staging_folder
+from lumina_ds.data.shards import EVAL_FOLDER, REJECTED_FILE, ShardFolder
 from lumina_ds.data.tokenizer import Tokenizer
-from lumina_ds.errors import DataError
-from lumina_ds.files import file_digest
-from preprocess.encode import EncodedBlock, EncodedRows
+from lumina_ds.errors import DataError, MachineError
+from preprocess.encode import EncodedBlock
+from preprocess.journal import Journal, SealedBlock, pass_over_sealed
 from preprocess.progress import show_progress
 from preprocess.quarantine import Quarantine, nothing_accepted, too_many_rejected
 from preprocess.sources import BLOCK_BYTES, Block, InputFile, resolve_inputs
-from preprocess.workers import EncodeOptions, encode_blocks
+from preprocess.split_writer import SplitWriter
+from preprocess.workers import EncodeOptions, Workers, encode_blocks, local_workers
 
 log = logging.getLogger("lumina_ds.preprocess")
+
+# Inside OUT.partial.
+_RESULT = "result"
+_JOURNAL = "journal"
 
 
 def preprocess_files(
@@ -54,6 +58,7 @@ def preprocess_files(
     settings: Settings,
     *,
     num_workers: int = 1,
+    workers: Workers | None = None,
     max_rejected: int | None = None,
     overwrite: bool = False,
     block_bytes: int = BLOCK_BYTES,
@@ -61,30 +66,96 @@ def preprocess_files(
     """Turn JSONL files, globs or `-` into the shard folder `out` and return its manifest.
 
     A finished folder of the same inputs and settings is kept as it is; one made otherwise needs `overwrite`.
+    An unfinished one is gone on with. `workers`: processes to use instead of starting `num_workers`.
     Raises DataError: input missing or damaged, nothing to train in it, more than `max_rejected` lines
-    refused, or a folder in the way.
+    refused, or a folder in the way. ConfigError: another run is writing `out`. MachineError: the output cannot be
+    written, or a worker was killed.
     """
     files = resolve_inputs(inputs)
     tokenizer = Tokenizer.load(tokenizer_path)
-    run = _Run(files, tokenizer, settings, Path(out))
+    run = _Run(files, tokenizer, settings, Path(out), block_bytes)
     finished = run.find_finished(overwrite)
-    if finished is not None:
-        log.info("%s is up to date: same inputs, tokenizer and settings", out)
+    if finished is not None and not partial_folder(run.out).exists():
         return finished
-    with staging_folder(run.out) as staging:
-        manifest = run.compile(staging, num_workers, max_rejected, block_bytes)
-        publish(staging, run.out)
+    try:
+        with staging_folder(run.out) as staging:
+            # A run may have ended between the look above and the lock, or been killed while it cleared up.
+            finished = run.find_finished(overwrite)
+            if finished is not None:
+                return finished
+            pool: AbstractContextManager[Workers] = nullcontext(workers) if workers else local_workers(num_workers)
+            with pool as encoders:
+                manifest = run.compile(staging, encoders, max_rejected)
+            publish(staging / _RESULT, run.out)
+    except OSError as error:
+        raise MachineError(
+            f"cannot write {out}: {error.strerror or error}; the same command goes on from here"
+        ) from error
     return manifest
+
+
+class _Outputs:
+    """The three things that are written block by block, and the journal over them."""
+
+    def __init__(self, staging: Path, tokenizer: Tokenizer, settings: Settings, sealed: list[SealedBlock]) -> None:
+        """Begin, or go on after `sealed`; then ValueError says that some file is not as it was left."""
+        result = staging / _RESULT
+        if not sealed:
+            _remove_all_but_journal(staging)
+        elif not sealed[-1].held_out.num_conversations:
+            shutil.rmtree(result / EVAL_FOLDER, ignore_errors=True)
+        result.mkdir(exist_ok=True)
+        self.train = SplitWriter(result, staging / "train.lengths", tokenizer, settings)
+        self.held_out = SplitWriter(result / EVAL_FOLDER, staging / "eval.lengths", tokenizer, settings)
+        if sealed:
+            self.train.resume([block.train for block in sealed])
+            self.held_out.resume([block.held_out for block in sealed])
+        self.quarantine = Quarantine(result / REJECTED_FILE, sealed[-1].quarantine if sealed else None)
+
+    @property
+    def num_conversations(self) -> int:
+        return self.train.num_conversations + self.held_out.num_conversations
+
+    @property
+    def num_tokens(self) -> int:
+        return self.train.num_tokens + self.held_out.num_tokens
+
+    def add(self, block: EncodedBlock) -> SealedBlock:
+        """Write the block; the record says how far all files reach then."""
+        self.quarantine.add(block.rejections)
+        self.train.add(block.train)
+        self.held_out.add(block.held_out)
+        return SealedBlock(
+            place=block.place,
+            train=self.train.position(),
+            held_out=self.held_out.position(),
+            quarantine=self.quarantine.position(),
+        )
+
+    def sync(self) -> None:
+        for output in (self.train, self.held_out, self.quarantine):
+            output.sync()
+
+
+def _remove_all_but_journal(staging: Path) -> None:
+    for path in staging.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _JOURNAL:
+            path.unlink()
 
 
 class _Run:
     """One compilation: what goes in, and where it goes."""
 
-    def __init__(self, files: list[InputFile], tokenizer: Tokenizer, settings: Settings, out: Path) -> None:
+    def __init__(
+        self, files: list[InputFile], tokenizer: Tokenizer, settings: Settings, out: Path, block_bytes: int
+    ) -> None:
         self.files = files
         self.tokenizer = tokenizer
         self.settings = settings
         self.out = out
+        self.block_bytes = block_bytes
         self.input_names = ", ".join(str(file.path or "standard input") for file in files)
 
     def find_finished(self, overwrite: bool) -> Manifest | None:
@@ -102,25 +173,71 @@ class _Run:
         if difference:
             raise DataError(f"{self.out} holds other shards ({difference}); use --overwrite or choose another --out")
         ShardFolder.open(self.out)
+        log.info("%s is up to date: same inputs, tokenizer and settings", self.out)
         return manifest
 
-    def compile(self, staging: Path, num_workers: int, max_rejected: int | None, block_bytes: int) -> Manifest:
+    def compile(self, staging: Path, workers: Workers, max_rejected: int | None) -> Manifest:
         """Write everything into `staging`, manifests last."""
-        quarantine = Quarantine(staging / REJECTED_FILE)
-        train = _Side(staging, self.tokenizer, self.settings)
-        held_out = _Side(staging / EVAL_FOLDER, self.tokenizer, self.settings)
-        for block in self._encoded_blocks(num_workers, block_bytes):
-            quarantine.add(block.rejections)
-            if max_rejected is not None and quarantine.num_rejected > max_rejected:
-                raise too_many_rejected(quarantine, max_rejected, self.out)
-            train.add(block.train)
-            held_out.add(block.held_out)
-        self._check_sides(train, held_out, quarantine)
+        journal = Journal(staging / _JOURNAL, self._journal_header())
+        outputs, blocks = self._resume(staging, journal)
+        limit = self.settings.max_conversations
+        schema = shard_schema(self.tokenizer.vocab_size)
+        options = EncodeOptions(self.tokenizer.path, self.settings.eval_fraction, limit)
+        sizes = [file.size_bytes for file in self.files]
+        total_bytes = None if None in sizes else sum(size or 0 for size in sizes)
+        self._check_rejected(outputs, max_rejected)
+        with closing(journal), show_progress(total_bytes) as progress:
+            encoded = encode_blocks(blocks, options, workers) if outputs.num_conversations != limit else iter(())
+            for block in encoded:
+                if limit is not None:
+                    block = block.first(limit - outputs.num_conversations, schema)
+                journal.add(outputs.add(block), outputs.sync)
+                self._check_rejected(outputs, max_rejected)
+                progress.update(sum(file.bytes_read for file in self.files), outputs.num_tokens)
+                if outputs.num_conversations == limit:
+                    break
+            journal.seal(outputs.sync)
+        return self._finish(outputs)
+
+    def _resume(self, staging: Path, journal: Journal) -> tuple[_Outputs, Iterator[Block]]:
+        """The outputs as an unfinished run left them, and the blocks that are still to be encoded."""
+        sealed = journal.read()
+        num_sealed, blocks = pass_over_sealed(self._blocks(), sealed)
+        if num_sealed < len(sealed):
+            log.warning("the input is not that of the unfinished run from its block %d on", num_sealed + 1)
+        sealed = sealed[:num_sealed]
+        try:
+            outputs = _Outputs(staging, self.tokenizer, self.settings, sealed)
+        except ValueError as error:
+            log.warning("%s: %s; starting from the beginning", staging, error)
+            if any(file.path is None for file in self.files):
+                raise DataError(f"{staging} is damaged ({error}); delete it and run again") from None
+            sealed, blocks = [], self._blocks()
+            outputs = _Outputs(staging, self.tokenizer, self.settings, sealed)
+        if sealed:
+            log.info("%s: going on after %d blocks, %d conversations", self.out, num_sealed, outputs.num_conversations)
+        journal.start(sealed)
+        return outputs, blocks
+
+    def _journal_header(self) -> dict[str, Any]:
+        """What sealed blocks depend on beside the inputs, which every record names by digest."""
+        return {
+            "format": [VERSION, version("lumina-ds"), version("pyarrow"), version("sentencepiece")],
+            "tokenizer": self.tokenizer.digest,
+            "chat template": TEMPLATE_DIGEST,
+            "block size": self.block_bytes,
+            **self.settings.model_dump(),
+        }
+
+    def _finish(self, outputs: _Outputs) -> Manifest:
+        train, held_out, quarantine = outputs.train, outputs.held_out, outputs.quarantine
+        self._check_splits(outputs)
         rejected = quarantine.close()
         inputs = [file.entry() for file in self.files]
         if held_out.num_conversations:
             held_out.finish(self.manifest(inputs, "eval", held_out.totals()))
-        return train.finish(self.manifest(inputs, "train", train.totals(held_out, quarantine)), rejected)
+        totals = train.totals(held_out.num_conversations, quarantine.by_rule)
+        return train.finish(self.manifest(inputs, "train", totals), rejected)
 
     def manifest(self, inputs: list[InputEntry], split: str = "train", totals: Totals | None = None) -> Manifest:
         """The manifest of this run, still without its files."""
@@ -135,103 +252,20 @@ class _Run:
             files=[],
         )
 
-    def _encoded_blocks(self, num_workers: int, block_bytes: int) -> Iterator[EncodedBlock]:
-        """Encoded blocks in order, cut off after max_conversations, with progress on the way."""
-        limit = self.settings.max_conversations
-        options = EncodeOptions(self.tokenizer.path, self.settings.eval_fraction, limit)
-        sizes = [file.size_bytes for file in self.files]
-        total_bytes = None if None in sizes else sum(size or 0 for size in sizes)
-        num_tokens = num_conversations = 0
-        with show_progress(total_bytes) as progress:
-            for block in encode_blocks(self._blocks(block_bytes), options, num_workers):
-                if limit is not None:
-                    block = block.first(limit - num_conversations)
-                num_conversations += block.num_conversations
-                num_tokens += block.num_tokens
-                progress.update(sum(file.bytes_read for file in self.files), num_tokens)
-                yield block
-                if num_conversations == limit:
-                    return
-
-    def _blocks(self, block_bytes: int) -> Iterator[Block]:
+    def _blocks(self) -> Iterator[Block]:
         for file in self.files:
-            yield from file.blocks(block_bytes)
+            yield from file.blocks(self.block_bytes)
 
-    def _check_sides(self, train: _Side, held_out: _Side, quarantine: Quarantine) -> None:
-        if not train.num_conversations + held_out.num_conversations:
-            raise nothing_accepted(quarantine, self.input_names, self.out)
-        for side, name in ((train, "training"), (held_out, "evaluation")):
-            if not side.num_conversations and (side is train or self.settings.eval_fraction):
+    def _check_rejected(self, outputs: _Outputs, max_rejected: int | None) -> None:
+        if max_rejected is not None and outputs.quarantine.num_rejected > max_rejected:
+            raise too_many_rejected(outputs.quarantine, max_rejected, self.out)
+
+    def _check_splits(self, outputs: _Outputs) -> None:
+        if not outputs.num_conversations:
+            raise nothing_accepted(outputs.quarantine, self.input_names, self.out)
+        for split, name in ((outputs.train, "training"), (outputs.held_out, "evaluation")):
+            if not split.num_conversations and (split is outputs.train or self.settings.eval_fraction):
                 raise DataError(
-                    f"--eval-fraction {self.settings.eval_fraction} of "
-                    f"{train.num_conversations + held_out.num_conversations} conversations leaves none for {name}; "
-                    "change the fraction or give more data"
+                    f"--eval-fraction {self.settings.eval_fraction} of {outputs.num_conversations} conversations "
+                    f"leaves none for {name}; change the fraction or give more data"
                 )
-
-
-class _Side:
-    """The shards of one split while they are written, and what its packing needs."""
-
-    def __init__(self, folder: Path, tokenizer: Tokenizer, settings: Settings) -> None:
-        self.folder = folder
-        self._tokenizer = tokenizer
-        self._settings = settings
-        shard_bytes = None if settings.disable_sharding else settings.shard_size_mb << 20
-        self._writer = ShardWriter(folder, shard_schema(tokenizer.vocab_size), shard_bytes)
-        self._lengths: list[np.ndarray] = []
-        self._first_trained: list[np.ndarray] = []
-        self.num_conversations = 0
-        self.num_tokens = 0
-        self.num_trained_tokens = 0
-
-    def add(self, rows: EncodedRows) -> None:
-        if not rows.batch.num_rows:
-            return
-        self.folder.mkdir(exist_ok=True)
-        self._writer.write(rows.batch)
-        self._lengths.append(rows.batch.column("num_tokens").to_numpy())
-        self._first_trained.append(rows.first_trained)
-        self.num_conversations += rows.batch.num_rows
-        self.num_tokens += rows.num_tokens
-        self.num_trained_tokens += rows.num_trained_tokens
-
-    def totals(self, held_out: _Side | None = None, quarantine: Quarantine | None = None) -> Totals:
-        num_held_out = held_out.num_conversations if held_out else 0
-        num_rejected = quarantine.num_rejected if quarantine else 0
-        return Totals(
-            lines=self.num_conversations + num_held_out + num_rejected,
-            conversations=self.num_conversations,
-            held_out=num_held_out,
-            rejected=num_rejected,
-            rejected_by_rule=dict(sorted(quarantine.by_rule.items())) if quarantine else {},
-            tokens=self.num_tokens,
-            trained_tokens=self.num_trained_tokens,
-        )
-
-    def finish(self, manifest: Manifest, *more_files: FileEntry) -> Manifest:
-        """Seal the shards, plan the rows, copy the tokenizer, and write the manifest."""
-        self._writer.close()
-        settings = self._settings
-        lengths = np.concatenate(self._lengths).astype(np.int64)
-        first_trained = np.concatenate(self._first_trained)
-        plan = pack(lengths, first_trained, settings.seq_length, settings.packing, settings.overlong)
-        if not plan.num_rows:
-            raise DataError(
-                f"none of the {self.num_conversations} conversations has a trained token within --seq-length "
-                f"{settings.seq_length}; raise it, or use --overlong split"
-            )
-        if plan.num_dropped:
-            cause = "hold no trained token within" if settings.overlong == "truncate" else "are longer than"
-            log.warning(
-                "%d conversations %s %d tokens and stand in no row", plan.num_dropped, cause, settings.seq_length
-            )
-        packing = write_packing(plan, self.folder / packing_file(settings.seq_length))
-        files = [packing, *more_files, self._copy_tokenizer()]
-        manifest = manifest.model_copy(update={"shards": self._writer.shards, "files": files})
-        write_manifest(manifest, self.folder)
-        return manifest
-
-    def _copy_tokenizer(self) -> FileEntry:
-        path = self.folder / TOKENIZER_FILE
-        shutil.copyfile(self._tokenizer.path, path)
-        return FileEntry(file=path.name, size_bytes=path.stat().st_size, sha256=file_digest(path))

@@ -13,15 +13,17 @@ from lumina_ds.data.manifest import FileEntry
 from lumina_ds.data.shard_writer import HashingFile
 from lumina_ds.errors import DataError
 from preprocess.encode import Rejection
+from preprocess.journal import QuarantinePosition
 
 
 class Quarantine:
     """Writes refused lines and counts them."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = HashingFile(path)
-        self._first: Rejection | None = None
-        self.by_rule: Counter[str] = Counter()
+    def __init__(self, path: Path, at: QuarantinePosition | None = None) -> None:
+        """Begin, or go on after `at`; then ValueError says that the file holds something else."""
+        self._file = HashingFile(path) if at is None else HashingFile.reopen(path, at.file)
+        self.by_rule: Counter[str] = Counter({} if at is None else at.by_rule)
+        self._first = _first_rejection(path)
 
     @property
     def num_rejected(self) -> int:
@@ -32,6 +34,12 @@ class Quarantine:
             self._first = self._first or rejection
             self.by_rule[rejection.rule] += 1
             self._file.write(json.dumps(rejection._asdict(), ensure_ascii=True).encode() + b"\n")
+
+    def position(self) -> QuarantinePosition:
+        return QuarantinePosition(file=self._file.position(), by_rule=dict(self.by_rule))
+
+    def sync(self) -> None:
+        self._file.sync()
 
     def close(self) -> FileEntry:
         self._file.close()
@@ -48,6 +56,12 @@ class Quarantine:
         """The first refused line, for a message."""
         assert self._first is not None
         return f"{self._first.source} line {self._first.line}: {self._first.reason}"
+
+
+def _first_rejection(path: Path) -> Rejection | None:
+    with path.open("rb") as file:
+        line = file.readline()
+    return Rejection(**json.loads(line)) if line else None
 
 
 def too_many_rejected(quarantine: Quarantine, limit: int, out: Path) -> DataError:

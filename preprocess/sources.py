@@ -3,7 +3,11 @@
 A block holds the lines that end within one stretch of BLOCK_BYTES of the (decompressed) input, so its
 boundaries depend on the input alone: never on the number of workers, which is what makes the output the
 same bytes for any of them. Memory stays bounded whatever is read: a line above MAX_LINE_BYTES is passed
-over without being held, and decompression runs piece by piece.
+over without being held, and decompression runs piece by piece. So does time: a compressed input that
+expands beyond all reason is read no further.
+
+Every block knows the digest of its input up to where it was cut off: two runs that agree on it agree on the
+block and on all blocks before it, which is how an interrupted run finds the place to go on from.
 """
 
 from __future__ import annotations
@@ -13,34 +17,67 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from lumina_ds.data.conversation import MAX_LINE_BYTES
+from lumina_ds.data.conversation import LINE_TOO_LONG, MAX_LINE_BYTES
 from lumina_ds.data.manifest import InputEntry
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
 
 STDIN = "-"
 BLOCK_BYTES = 8 << 20
+COMPRESSION_BOMB = "compression bomb"
+# Text compresses to a tenth or so; nothing written by people or models comes near this factor over so long a stretch.
+MAX_EXPANSION = 250
+EXPANSION_FREE_BYTES = 256 << 20
 
 _CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
+class Place(NamedTuple):
+    """Where a block begins, and the SHA-256 of everything read of its input when it was cut off."""
+
+    source: str
+    line: int
+    byte_offset: int
+    input_digest: str
+
+
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of one input. `is_oversized`: a single line too long to be held; `data` is empty then."""
+    """Whole lines of one input. `is_oversized`: a single line too long to be held; `data` is empty then.
+
+    `is_bomb`: such a "line" that stands for the rest of a compressed input, which is not read.
+    """
 
     source: str
     first_line: int  # 1-based
     byte_offset: int  # of `data` in the decompressed input
     data: bytes
     is_oversized: bool = False
+    is_bomb: bool = False
+    input_digest: str = field(default="", compare=False)
+
+    @property
+    def place(self) -> Place:
+        return Place(self.source, self.first_line, self.byte_offset, self.input_digest)
+
+    @property
+    def fault(self) -> tuple[str, str] | None:
+        """(rule, reason) why the block as a whole is refused."""
+        if self.is_bomb:
+            reason = f"expands more than {MAX_EXPANSION}-fold; the rest of the file is not read, decompress it first"
+            return COMPRESSION_BOMB, reason
+        return (LINE_TOO_LONG, f"longer than {MAX_LINE_BYTES} bytes") if self.is_oversized else None
 
 
 class InputFile:
-    """One input: opened once by blocks(), its digest known before (a file) or after (standard input)."""
+    """One input: opened once by blocks(), its digest known before (a file) or after (standard input).
+
+    blocks() hashes what it reads, so that the digest is that of the bytes which went into the output.
+    """
 
     def __init__(self, name: str, path: Path | None) -> None:
         self.name = name
@@ -58,7 +95,7 @@ class InputFile:
 
     def entry(self) -> InputEntry:
         """Name, size and SHA-256; for standard input, of what blocks() has read."""
-        if self.path is None:
+        if self.path is None or (self._raw is not None and self._raw.at_end):
             assert self._raw is not None
             return InputEntry(name=self.name, size_bytes=self._raw.num_bytes, sha256=self._raw.digest.hexdigest())
         try:
@@ -71,8 +108,9 @@ class InputFile:
         shown = self.path or "standard input"
         try:
             with self.path.open("rb") if self.path else nullcontext(sys.stdin.buffer) as file:
-                self._raw = _CountingStream(file, hashing=self.path is None)
-                yield from read_blocks(_decompressed(file, self._raw), self.name, block_bytes)
+                self._raw = _CountingStream(file)
+                for block in read_blocks(_decompressed(file, self._raw), self.name, block_bytes):
+                    yield replace(block, input_digest=self._raw.digest.copy().hexdigest())
         except OSError as error:
             raise DataError(f"cannot read {shown}: {error.strerror or error}") from error
 
@@ -120,7 +158,9 @@ def read_blocks(stream: Any, source: str, block_bytes: int = BLOCK_BYTES) -> Ite
         if len(pending) > MAX_LINE_BYTES:
             yield Block(source, line, offset, b"", is_oversized=True)
             offset, pending, skipping = offset + len(pending), b"", True
-    if pending:
+    if isinstance(stream, _Decompressed) and stream.is_bomb:
+        yield Block(source, line + skipping, offset, b"", is_oversized=True, is_bomb=True)
+    elif pending:
         yield Block(source, line, offset, pending)
 
 
@@ -142,24 +182,42 @@ def _decompressed(file: BinaryIO, raw: _CountingStream) -> Any:
         return raw
     import pyarrow as pa
 
-    return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
+    return _Decompressed(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec), raw)
+
+
+class _Decompressed:
+    """A decompressing stream that ends early, with `is_bomb` set, when a little input turns into far too much."""
+
+    def __init__(self, stream: Any, raw: _CountingStream) -> None:
+        self._stream = stream
+        self._raw = raw
+        self._num_bytes = 0
+        self.is_bomb = False
+
+    def read(self, size: int) -> bytes:
+        if self._num_bytes > max(EXPANSION_FREE_BYTES, MAX_EXPANSION * self._raw.num_bytes):
+            self.is_bomb = True
+            return b""
+        data = self._stream.read(size)
+        self._num_bytes += len(data)
+        return data
 
 
 class _CountingStream:
-    """A readable that counts, and for standard input hashes, the bytes that pass."""
+    """A readable that counts and hashes the bytes that pass."""
 
-    def __init__(self, file: BinaryIO, hashing: bool) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._hashing = hashing
         self.digest = hashlib.sha256()
         self.num_bytes = 0
+        self.at_end = False
         self.closed = False
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
         self.num_bytes += len(data)
-        if self._hashing:
-            self.digest.update(data)
+        self.digest.update(data)
+        self.at_end = not data
         return data
 
     def close(self) -> None:

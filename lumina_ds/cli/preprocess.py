@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lumina_ds.logs import configure_logging
+
+if TYPE_CHECKING:
+    from lumina_ds.data.manifest import Manifest
+    from preprocess.workers import Workers
 
 
 @click.command()
@@ -16,6 +22,7 @@ from lumina_ds.logs import configure_logging
 @click.option("--seq-length", required=True, type=click.IntRange(min=2), help="Tokens of a packed row.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Shard folder to write.")
 @click.option("--workers", "--num-workers", "num_workers", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--mpi", is_flag=True, help="Encode on the other ranks of this MPI job: mpirun -n K ... --mpi.")
 @click.option("--shard-size-mb", default=256, show_default=True, type=click.IntRange(min=1))
 @click.option("--disable-sharding", is_flag=True, help="Write one shard file whatever its size.")
 @click.option("--max-conversations", type=click.IntRange(min=1), help="Stop after this many.")
@@ -42,29 +49,50 @@ def command(
     tokenizer_path: str,
     out: Path,
     num_workers: int,
+    mpi: bool,
+    as_json: bool,
     max_rejected: int | None,
     overwrite: bool,
-    as_json: bool,
     **settings: object,
 ) -> None:
-    """Tokenize, mask and pack the conversations of FILES (JSONL, globs, .gz, .zst, or - for standard input)."""
-    from lumina_ds.data.manifest import Settings
-    from lumina_ds.data.shards import ShardFolder
-    from preprocess.pipeline import preprocess_files
+    """Tokenize, mask and pack the conversations of FILES (JSONL, globs, .gz, .zst, or - for standard input).
 
+    A run that was killed leaves OUT.partial; the same command goes on from there.
+    """
+    from lumina_ds.data.manifest import Settings
+    from preprocess.pipeline import preprocess_files
+    from preprocess.workers import local_workers
+
+    if mpi and num_workers != 1:
+        raise click.UsageError("--mpi makes the ranks the workers; leave --workers out, or --mpi")
     configure_logging()
-    manifest = preprocess_files(
-        files,
-        tokenizer_path,
-        out,
-        Settings.model_validate(settings),
-        num_workers=num_workers,
-        max_rejected=max_rejected,
-        overwrite=overwrite,
-    )
+    with _mpi_workers() if mpi else local_workers(num_workers) as workers:
+        if workers is None:  # a rank that only encodes
+            return
+        manifest = preprocess_files(
+            files,
+            tokenizer_path,
+            out,
+            Settings.model_validate(settings),
+            workers=workers,
+            max_rejected=max_rejected,
+            overwrite=overwrite,
+        )
     if as_json:
         click.echo(json.dumps(manifest.model_dump(), ensure_ascii=False))
-        return
+    else:
+        _print_summary(manifest, out)
+
+
+def _mpi_workers() -> AbstractContextManager[Workers | None]:
+    from preprocess.mpi import mpi_workers
+
+    return mpi_workers()
+
+
+def _print_summary(manifest: Manifest, out: Path) -> None:
+    from lumina_ds.data.shards import ShardFolder
+
     totals = manifest.totals
     plan = ShardFolder.open(out).packing(manifest.settings.seq_length)
     held_out = f", {totals.held_out:,} held out in {out}/eval" if totals.held_out else ""
