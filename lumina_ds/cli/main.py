@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "generate": "answer a prompt with a trained model",
     "chat": "talk with a trained model",
     "checkpoint": "list or verify the checkpoints of a run",
+    "bench": "measure the data loader",
 }
 
 

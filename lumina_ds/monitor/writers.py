@@ -22,6 +22,7 @@ CSV_COLUMNS = (
     "router_z_loss",
     "tokens",
     "tokens_per_second",
+    "data_seconds",
     "memory_bytes",
     "skipped",
 )

@@ -22,7 +22,8 @@ import yaml
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.data.loader import PackedRows, TrainingOrder
+from lumina_ds.data.loader import MicroBatch, PackedRows, TrainingOrder
+from lumina_ds.data.prefetch import Prefetcher
 from lumina_ds.engine.build import build_engine, set_learning_rate
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.schedules import learning_rate
@@ -86,7 +87,8 @@ class TrainingRun:
                 manifest = load_checkpoint(self.engine, resume_from)
                 self.progress = Progress(manifest["step"], manifest["tokens"], manifest["skipped"])
             self._open_outputs(resume_from)
-            self._train(stop)
+            with Prefetcher(self._micro_batches, self.last_step) as batches:
+                self._train(stop, batches)
         finally:
             stop.restore()
             self.console.stop()
@@ -108,14 +110,15 @@ class TrainingRun:
         dist.barrier()
         return resume_from
 
-    def _train(self, stop: StopRequest) -> None:
+    def _train(self, stop: StopRequest, batches_ahead: Prefetcher[list[MicroBatch]]) -> None:
         train = self.config.train
         if self.progress.step == 0:
             self._evaluate()
         skips_in_a_row = 0
         while self.progress.step < self.last_step:
             started = time.perf_counter()
-            batches = self._micro_batches()
+            batches = batches_ahead.take(self.progress.step)
+            data_seconds = time.perf_counter() - started
             counts = agree(batches, stop.requested, self.world)
             if counts.stop_requested:
                 self._save(None)
@@ -129,7 +132,7 @@ class TrainingRun:
             self.progress.tokens += counts.tokens
             self.progress.skipped += outcome.skipped
             skips_in_a_row = skips_in_a_row + 1 if outcome.skipped else 0
-            self._record(outcome, counts, time.perf_counter() - started)
+            self._record(outcome, counts, time.perf_counter() - started, data_seconds)
             if skips_in_a_row > MAX_CONSECUTIVE_SKIPS:
                 raise UnstableError(
                     f"{skips_in_a_row} steps in a row had a non-finite gradient, the last at step "
@@ -155,12 +158,13 @@ class TrainingRun:
             self.console.say(f"resumed from {resumed_from}")
         self.console.start(self.progress.step)
 
-    def _micro_batches(self) -> list[Any]:
+    def _micro_batches(self, step: int) -> list[MicroBatch]:
+        """This rank's part of a step. Runs ahead of the loop in a thread of its own."""
         train = self.config.train
         return [
             self.rows.collate(
                 self.order.step_rows(
-                    self.progress.step,
+                    step,
                     index,
                     self.world.rank,
                     self.world.size,
@@ -206,7 +210,7 @@ class TrainingRun:
         if self.leads:
             self.console.say(f"saved {saved}")
 
-    def _record(self, outcome: StepOutcome, counts: StepCounts, seconds: float) -> None:
+    def _record(self, outcome: StepOutcome, counts: StepCounts, seconds: float, data_seconds: float) -> None:
         train, step = self.config.train, self.progress.step
         samples = self._step_samples() if self.config.run.record_samples else None
         if not self.leads or step % train.log_every_n_batches:
@@ -223,6 +227,7 @@ class TrainingRun:
             "tokens": self.progress.tokens,
             "trained_tokens": counts.trained_tokens,
             "tokens_per_second": counts.tokens / seconds,
+            "data_seconds": data_seconds,
             "memory_bytes": memory_bytes(self.world),
             "skipped": self.progress.skipped,
             "expert_usage": outcome.expert_usage,
