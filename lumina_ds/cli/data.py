@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +14,10 @@ from lumina_ds.errors import DataError
 
 if TYPE_CHECKING:
     from lumina_ds.data.shards import ShardFolder
-    from lumina_ds.data.tokenizer import Tokenizer
+    from preprocess.report.mask_row import MaskRow
 
 _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+_HTML = click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a self-contained page.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
@@ -26,11 +29,16 @@ def command() -> None:
 @command.command()
 @_FOLDER
 @click.option("--seq-length", type=click.IntRange(min=2), help="Row length to report on; the folder's own when unset.")
+@_HTML
 @_JSON
-def stats(folder: Path, seq_length: int | None, as_json: bool) -> None:
+def stats(folder: Path, seq_length: int | None, html: Path | None, as_json: bool) -> None:
     """Count conversations, tokens, trained tokens and rows."""
     from lumina_ds.data.shards import ShardFolder
 
+    if html:
+        from preprocess.report.write import write_report
+
+        write_report(folder, html, seq_length)
     summary = _summary(ShardFolder.open(folder), seq_length)
     if as_json:
         click.echo(json.dumps(summary, ensure_ascii=False))
@@ -45,36 +53,77 @@ def stats(folder: Path, seq_length: int | None, as_json: bool) -> None:
 @_JSON
 def verify(folder: Path, as_json: bool) -> None:
     """Read every byte of DIR, and of DIR/eval, and name each damaged, missing or foreign file."""
-    from lumina_ds.data.manifest import read_manifest
-    from lumina_ds.data.shards import EVAL_FOLDER, folder_faults
+    from lumina_ds.data.verify import num_files, tree_faults
 
-    folders = [folder] + ([folder / EVAL_FOLDER] if (folder / EVAL_FOLDER).is_dir() else [])
-    faults = [f"{path}/{fault}" for path in folders for fault in folder_faults(path)]
-    num_files = sum(len(manifest.shards) + len(manifest.files) for manifest in map(read_manifest, folders))
+    faults = [f"{folder}/{fault}" for fault in tree_faults(folder)]
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), "files": num_files, "intact": not faults, "faults": faults}))
+        click.echo(json.dumps({"folder": str(folder), "intact": not faults, "faults": faults}, ensure_ascii=False))
     if faults:
         raise DataError(f"{folder} is damaged: " + "; ".join(faults))
     if not as_json:
-        click.echo(f"{folder}: {num_files} files intact")
+        click.echo(f"{folder}: {num_files(folder)} files intact")
 
 
 @command.command()
 @_FOLDER
-@click.option("--row", "row_id", default=0, show_default=True, type=click.IntRange(min=0), help="Packed row to show.")
+@click.option("--row", "row_id", type=click.IntRange(min=0), help="Packed row to show; the first when unset.")
+@click.option("--sample", "num_rows", type=click.IntRange(min=1), help="Show so many rows, chosen at random.")
+@click.option("--seed", default=0, show_default=True, help="Of --sample.")
 @click.option("--seq-length", type=click.IntRange(min=2), help="Row length; the folder's own when unset.")
+@_HTML
 @_JSON
-def inspect(folder: Path, row_id: int, seq_length: int | None, as_json: bool) -> None:
-    """Show one packed row: trained tokens, the others, padding, and where each conversation begins."""
+def inspect(
+    folder: Path,
+    row_id: int | None,
+    num_rows: int | None,
+    seed: int,
+    seq_length: int | None,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Show packed rows: trained tokens, the others, padding, and where each conversation begins."""
     from lumina_ds.data.shards import ShardFolder
     from lumina_ds.data.tokenizer import Tokenizer
+    from preprocess.report.mask_row import read_row
 
+    if row_id is not None and num_rows is not None:
+        raise click.UsageError("--row and --sample exclude each other")
     shards = ShardFolder.open(folder)
-    row = _row(shards, Tokenizer.load(shards.tokenizer_path), row_id, seq_length)
+    tokenizer = Tokenizer.load(shards.tokenizer_path)
+    plan = shards.packing(seq_length or shards.manifest.settings.seq_length)
+    if row_id is not None and row_id >= plan.num_rows:
+        raise click.BadParameter(f"{row_id} is beyond the last row, {plan.num_rows - 1}", param_hint="--row")
+    chosen = _sample(plan.num_rows, num_rows, seed) if num_rows else [row_id or 0]
+    _show_rows((read_row(shards, tokenizer, plan, number) for number in chosen), folder, html, as_json, bool(num_rows))
+
+
+def _sample(total: int, count: int, seed: int) -> list[int]:
+    """`count` of the numbers below `total`, in order; the same for the same seed."""
+    return sorted(random.Random(seed).sample(range(total), min(count, total)))
+
+
+def _show_rows(rows: Iterable[MaskRow], folder: Path, html: Path | None, as_json: bool, is_sample: bool) -> None:
+    """As JSON (one row, or `rows` of a sample), as a page, or on the terminal."""
+    if html:
+        from preprocess.report.mask_page import mask_page
+        from preprocess.report.page import write_page
+
+        rows = list(rows)
+        write_page(mask_page(rows, str(folder)), html)
     if as_json:
-        click.echo(json.dumps(row, ensure_ascii=False))
+        documents = [row.to_json() for row in rows]
+        click.echo(json.dumps({"rows": documents} if is_sample else documents[0], ensure_ascii=False))
+    elif html:
+        click.echo(f"{html}: {folder} in a browser")
     else:
-        _print_row(row)
+        from rich.console import Console
+
+        from preprocess.report.mask_console import print_legend, print_row
+
+        console = Console(highlight=False)
+        print_legend(console)
+        for row in rows:
+            print_row(row, console)
 
 
 def _summary(folder: ShardFolder, seq_length: int | None) -> dict[str, Any]:
@@ -107,52 +156,3 @@ def _summary(folder: ShardFolder, seq_length: int | None) -> dict[str, Any]:
         "tokenizer_digest": manifest.tokenizer.digest,
         "template": manifest.template.version,
     }
-
-
-def _row(folder: ShardFolder, tokenizer: Tokenizer, row_id: int, seq_length: int | None) -> dict[str, Any]:
-    """One packed row as training sees it: a token is trained where it is the target of its predecessor."""
-    plan = folder.packing(seq_length or folder.manifest.settings.seq_length)
-    if row_id >= plan.num_rows:
-        raise click.BadParameter(f"{row_id} is beyond the last row, {plan.num_rows - 1}", param_hint="--row")
-    segments = []
-    for segment in plan.row(row_id):
-        ids, mask = (
-            column[segment.start : segment.start + segment.length] for column in folder.document(segment.document)
-        )
-        trained = mask.tolist()
-        trained[0] = 0
-        segments.append(
-            {
-                **segment._asdict(),
-                **folder.origin(segment.document)._asdict(),
-                "ids": ids.tolist(),
-                "pieces": [tokenizer.piece(i) for i in ids.tolist()],
-                "trained": trained,
-            }
-        )
-    num_tokens = sum(segment["length"] for segment in segments)
-    return {"row": row_id, "seq_length": plan.seq_length, "padding": plan.seq_length - num_tokens, "segments": segments}
-
-
-def _print_row(row: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    legend = Text("trained", style="bold green") + Text("  not trained", style="dim") + Text("  padding", style="red")
-    console.print(Text(f"row {row['row']} of {row['seq_length']} tokens   ") + legend)
-    for segment in row["segments"]:
-        first, last = segment["start"], segment["start"] + segment["length"] - 1
-        title = f"\n-- {segment['source']} line {segment['line']}, tokens {first} to {last}, {sum(segment['trained'])} trained"
-        console.print(Text(title, style="cyan"))
-        line = Text()
-        for piece, trained in zip(segment["pieces"], segment["trained"], strict=True):
-            line.append(_readable(piece), style="bold green" if trained else "dim")
-        console.print(line)
-    if row["padding"]:
-        console.print(Text(f"\n-- padding: {row['padding']} positions", style="red"))
-
-
-def _readable(piece: str) -> str:
-    """Spaces as spaces, a marker or byte set off by its brackets."""
-    return "\n" if piece == "<0x0A>" else piece.replace("\u2581", " ")

@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "presets": "list the shipped model presets, or show one",
     "plan": "memory of a run per rank, before a GPU is touched",
     "tokenizer": "train or inspect a SentencePiece tokenizer",
+    "validate": "check JSONL conversations, with a report",
     "preprocess": "turn JSONL conversations into packed Arrow shards",
     "data": "inspect, verify or summarise a shard folder",
     "train": "train a model with DeepSpeed",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import tempfile
 import uuid
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -169,14 +170,11 @@ def folder_faults(path: Path) -> list[str]:
 
 
 def _is_own_packing(folder: ShardFolder, path: Path) -> bool:
-    """A plan added later is in no manifest, but the shards tell what it must hold."""
-    try:
-        plan = read_packing(path)
-    except DataError:
-        return False
-    computed = folder.compute_packing(int(path.stem.removeprefix("packing-")))
-    columns = ("row_offsets", "documents", "starts", "lengths")
-    return all(np.array_equal(getattr(plan, name), getattr(computed, name)) for name in columns)
+    """A plan added later is in no manifest, but the shards tell every byte that it must hold."""
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = Path(scratch) / path.name
+        write_packing(folder.compute_packing(int(path.stem.removeprefix("packing-"))), expected)
+        return file_digest(path) == file_digest(expected)
 
 
 def file_faults(folder: Path, entries: Sequence[FileEntry]) -> list[str]:

@@ -1,0 +1,75 @@
+"""`lumina validate`: check JSONL conversations without preprocessing them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from lumina_ds.errors import DataError
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--tokenizer", "tokenizer_path", metavar="FILE", help="Count tokens with this model, else characters.")
+@click.option("--seq-length", type=click.IntRange(min=2), help="Report what rows of so many tokens would cut.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a self-contained HTML page.")
+@click.option("--examples", "num_examples", default=3, show_default=True, type=click.IntRange(0, 100), help="Per rule.")
+@click.option("--strict", is_flag=True, help="Let warnings fail too (exit code 3).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    files: tuple[str, ...],
+    tokenizer_path: str | None,
+    seq_length: int | None,
+    report: Path | None,
+    num_examples: int,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Check the conversations of FILES (JSONL, globs, .gz, .zst, or - for standard input).
+
+    Errors are lines that `lumina preprocess` refuses; with one or more the exit code is 3. Warnings are lines
+    that it takes but that are rarely meant so.
+    """
+    from preprocess.report.write import write_report
+    from preprocess.validate import validate_files
+    from preprocess.validate_findings import to_json
+
+    if seq_length is not None and tokenizer_path is None:
+        raise click.UsageError("--seq-length counts tokens, so it needs --tokenizer")
+    with _progress() as on_progress:
+        findings = validate_files(files, tokenizer_path, seq_length, num_examples=num_examples, on_progress=on_progress)
+    if report:
+        write_report(findings, report)
+    if as_json:
+        click.echo(json.dumps(to_json(findings), ensure_ascii=False))
+    else:
+        from rich.console import Console
+
+        from preprocess.validate_console import print_findings
+
+        print_findings(findings, Console(highlight=False))
+    if findings.num_errors:
+        rules = ", ".join(entry.rule for entry in findings.sorted_rules() if entry.level == "error")
+        raise DataError(f"{findings.num_errors:,} of {findings.lines:,} lines cannot be used: {rules}")
+    if strict and findings.num_warnings:
+        raise DataError(f"{findings.num_warnings:,} warnings, and --strict allows none")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int], None] | None]:
+    """Megabytes read so far, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
+
+    columns = (SpinnerColumn(), TextColumn("validate"), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task("validate", total=None)
+        yield lambda num_bytes: display.update(task, completed=num_bytes)
