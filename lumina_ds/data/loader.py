@@ -97,9 +97,12 @@ class PackedRows:
         cursor = 0
         for document, start, length in self._plan.row(row_id) if row_id != FILLER_ROW else ():
             ids, mask = self.folder.document(document)
-            stop, end = start + length, cursor + length
-            tokens[cursor:end] = ids[start:stop]
-            is_target[cursor + 1 : end] = mask[start + 1 : stop]
+            if length != len(ids):
+                ids, mask = ids[start : start + length], mask[start : start + length]
+            end = cursor + length
+            tokens[cursor:end] = ids
+            is_target[cursor:end] = mask
+            is_target[cursor] = 0
             document_lengths.append(length)
             cursor = end
         if cursor < self.seq_length:

@@ -71,7 +71,7 @@ class PackingPlan:
     def row(self, index: int) -> list[Segment]:
         begin, end = int(self.row_offsets[index]), int(self.row_offsets[index + 1])
         columns = (self.documents[begin:end], self.starts[begin:end], self.lengths[begin:end])
-        return [Segment(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
+        return list(map(Segment, *(column.tolist() for column in columns)))
 
 
 def pack(
