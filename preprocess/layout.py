@@ -7,7 +7,6 @@ an assistant's content and end marker are trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +26,8 @@ class Documents(NamedTuple):
 
 def lay_out(conversations: Sequence[Turns], tokenizer: Tokenizer, id_dtype: type[np.generic]) -> Documents:
     """Tokenize and lay out conversations, each with at least one assistant turn."""
-    contents = tokenizer.encode_batch([content for turns in conversations for _, content in turns])
-    content_lengths = np.fromiter(map(len, contents), np.int64, len(contents))
+    contents, offsets = tokenizer.encode_flat([content for turns in conversations for _, content in turns])
+    content_lengths = np.diff(offsets)
     roles = [role for turns in conversations for role, _ in turns]
     markers = np.fromiter(map(tokenizer.role_ids.__getitem__, roles), np.int64, len(roles))
     trained = markers == tokenizer.role_ids["assistant"]
@@ -48,7 +47,7 @@ def lay_out(conversations: Sequence[Turns], tokenizer: Tokenizer, id_dtype: type
         if values is not None:
             ids[positions] = values
             is_content[positions] = False
-    ids[is_content] = np.fromiter(chain.from_iterable(contents), id_dtype, int(content_lengths.sum()))
+    ids[is_content] = contents
 
     first_of_conversation = np.flatnonzero(trained)
     first_of_conversation = first_of_conversation[np.searchsorted(first_of_conversation, first_turns[:-1])]

@@ -45,39 +45,41 @@ def _quick_turns(line: bytes) -> Turns | None:
             key, role_key, content_key, roles = "conversations", "from", "value", SHAREGPT_ROLES
         messages = document[key]
         turns = [(roles[message[role_key]], message[content_key]) for message in messages]
-        num_keys = _count_keys(document, messages)
-    except (KeyError, TypeError, RecursionError):
+        num_keys = 1 + 2 * len(turns)
+        if len(document) > 1 or sum(map(len, messages)) > 2 * len(turns):
+            has_equal_keys = _key_colons(line) != _count_keys(document, _QUICK_DEPTH)
+        else:
+            num_in_texts = sum([content.count(":") for _, content in turns])
+            has_equal_keys = _may_have_more_keys(line, num_keys, num_in_texts) and _key_colons(line) != num_keys
+    except (AttributeError, KeyError, TypeError, RecursionError):
         return None
     for _, content in turns:
         if type(content) is not str or not content:
             return None
-    if all(role != "assistant" for role, _ in turns) or num_keys != _count_colons(line, num_keys):
+    if has_equal_keys or all(role != "assistant" for role, _ in turns):
         return None
     return turns
 
 
-def _count_keys(document: dict[str, Any], messages: list[dict[str, Any]]) -> int:
-    """Keys of all objects of the document. Raises RecursionError when it is nested deeply."""
-    if len(document) == 1 and all(len(message) == 2 for message in messages):
-        return 1 + 2 * len(messages)
-    return _count_keys_of_any(document, _QUICK_DEPTH)
+def _may_have_more_keys(line: bytes, num_keys: int, num_in_texts: int) -> bool:
+    """False where the colons of the line are just those of `num_keys` different keys and of the texts.
+
+    The texts' colons were counted after parsing, so an escaped one would stand for a key's.
+    """
+    return line.count(b":") != num_keys + num_in_texts or (num_in_texts > 0 and b"\\u003" in line)
 
 
-def _count_keys_of_any(value: Any, depth: int) -> int:
+def _key_colons(line: bytes) -> int:
+    """Colons outside strings, which is the number of keys written in a line of valid JSON."""
+    return _STRING.sub(b"", line).count(b":")
+
+
+def _count_keys(value: Any, depth: int) -> int:
+    """Keys of all objects within `value`. Raises RecursionError when it is nested deeply."""
     if not depth:
         raise RecursionError
     if isinstance(value, dict):
-        return len(value) + sum(_count_keys_of_any(child, depth - 1) for child in value.values())
+        return len(value) + sum(_count_keys(child, depth - 1) for child in value.values())
     if isinstance(value, list):
-        return sum(_count_keys_of_any(child, depth - 1) for child in value)
+        return sum(_count_keys(child, depth - 1) for child in value)
     return 0
-
-
-def _count_colons(line: bytes, num_keys: int) -> int:
-    """Colons outside strings, which is the number of keys written. `num_keys`: how many of them are different.
-
-    A key's colon follows its quote or white space, so the cheap count is never too low; where it finds just
-    `num_keys`, no text added to it and no key stands twice.
-    """
-    most = line.count(b'":') + line.count(b" :") + line.count(b"\t:") + line.count(b"\r:")
-    return most if most == num_keys else _STRING.sub(b"", line).count(b":")

@@ -57,6 +57,7 @@ def test_any_damage(data: st.DataObject) -> None:
     GOOD,
     GOOD.replace(b'"a"', b'"\\"role\\": \\"x\\" : y"'),  # text that looks like keys
     GOOD.replace(b": ", b"\t: "),
+    GOOD.replace(b'"a"', b'"a\\u003a :"'),
     GOOD[:-1] + b', "id": 7, "meta": {"tags": ["x", {"y": 1e5}]}}',
     b'{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}]}',
 ])  # fmt: skip
@@ -69,6 +70,8 @@ def test_good_lines_take_the_quick_way(line: bytes) -> None:
     b'{"messages": [], ' + GOOD[1:],
     GOOD.replace(b'"role": "user"', b'"role": "system", "role": "user"'),
     GOOD.replace(b'"role": "user"', b'"role": "system", "r\\u006fle": "user"'),
+    # an escaped colon is no key's
+    GOOD.replace(b'"content": "a"', b'"content": "", "content": "\\u003a"'),
     GOOD[:-1] + b', "id": 1, "id": 2}',
     GOOD[:-1] + b', "id": 1, "id" : 2}',
     GOOD[:-1] + b', "x": {"y": 1, "y": 1}}',
