@@ -10,7 +10,8 @@ counts as a cut when the last byte before it and the first byte after it, which 
 neighbours in no piece. That is stricter, hence still exact, and needs one table of 65,536 entries.
 
 A word with its space in front is the usual chunk, but "don't", "x=1" and "foo.bar" are cut as well. Chunks repeat,
-so their ids are kept in a table of fixed size; SentencePiece encodes those that are not there.
+so their ids are kept in a table of fixed size. Those that are not there are encoded by the same merges in compiled
+code (tokenizer_merges.py), or by SentencePiece where they are long or the model has more than plain pieces.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from lumina_ds.data.sentencepiece_file import BYTE, CONTROL, SPACE_SYMBOL, UNKNOWN, ModelFile, read_model_file
+from lumina_ds.data.tokenizer_flat import flatten
+from lumina_ds.data.tokenizer_merges import make_merges
+
 log = logging.getLogger(__name__)
 
 # Rows of the table (48 bytes each), how many of them are used before it starts again empty, and windows of text.
@@ -29,7 +34,6 @@ TABLE_ROWS = 1 << 20
 WINDOW_CHARACTERS = 4 << 20
 _MAX_VALUES = 8 << 20
 
-_SPACE_SYMBOL = "\u2581"
 # An embedded message that occurs twice is merged field by field: this sets normalizer_spec.add_dummy_prefix to false.
 _WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
@@ -45,13 +49,14 @@ SAMPLE = (
 class ChunkEncoder:
     """Encodes with the ids of the SentencePiece model it was made from. Build it with for_model()."""
 
-    def __init__(self, processor: Any, is_cut: np.ndarray, prefix: str, num_rows: int = TABLE_ROWS) -> None:
+    def __init__(self, processor: Any, model: ModelFile, num_rows: int = TABLE_ROWS) -> None:
         from lumina_ds.data import tokenizer_kernel
 
         self._kernel = tokenizer_kernel
         self._processor = processor
-        self._is_cut = is_cut
-        self._prefix = prefix
+        self._is_cut = _cuts(model)
+        self._merges = make_merges(model)
+        self._prefix = " " if model.adds_dummy_prefix else ""
         self._table = np.zeros((num_rows, tokenizer_kernel.ROW_WORDS), np.uint64)
         self._max_rows = num_rows * 3 // 4
         self._num_rows = 0
@@ -59,19 +64,19 @@ class ChunkEncoder:
         self._num_values = 0
 
     @classmethod
-    def for_model(cls, processor: Any, model: bytes, num_rows: int = TABLE_ROWS) -> ChunkEncoder | None:
+    def for_model(cls, processor: Any, content: bytes, num_rows: int = TABLE_ROWS) -> ChunkEncoder | None:
         """None where the cut rule is not proven for this kind of model, numba is missing, or a sample differs."""
         import sentencepiece
 
-        reason = _unproven(processor, model)
+        model = read_model_file(content)
+        reason = _unproven(model)
         if reason:
             log.debug("SentencePiece encodes unaided: %s", reason)
             return None
         bare = sentencepiece.SentencePieceProcessor()
-        bare.LoadFromSerializedProto(model + _WITHOUT_DUMMY_PREFIX)
-        prefix = " " if _fields(_fields(model).get(3, b"")).get(3, 1) else ""
+        bare.LoadFromSerializedProto(content + _WITHOUT_DUMMY_PREFIX)
         try:
-            encoder = cls(bare, _cuts(processor), prefix, num_rows)
+            encoder = cls(bare, model, num_rows)
             ids, offsets = encoder.encode(SAMPLE)
         except (ImportError, RuntimeError) as error:  # RuntimeError: nowhere to keep the machine code
             log.info("tokenizing without the compiled chunk table, several times slower: %s", error)
@@ -118,26 +123,37 @@ class ChunkEncoder:
             self._num_rows = self._num_values = 0
 
     def _learn(self, data: np.ndarray, pending: np.ndarray) -> np.ndarray:
-        """Have SentencePiece encode the pending chunks; those with a row go into the table. Where the ids stand."""
+        """Encode the pending chunks; those with a row go into the table. Returns where each one's ids stand."""
         has_row = pending[:, 0] >= 0
-        order = np.argsort(~has_row, kind="stable")  # what is not kept stands last and is overwritten next time
-        content = data.tobytes() if len(pending) else b""
-        encoded = self._processor.encode(
-            [content[begin:end].decode() for begin, end in pending[order, 1:].tolist()], num_threads=1
-        )
-        counts = np.fromiter(map(len, encoded), np.int64, len(encoded))
-        ends = self._num_values + np.cumsum(counts)
-        flat = np.fromiter((i for ids in encoded for i in ids), np.uint32, int(counts.sum()))
-        if self._num_values + len(flat) > len(self._values):
-            self._values = np.concatenate([self._values, np.zeros(len(self._values) + len(flat), np.uint32)])
-        self._values[self._num_values : self._num_values + len(flat)] = flat
-        where = np.empty(len(pending), np.uint64)
-        where[order] = ((ends - counts) << 32 | counts).astype(np.uint64)
+        # Of one byte at most three ids: a model without U+2581 spells a space in the bytes of that.
+        most = 3 * int((pending[:, 2] - pending[:, 1]).sum())
+        if self._num_values + most > len(self._values):
+            self._values = np.concatenate([self._values, np.zeros(len(self._values) + most, np.uint32)])
+        where = np.zeros(len(pending), np.uint64)
+        # What is not kept stands last and is overwritten next time.
+        self._num_values = self._encode_pending(data, pending, True, self._num_values, where)
+        self._encode_pending(data, pending, False, self._num_values, where)
         self._table[pending[has_row, 0], 5] = where[has_row]
-        num_kept = int(has_row.sum())
-        self._num_rows += num_kept
-        self._num_values = int(ends[num_kept - 1]) if num_kept else self._num_values
+        self._num_rows += int(has_row.sum())
         return where
+
+    def _encode_pending(
+        self, data: np.ndarray, pending: np.ndarray, with_rows: bool, num_values: int, where: np.ndarray
+    ) -> int:
+        """Write the ids of the chunks with a row, or without one, after `num_values`; the new number of values."""
+        left = (pending[:, 0] >= 0) == with_rows
+        if self._merges is not None:
+            num_values = self._kernel.merge_chunks(
+                data, pending, with_rows, *self._merges, self._values, num_values, where
+            )
+            left &= pending[:, 2] - pending[:, 1] > self._kernel.MAX_MERGED_BYTES
+        chunks = [data[begin:end].tobytes().decode() for begin, end in pending[left, 1:].tolist()]
+        if not chunks:
+            return num_values
+        ids, offsets = flatten(self._processor.encode(chunks, num_threads=1))
+        self._values[num_values : num_values + len(ids)] = ids
+        where[left] = ((num_values + offsets[:-1]) << 32 | np.diff(offsets)).astype(np.uint64)
+        return num_values + len(ids)
 
 
 def _windows(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -152,68 +168,28 @@ def _windows(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         yield texts[begin:]
 
 
-def _cuts(processor: Any) -> np.ndarray:
+def _cuts(model: ModelFile) -> np.ndarray:
     """bool [65536]: may a text be cut between these two bytes (first * 256 + second)?"""
-    pieces = (processor.id_to_piece(i) for i in range(processor.get_piece_size()) if not _is_symbol(processor, i))
-    # NUL keeps pieces apart: it stands inside none of a usable model, and wrongly forbidden cuts do no harm.
-    spelled = np.frombuffer("\0".join(pieces).replace(_SPACE_SYMBOL, " ").encode(), np.uint8).astype(np.uint16)
+    never_matched = (UNKNOWN, CONTROL, BYTE)
+    # NUL keeps pieces apart; where a piece holds one itself, a few cuts less are made, which does no harm.
+    spelled = b"\0".join(piece.text for piece in model.pieces if piece.kind not in never_matched)
+    neighbours = np.frombuffer(spelled.replace(SPACE_SYMBOL.encode(), b" "), np.uint8)
     is_cut = np.ones((256, 256), bool)
-    is_cut[spelled[:-1], spelled[1:]] = False
+    is_cut[neighbours[:-1], neighbours[1:]] = False
     is_cut[:, 0x80:0xC0] = False  # never inside a character
     return is_cut.reshape(-1)
 
 
-def _is_symbol(processor: Any, piece_id: int) -> bool:
-    """Pieces that SentencePiece never matches against text."""
-    return processor.is_control(piece_id) or processor.is_byte(piece_id) or processor.is_unknown(piece_id)
-
-
-def _unproven(processor: Any, model: bytes) -> str | None:
-    """Why the cut rule does not hold for this model, or is not proven; None where it is.
-
-    Field numbers are those of sentencepiece_model.proto.
-    """
-    fields = _fields(model)
-    trainer, normalizer = _fields(fields.get(2, b"")), _fields(fields.get(3, b""))
-    if trainer.get(3, 1) != 2:
-        return "not a BPE model"  # Unigram weighs whole texts: a best path may change far from a cut in its sums
-    if not trainer.get(35, 0):
+def _unproven(model: ModelFile) -> str | None:
+    """Why the cut rule does not hold for this model, or is not proven; None where it is."""
+    if not model.is_bpe:
+        return "not a BPE model"  # Unigram weighs whole texts: its best path is a sum over both sides of a cut
+    if not model.has_byte_fallback:
         return "no byte fallback"  # neighbouring unknown characters become one id, across any cut
-    if trainer.get(24, 0):
+    if model.has_space_suffix:
         return "white space is a suffix"
-    if normalizer.get(2):
+    if model.is_normalized:
         return "text is normalized"
-    if normalizer.get(4, 1) or not normalizer.get(5, 1):
-        return "spaces are removed or not escaped"
-    if any(" " in processor.id_to_piece(i) for i in range(processor.get_piece_size())):
+    if any(b" " in piece.text for piece in model.pieces):
         return "a piece holds a plain space"  # it would match the space that stands in for the dummy prefix
     return None
-
-
-def _fields(message: bytes) -> dict[int, Any]:
-    """The fields of a protobuf message: an int or bytes by number; of a repeated field the last one."""
-    fields: dict[int, Any] = {}
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        kind = key & 7
-        if kind == 0:
-            fields[key >> 3], position = _varint(message, position)
-        elif kind == 2:
-            length, position = _varint(message, position)
-            fields[key >> 3] = message[position : position + length]
-            position += length
-        else:
-            position += {1: 8, 5: 4}[kind]
-    return fields
-
-
-def _varint(message: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value, position

@@ -1,4 +1,5 @@
-"""The compiled inner loops of tokenizer_chunks.py: cut bytes into chunks, find them in a table, copy their ids.
+"""The compiled inner loops of tokenizer_chunks.py: cut bytes into chunks, find them in a table, encode those that
+are not there, copy the ids.
 
 numba compiles them at first use and keeps the machine code beside this file or in the user's cache folder; no
 compiler has to be installed. Import this module only where numba may be missing.
@@ -15,6 +16,8 @@ import numpy as np
 # Longer chunks are rare and seldom come twice: they are encoded each time, so that they cannot fill the table.
 MAX_CHUNK_BYTES = 32
 ROW_WORDS = 6
+# Encoding takes the square of the length; SentencePiece takes longer chunks.
+MAX_MERGED_BYTES = 128
 
 _LENGTH = 4
 _IDS = 5
@@ -140,3 +143,133 @@ def copy_ids(
                 position += np.uint64(1)
     offsets[len(first_chunks) - 1] = position
     return ids, offsets
+
+
+@numba.njit(cache=True)
+def fill_pairs(splits: np.ndarray, pairs: np.ndarray) -> None:
+    """Write splits, uint64 [n, 3] of (left, right, joined), into the table of tokenizer_merges.Merges."""
+    for n in range(len(splits)):
+        key = _pair_key(splits[n, 0], splits[n, 1])
+        pairs[_pair_row(pairs, key), 0] = key
+        pairs[_pair_row(pairs, key), 1] = splits[n, 2]
+
+
+@numba.njit(cache=True)
+def merge_chunks(
+    data: np.ndarray,
+    pending: np.ndarray,
+    with_rows: bool,
+    character_ids: np.ndarray,
+    pairs: np.ndarray,
+    scores: np.ndarray,
+    byte_ids: np.ndarray,
+    values: np.ndarray,
+    num_values: int,
+    pending_ids: np.ndarray,
+) -> int:
+    """Encode the pending chunks of at most MAX_MERGED_BYTES, those with a row or those without, into `values`.
+
+    The tables are those of tokenizer_merges.Merges; where a chunk's ids stand is written to pending_ids. As
+    SentencePiece does it: join the pair of the best score, the leftmost among equals, until none is a piece.
+    Returns the number of values.
+    """
+    symbols = np.empty(MAX_MERGED_BYTES, np.int64)  # an id, or ~code point of a character spelled in bytes
+    joined = np.empty(MAX_MERGED_BYTES, np.int64)  # id of symbols i and i + 1 together, or -1
+    for n in range(len(pending)):
+        begin, end = pending[n, 1], pending[n, 2]
+        if (pending[n, 0] >= 0) != with_rows or end - begin > MAX_MERGED_BYTES:
+            continue
+        size = _characters(data, begin, end, character_ids, symbols)
+        for i in range(size - 1):
+            joined[i] = _join(pairs, symbols[i], symbols[i + 1])
+        while True:
+            best = -1
+            for i in range(size - 1):
+                if joined[i] >= 0 and (best < 0 or scores[joined[i]] > scores[joined[best]]):
+                    best = i
+            if best < 0:
+                break
+            symbols[best] = joined[best]
+            size -= 1
+            for i in range(best + 1, size):
+                symbols[i] = symbols[i + 1]
+            for i in range(best + 1, size - 1):
+                joined[i] = joined[i + 1]
+            if best > 0:
+                joined[best - 1] = _join(pairs, symbols[best - 1], symbols[best])
+            if best < size - 1:
+                joined[best] = _join(pairs, symbols[best], symbols[best + 1])
+        start = num_values
+        for i in range(size):
+            if symbols[i] >= 0:
+                values[num_values] = symbols[i]
+                num_values += 1
+            else:
+                num_values = _spell(~symbols[i], byte_ids, values, num_values)
+        pending_ids[n] = np.uint64(start) << np.uint64(32) | np.uint64(num_values - start)
+    return num_values
+
+
+@numba.njit(cache=True)
+def _characters(data: np.ndarray, begin: int, end: int, character_ids: np.ndarray, symbols: np.ndarray) -> int:
+    """The characters of UTF-8 bytes as symbols; how many."""
+    size = 0
+    position = begin
+    while position < end:
+        byte = np.int64(data[position])
+        if byte < 0x80:
+            code, length = byte, 1
+        elif byte < 0xE0:
+            code, length = byte & 0x1F, 2
+        elif byte < 0xF0:
+            code, length = byte & 0x0F, 3
+        else:
+            code, length = byte & 0x07, 4
+        for i in range(1, length):
+            code = code << 6 | (np.int64(data[position + i]) & 0x3F)
+        symbols[size] = character_ids[code] if character_ids[code] >= 0 else ~code
+        size += 1
+        position += length
+    return size
+
+
+@numba.njit(cache=True)
+def _spell(code: int, byte_ids: np.ndarray, values: np.ndarray, num_values: int) -> int:
+    """Write the ids of a code point's UTF-8 bytes; the number of values."""
+    if code == 0x20:
+        code = 0x2581  # SentencePiece spells the symbol that it puts for the space
+    if code < 0x80:
+        values[num_values] = byte_ids[code]
+        return num_values + 1
+    length = 2 if code < 0x800 else 3 if code < 0x10000 else 4
+    lead = (0xC0, 0xE0, 0xF0)[length - 2]
+    for i in range(length):
+        bits = (code >> (6 * (length - 1 - i))) & 0x3F
+        values[num_values + i] = byte_ids[(lead | code >> (6 * (length - 1))) if i == 0 else (0x80 | bits)]
+    return num_values + length
+
+
+@numba.njit(cache=True)
+def _join(pairs: np.ndarray, left: int, right: int) -> int:
+    """The id of the piece that two symbols make together, or -1."""
+    if left < 0 or right < 0:
+        return -1
+    key = _pair_key(np.uint64(left), np.uint64(right))
+    row = _pair_row(pairs, key)
+    return np.int64(pairs[row, 1]) if pairs[row, 0] == key else -1
+
+
+@numba.njit(cache=True)
+def _pair_key(left: int, right: int) -> int:
+    return (left + np.uint64(1)) << np.uint64(32) | (right + np.uint64(1))
+
+
+@numba.njit(cache=True)
+def _pair_row(pairs: np.ndarray, key: int) -> int:
+    """The row of that key, or the free row where it would stand."""
+    last_row = np.uint64(len(pairs) - 1)
+    code = key * _MIX
+    row = (code ^ (code >> np.uint64(29))) & last_row
+    while pairs[row, 0] != np.uint64(0) and pairs[row, 0] != key:
+        row = (row + np.uint64(1)) & last_row
+    return row

@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lumina_ds.data import tokenizer_chunks, tokenizer_sentencepiece
+from lumina_ds.data.sentencepiece_file import BYTE, CONTROL, read_model_file
 from lumina_ds.data.tokenizer import MARKERS, Tokenizer
 from lumina_ds.data.tokenizer_chunks import SAMPLE, ChunkEncoder
+from lumina_ds.data.tokenizer_merges import make_merges
 from preprocess.train_tokenizer import train_tokenizer
 
 CORPUS = [
@@ -118,6 +120,22 @@ def test_which_models_the_table_takes(models: dict[str, bytes], name: str) -> No
     assert (encoder is not None) == (FOREIGN[name][1] if name in FOREIGN else name == "our_bpe")
 
 
+@pytest.mark.parametrize(("name", "merged"), [("dummy_prefix", True), ("our_bpe", True), ("user_symbols", False)])
+def test_where_compiled_merges_take_the_place_of_sentencepiece(
+    models: dict[str, bytes], name: str, merged: bool
+) -> None:
+    assert (make_merges(read_model_file(models[name])) is not None) == merged
+
+
+def test_model_file_reads_as_the_library_does(models: dict[str, bytes]) -> None:
+    for content in models.values():
+        model, processor = read_model_file(content), reference(content)
+        assert len(model.pieces) == processor.get_piece_size()
+        for i, piece in enumerate(model.pieces):
+            assert piece.text.decode() == processor.id_to_piece(i) and piece.score == processor.get_score(i)
+            assert (piece.kind == CONTROL, piece.kind == BYTE) == (processor.is_control(i), processor.is_byte(i))
+
+
 @pytest.mark.parametrize("name", [name for name, (_, taken) in FOREIGN.items() if taken] + ["our_bpe"])
 def test_any_text_through_the_table(models: dict[str, bytes], name: str) -> None:
     encoder, processor = through_table(models[name]), reference(models[name])
@@ -201,7 +219,7 @@ def test_a_cut_table_that_lies_is_caught(
 ) -> None:
     everywhere = np.ones((256, 256), bool)
     everywhere[:, 0x80:0xC0] = False
-    monkeypatch.setattr(tokenizer_chunks, "_cuts", lambda processor: everywhere.reshape(-1))
+    monkeypatch.setattr(tokenizer_chunks, "_cuts", lambda model: everywhere.reshape(-1))
     model = models["our_bpe"]
     with caplog.at_level(logging.WARNING):
         assert ChunkEncoder.for_model(reference(model), model) is None
