@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lumina_ds.cli.model_source import load_run, sampling_options, source_options
+from lumina_ds.cli.model_source import clean_text, load_run, sampling_options, source_options
 
 EXAMPLE = "Example: lumina chat runs/debug --temperature 0.7"
 
@@ -17,7 +17,7 @@ EXAMPLE = "Example: lumina chat runs/debug --temperature 0.7"
 @sampling_options
 def command(
     run: Path,
-    inference_precision: str,
+    inference_precision: str | None,
     temperature: float,
     top_p: float,
     top_k: int,
@@ -34,15 +34,18 @@ def command(
     settings = SamplingSettings(temperature, top_p, top_k, max_new_tokens, seed)
     settings.check()
     loaded, manifest = load_run(run, inference_precision)
-    click.echo(f"{run}, step {manifest['step']}. An empty line ends, /reset starts over.")
+    # Without a terminal only the replies are printed, one a line.
+    prompts = sys.stdin.isatty()
+    if prompts:
+        click.echo(f"{run}, step {manifest['step']}. An empty line ends, /reset starts over.")
     opening = [Turn("system", system)] if system else []
     turns = list(opening)
     context = loaded.model.config.max_position_embeddings
     while True:
-        click.echo("you> ", nl=False)
-        line = sys.stdin.readline().rstrip("\n")
+        if prompts:
+            click.echo("you> ", nl=False)
+        line = clean_text(sys.stdin.readline()).rstrip("\n")
         if not line:
-            click.echo()
             return
         if line == "/reset":
             turns = list(opening)
@@ -51,7 +54,12 @@ def command(
         # The oldest exchange goes when half the context is spoken for, so that a reply always has room.
         while len(turns) > len(opening) + 1 and len(encode_prompt(turns, loaded.tokenizer)) > context // 2:
             del turns[len(opening) : len(opening) + 2]
-        click.echo("model> ", nl=False)
+        if len(encode_prompt(turns, loaded.tokenizer)) >= context:
+            click.echo(f"that is longer than the model's context of {context} tokens; say it shorter")
+            turns.pop()
+            continue
+        if prompts:
+            click.echo("model> ", nl=False)
         reply = ""
         for piece in stream_reply(loaded, turns, settings):
             reply += piece

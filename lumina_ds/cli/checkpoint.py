@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,9 +24,13 @@ def list_command(run: Path, as_json: bool) -> None:
     from lumina_ds.train.checkpoint import pointer_target, read_manifest
 
     latest, best = (pointer_target(run / "checkpoints", name) for name in ("latest", "best"))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for folder in _folders(run):
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder)
+        except CheckpointError as error:
+            rows.append({"name": folder.name, "fault": str(error), "latest": folder == latest, "best": folder == best})
+            continue
         rows.append(
             {
                 "name": folder.name,
@@ -42,6 +47,9 @@ def list_command(run: Path, as_json: bool) -> None:
         return
     for row in rows:
         marks = "".join(f"  {name}" for name in ("latest", "best") if row[name])
+        if "fault" in row:
+            click.echo(f"{row['name']}  {row['fault']}{marks}")
+            continue
         loss = "" if row["eval_loss"] is None else f"  evaluation loss {row['eval_loss']:.4f}"
         click.echo(f"{row['name']}  {row['bytes'] / 2**20:.1f} MiB{loss}{marks}")
 

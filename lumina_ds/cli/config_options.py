@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config
 from lumina_ds.config.options import SHORT_OPTIONS, ShortOption
@@ -82,18 +83,33 @@ def _click_arguments(option: ShortOption) -> dict[str, Any]:
     elif option.kind == "true":
         arguments |= {"is_flag": True, "flag_value": True}
     elif option.kind == "value":
-        arguments |= {"type": str, "metavar": "VALUE"}
+        arguments |= {"type": str, "metavar": _metavar(option.field)}
     return arguments
 
 
+def _metavar(field: str) -> str:
+    """The choices of a field that has some, else VALUE."""
+    annotation = _field(field).annotation
+    for choice in (annotation, *get_args(annotation)):
+        if get_origin(choice) is Literal:
+            return "|".join(str(value) for value in get_args(choice))
+    return "VALUE"
+
+
 def _description(field: str) -> str:
+    info = _field(field)
+    default = "" if info.default in (None, False) or info.default_factory else f" [{info.default}]"
+    return (info.description or field.rpartition(".")[2].replace("_", " ")) + default
+
+
+def _field(field: str) -> FieldInfo:
     section: type[BaseModel] = RunConfig
     *path, name = field.split(".")
     for part in path:
         annotation = section.model_fields[part].annotation
         assert isinstance(annotation, type)
         section = annotation
-    return section.model_fields[name].description or name.replace("_", " ")
+    return section.model_fields[name]
 
 
 assert {option.field for option in SHORT_OPTIONS} <= set(dotted_fields(RunConfig)), "an option names no field"

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
+from lumina_ds.cli.launch import planned_world_size, runner_command
 from lumina_ds.cli.plan import plan_record, render_plan
-from lumina_ds.cli.train import check_run, planned_world_size, runner_command
+from lumina_ds.cli.train import check_run
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.load import ResolvedConfig
-from lumina_ds.config.precision import resolve_precision
 from lumina_ds.plan.memory import plan_memory
 
 # The plan's JSON names the cards it fits on; this one is for its single yes or no, as `lumina plan` defaults.
@@ -24,11 +23,7 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
     """Print the resolved configuration with origins, the DeepSpeed JSON, the memory plan and the command."""
     config = resolved.config
     world_size = planned_world_size(runner)
-    check_run(config, world_size)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision, reason = resolve_precision(
-        config.train.precision, device, device == "cuda" and torch.cuda.is_bf16_supported()
-    )
+    device, precision, reason = check_run(config, world_size)
     composed = compose_deepspeed(config, world_size, precision)
     plan = plan_memory(config, world_size, precision, device)
     started = [word for word in arguments if word not in ("--dry-run", "--json")]

@@ -15,13 +15,13 @@ EXAMPLE = "Example: lumina evaluate runs/debug --data shards/eval"
 @click.command(epilog=EXAMPLE)
 @source_options
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="folder of preprocessed shards")
-@click.option("--seq-length", type=int, help="tokens of a packed row; the model's context when unset")
+@click.option("--seq-length", type=click.IntRange(2), help="tokens of a packed row; the model's context when unset")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="packed rows at a time")
 @click.option("--max-rows", type=click.IntRange(1), help="evaluate the first so many rows only")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document: step, loss, perplexity, trained_tokens")
 def command(
     run: Path,
-    inference_precision: str,
+    inference_precision: str | None,
     data: Path,
     seq_length: int | None,
     batch_size: int,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lumina_ds.cli.model_source import load_run, sampling_options, source_options
+from lumina_ds.cli.model_source import clean_text, load_run, sampling_options, source_options
 
 EXAMPLE = 'Example: lumina generate runs/debug --prompt "How are you?" --temperature 0.7'
 
@@ -17,10 +17,10 @@ EXAMPLE = 'Example: lumina generate runs/debug --prompt "How are you?" --tempera
 @source_options
 @click.option("--prompt", required=True, help="the user's turn; - reads standard input")
 @sampling_options
-@click.option("--json", "as_json", is_flag=True, help="one JSON document: prompt, reply, tokens, step")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document: prompt, reply, step")
 def command(
     run: Path,
-    inference_precision: str,
+    inference_precision: str | None,
     prompt: str,
     temperature: float,
     top_p: float,
@@ -39,6 +39,7 @@ def command(
     settings.check()
     if prompt == "-":
         prompt = sys.stdin.read()
+    prompt = clean_text(prompt)
     if not prompt:
         raise click.UsageError("--prompt is empty; give the user's turn")
     loaded, manifest = load_run(run, inference_precision)

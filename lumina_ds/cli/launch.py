@@ -1,4 +1,4 @@
-"""Run the deepspeed runner as a child, and pass signals to the ranks themselves.
+"""The deepspeed runner: how many ranks its arguments mean, its command, and signals passed to the ranks themselves.
 
 The runner dies of SIGTERM at once and leaves its ranks behind; its launch module ends them one after the
 other, 30 s apart. So the runner gets a session of its own, and the ranks get the signal directly: they agree
@@ -7,26 +7,107 @@ on it, save, and end.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
+import sys
 from types import FrameType
 
 import psutil
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from lumina_ds.errors import Interrupted
+
+# What each signal becomes on its way to the ranks: a closed terminal or Ctrl-C ends a run like SIGTERM does.
+FORWARDED = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGINT: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGUSR1,
+}
+PLACEMENT = {
+    "--num_gpus",
+    "--num_accelerators",
+    "--num_nodes",
+    "--hostfile",
+    "-H",
+    "--include",
+    "-i",
+    "--exclude",
+    "-e",
+}
+
+
+def complete_runner_arguments(given: list[str]) -> list[str]:
+    """The user's arguments, with what they leave open: all local devices, a free port, no chatter.
+
+    A port is chosen for one machine only; several must agree on theirs, so they keep --master_port or its default.
+    """
+    from lumina_ds.engine.distributed import free_port
+    from lumina_ds.engine.resources import num_local_devices, planned_resources
+
+    names = {argument.split("=")[0] for argument in given}
+    arguments = list(given)
+    if not names & PLACEMENT:
+        arguments = ["--num_gpus", str(num_local_devices()), *arguments]
+    if (
+        "--master_port" not in names
+        and len(planned_resources(arguments)) == 1
+        and not names & {"--no_ssh", "--force_multi"}
+    ):
+        arguments = ["--master_port", str(free_port()), *arguments]
+    if not names & {"--quiet", "-q", "--log_level"}:
+        arguments = ["--quiet", *arguments]
+    return arguments
+
+
+def planned_world_size(arguments: list[str]) -> int:
+    """Ranks that the runner will start with these arguments, by DeepSpeed's own reading of them."""
+    from lumina_ds.engine.resources import planned_resources
+
+    return sum(len(slots) for slots in planned_resources(arguments).values())
+
+
+def runner_command(runner: list[str], arguments: list[str]) -> list[str]:
+    """The deepspeed command that trains with these options."""
+    return [
+        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *(*runner, "--module", "lumina_ds.cli.train", *arguments),
+    ]
 
 
 def run_until_done(command: list[str], environment: dict[str, str]) -> int:
-    """Start `command` and wait; the exit status of the ranks as the runner reports it."""
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    """Start `command` and wait; the exit status of the ranks as the runner reports it.
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        for rank in rank_processes(process.pid):
-            rank.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+    A signal that comes before any rank is there, or when the ranks are on other machines, ends the runner.
+    """
+    running: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+    signalled: list[int] = []
+
+    def forward(number: int, frame: FrameType | None = None) -> None:
+        if not running:
+            early.append(number)
+            return
+        signalled.append(number)
+        ranks = rank_processes(running[0].pid)
+        for rank in ranks:
+            with contextlib.suppress(psutil.Error):
+                rank.send_signal(FORWARDED[signal.Signals(number)])
+        if not ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running[0].pid, signal.SIGTERM)
 
     previous = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        return process.wait() % 256
+        running.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        for number in early:
+            forward(number)
+        code = running[0].wait() % 256
+        if code == -signal.SIGTERM % 256 and signalled:
+            print("stopped by a signal before there was anything to save", file=sys.stderr)
+            return Interrupted.exit_code
+        return code
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -15,7 +15,7 @@ import click
 
 from lumina_ds import __version__
 from lumina_ds.config.suggest import nearest
-from lumina_ds.errors import LuminaError
+from lumina_ds.errors import DataError, LuminaError, MachineError, OutOfMemory
 
 VERBS: dict[str, str] = {
     "presets": "list the shipped model presets, or show one",
@@ -72,20 +72,27 @@ def run_command(
 ) -> int:
     """Run a click command and return its exit code; expected errors become one line on stderr.
 
-    Of several ranks that make the same mistake only the first one says so.
+    Of several ranks that make the same mistake only the first one says so; what may be wrong with one
+    machine alone is said by each.
     """
     try:
         result = command.main(args=args, prog_name=prog_name, standalone_mode=False, obj=obj)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except LuminaError as error:
-        _report(str(error))
+        _report(str(error), everywhere=isinstance(error, DataError | MachineError))
         return error.exit_code
     except click.ClickException as error:
         # click would print the usage over several lines; one line with the remedy is what a user reads.
         hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
         _report(error.format_message() + hint)
         return error.exit_code
+    except RuntimeError as error:
+        # torch.OutOfMemoryError, without importing torch for every verb.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        _report(f"out of memory ({error}); use a GPU with more memory, a smaller batch, or a lower precision")
+        return OutOfMemory.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
@@ -95,9 +102,12 @@ def run_command(
         return 0
 
 
-def _report(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+def _report(text: str, everywhere: bool = False) -> None:
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
         click.echo(f"error: {text}", err=True)
+    elif everywhere:
+        click.echo(f"[rank {rank}] error: {text}", err=True)
 
 
 def main() -> None:

@@ -54,12 +54,12 @@ def _feed_forward_faults(config: RunConfig) -> list[str]:
     return faults
 
 
-def device_faults(config: RunConfig, device: str) -> list[str]:
-    """Faults that depend on where the run trains: `device` is cuda or cpu."""
-    if config.train.compile and config.model.num_experts and device == "cpu":
+def device_faults(config: RunConfig, device: str, precision: str) -> list[str]:
+    """Faults that depend on where the run trains, cuda or cpu, and in which resolved precision."""
+    if config.train.compile and config.model.num_experts and device == "cpu" and precision != "bf16":
         return [
-            "train.compile is on, and torch.compile cannot trace the experts' grouped product on a CPU; "
-            "use --no-compile, or a dense model"
+            f"train.compile is on, and torch.compile traces the experts' grouped product on a CPU in bf16 only, "
+            f"not in {precision}; use --no-compile, or --precision bf16"
         ]
     return []
 

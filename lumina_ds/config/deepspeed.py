@@ -233,7 +233,9 @@ def _merge_experts(merger: _Merger, config: RunConfig) -> None:
     for key, value in settings.items():
         owner = "--expert-parallel" if key == "autoep_size" else "the model's structure"
         merger.impose(f"expert_parallel.{key}", value, owner)
-    merger.propose("expert_parallel.use_grouped_mm", True)
+    # torch's grouped product wants rows of a multiple of 16 bytes; other widths take DeepSpeed's loop over experts.
+    aligned = model.hidden_size % 8 == 0 and (model.moe_intermediate_size or 0) % 8 == 0
+    merger.propose("expert_parallel.use_grouped_mm", aligned)
 
 
 def _elements_per_rank(config: RunConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
     Raises ConfigError with every fault found: unknown keys with the nearest name, values out of range,
     and shapes that do not fit together.
     """
+    overrides = list(overrides)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer, origin in _layers(source):
@@ -56,7 +58,9 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
         section = _expand(override)
         _merge(values, section, f"command line {override.flag}", origins)
     _release_preset_stage(values, origins)
-    config = _validate(values)
+    if source is None and not any(override.field.startswith("model.") for override in overrides):
+        raise ConfigError(f"--config is missing; give a YAML file or a preset ({', '.join(preset_names())})")
+    config = _validate(values, origins)
     faults = model_faults(config)
     if faults:
         raise ConfigError.from_faults(faults)
@@ -82,7 +86,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if loaded is None:
         return {}
@@ -97,12 +101,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key_node.value!r} stands twice", key_node.start_mark
                 )
-            if isinstance(key_node.value, str):
-                seen.add(key_node.value)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -145,7 +150,8 @@ def _find_preset(name: str) -> Path | None:
 
 def _expand(override: Override) -> dict[str, Any]:
     value = override.value
-    if isinstance(value, str):
+    # Text fields take what is typed: a run may be named 2024.
+    if isinstance(value, str) and _annotation(override.field) not in (str, str | None):
         value = _parse_scalar(value)
     tree: Any = value
     for part in reversed(override.field.split(".")):
@@ -153,11 +159,20 @@ def _expand(override: Override) -> dict[str, Any]:
     return tree
 
 
+def _annotation(field: str) -> Any:
+    """The declared type of a dotted field, None for an unknown one."""
+    section: Any = RunConfig
+    for part in field.split("."):
+        fields = getattr(section, "model_fields", {})
+        section = fields[part].annotation if part in fields else None
+    return section
+
+
 def _parse_scalar(text: str) -> Any:
     """Numbers, booleans, null and [lists] as YAML writes them; anything else stays the text typed."""
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
     return value if isinstance(value, (bool, int, float, list)) or value is None else text
 
@@ -167,6 +182,8 @@ def _merge(
 ) -> None:
     for key, value in layer.items():
         name = f"{prefix}{key}"
+        if value is None and not prefix and _is_section(key):
+            continue  # an empty section in YAML
         if isinstance(value, Mapping) and isinstance(into.get(key, {}), dict):
             _merge(into.setdefault(key, {}), value, origin, origins, f"{name}.")
         else:
@@ -185,16 +202,37 @@ def _release_preset_stage(values: dict[str, Any], origins: dict[str, str]) -> No
         origins["deepspeed.zero_stage"] = f"left to {section['config']}"
 
 
-def _validate(values: dict[str, Any]) -> RunConfig:
+def _is_section(name: str) -> bool:
+    field = RunConfig.model_fields.get(name)
+    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+
+
+def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError.from_faults([_describe(fault) for fault in error.errors()]) from error
+        raise ConfigError.from_faults([_describe(fault, origins) for fault in error.errors()]) from error
 
 
-def _describe(fault: Any) -> str:
+def _describe(fault: Any, origins: Mapping[str, str]) -> str:
     name = ".".join(str(part) for part in fault["loc"])
+    origin = origins.get(name, "")
+    place = f" ({origin})" if origin else ""
     if fault["type"] == "extra_forbidden":
-        known = dotted_fields(RunConfig) if "." in name else list(RunConfig.model_fields)
-        return f"unknown field {name}{nearest(name, known)}"
-    return f"{name} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        return f"unknown field {name}{place}{_nearest_field(name)}"
+    return f"{name} is {fault['input']!r}{place}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _nearest_field(name: str) -> str:
+    """A hint by the field's last word: first among its section's fields, then among all."""
+    section, _, word = name.rpartition(".")
+    if not section and (hint := nearest(name, RunConfig.model_fields)):
+        return hint
+    fields = dotted_fields(RunConfig)
+    siblings = [field for field in fields if field.startswith(f"{section}.")] if section else []
+    for candidates in (siblings, fields):
+        by_word = {field.rpartition(".")[2]: field for field in candidates}
+        match = difflib.get_close_matches(word, by_word, n=1, cutoff=0.6)
+        if match:
+            return f"; did you mean {by_word[match[0]]}?"
+    return ""

@@ -26,7 +26,7 @@ PathList = Annotated[list[str], BeforeValidator(_as_list)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -109,11 +109,13 @@ class TrainConfig(Section):
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, ge=0, description="global gradient norm to clip at; 0 switches clipping off")
-    precision: Precision = Field("auto", description="auto: bf16 on a GPU that has it, else fp32")
+    precision: Precision = Field(
+        "auto", description="auto: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU"
+    )
     activation_checkpointing: Literal["none", "full"] = Field("none", description="full recomputes every block")
     flash_attention: Literal["auto", "on", "off"] = Field("auto", description="the flash-attn kernels (extra: flash)")
     compile: bool = Field(False, description="torch.compile through DeepSpeed; needs a C++ compiler on CPU")
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, description="of the initial weights and the order of the rows")
     log_every_n_batches: int = Field(1, ge=1, description="steps between two metrics records")
     eval_every_n_batches: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates before and after")
     eval_max_rows: int | None = Field(None, ge=1, description="evaluate on the first so many rows only")
@@ -136,8 +138,10 @@ class InferenceConfig(Section):
 class RunSection(Section):
     """Name and place of the run folder."""
 
-    name: str | None = Field(None, description="folder below runs_dir; preset name when unset")
-    runs_dir: str = Field("runs")
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", description="folder below runs_dir; preset name when unset"
+    )
+    runs_dir: str = Field("runs", description="folder of all runs, and of the data prepared for them (.data)")
     resume: str = Field("auto", description="auto: newest checkpoint of the run folder; a path; or none")
     record_samples: bool = Field(False, description="write the ids of each step's packed rows into the metrics")
 

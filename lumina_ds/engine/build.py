@@ -84,7 +84,8 @@ def clip_gradients(engine: Any, max_norm: float) -> tuple[float, bool]:
         else:
             expert.append(parameter.grad)
             group_name = parameter.group_name
-    squares = torch.stack([_sum_of_squares(dense), _sum_of_squares(expert)])
+    device = next(engine.module.parameters()).device
+    squares = torch.stack([_sum_of_squares(gradients).to(device) for gradients in (dense, expert)])
     if group_name is not None:
         expert_square = squares[1:].clone()
         dist.all_reduce(expert_square, group=groups._get_expert_parallel_group(group_name))

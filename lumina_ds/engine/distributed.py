@@ -15,17 +15,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lumina_ds.errors import MachineError
 
 DEEPSPEED_VERSION = "0.19.8"
 
-# (rank, local rank, world size) as the launchers spell them: deepspeed and torchrun, Open MPI, SLURM's srun.
+# (rank, local rank, world size, what else must be set) as the launchers spell them: deepspeed and torchrun, Open
+# MPI, SLURM. A plain sbatch shell has a SLURM_PROCID too; only srun's tasks belong to a step.
 LAUNCHERS = (
     ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
+    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_ID"),
 )
 
 
@@ -49,7 +51,7 @@ def launched_world(environment: Mapping[str, str]) -> tuple[int, int, int] | Non
     """Rank, local rank and world size from a launcher's environment, or None when started by hand."""
     for names in LAUNCHERS:
         if all(name in environment for name in names):
-            rank, local_rank, size = (int(environment[name]) for name in names)
+            rank, local_rank, size = (int(environment[name]) for name in names[:3])
             return rank, local_rank, size
     return None
 
@@ -81,7 +83,8 @@ def start(timeout_minutes: float = 30) -> World:
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # says so, instead of a warning that none was found
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local_size)))
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_size)))
 
     import deepspeed
 
@@ -133,8 +136,21 @@ def _complete_environment(rank: int, local_rank: int, size: int) -> None:
             f"{size} ranks were started without {' and '.join(missing)}; export the address and a free port of "
             "rank 0's host before mpirun or srun"
         )
-    # A lock that a killed build leaves in the shared extensions folder makes every later run wait for ever.
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(tempfile.gettempdir(), f"lumina-ops-{os.getuid()}"))
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions_folder()))
+
+
+def _extensions_folder() -> Path:
+    """Where DeepSpeed builds its ops: a folder of our own that only this user can write.
+
+    A lock that another program's killed build left in torch's shared folder would make a run wait for ever.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "lumina-ds" / f"torch-extensions-{DEEPSPEED_VERSION}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="lumina-ds-ops-"))
 
 
 def _skip_shared_memory_op() -> None:

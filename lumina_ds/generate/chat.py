@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.chat_template import encode_prompt
 from lumina_ds.data.conversation import Turn
 from lumina_ds.data.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError
 from lumina_ds.generate.sampling import SamplingSettings, sample
+from lumina_ds.model.device import device_and_precision
 from lumina_ds.model.kv_cache import LayerCache
 from lumina_ds.model.transformer import CausalLM
 
@@ -34,9 +34,8 @@ def load_model(model: ModelConfig, weights: Sequence[Path], tokenizer: Path, pre
     """Build the model and fill it from safetensors files; on the GPU if there is one."""
     from safetensors.torch import load_file
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    resolved, _ = resolve_precision(precision, device.type, bf16)
+    device_name, resolved, _ = device_and_precision(precision)
+    device = torch.device(device_name)
     with torch.device("meta"):
         network = CausalLM(model)
     network.to_empty(device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +23,8 @@ class SamplingSettings:
 
     def check(self) -> None:
         """Raise ConfigError naming the first value out of range."""
-        if self.temperature < 0:
-            raise ConfigError(f"--temperature {self.temperature} is negative; use 0 for greedy")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"--temperature {self.temperature} is no number from 0 on; use 0 for greedy")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p {self.top_p} is outside (0, 1]; use 1 to keep all tokens")
         if self.top_k < 0:
@@ -34,7 +35,8 @@ class SamplingSettings:
 
 def sample(logits_V: Tensor, settings: SamplingSettings, generator: torch.Generator) -> int:
     """One token id from logits [V]."""
-    if settings.temperature == 0:
+    # Below this the division overflows, and the likeliest token has all the mass anyway.
+    if settings.temperature < 1e-5:
         return int(logits_V.argmax())
     probabilities_V = (logits_V.float() / settings.temperature).softmax(dim=-1)
     sorted_V, ids_V = probabilities_V.sort(descending=True)

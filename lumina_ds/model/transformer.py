@@ -58,6 +58,10 @@ class Block(nn.Module):
             return x_BSD + self.mlp(normed_BSD), None
         router: Any = self.mlp.router
         router.token_mask = token_mask_T
+        device = normed_BSD.device.type
+        if torch.is_autocast_enabled(device):
+            # Autocast does not know the grouped product of the experts, which follows its input's type.
+            normed_BSD = normed_BSD.to(torch.get_autocast_dtype(device))
         x_BSD = x_BSD + self.mlp(normed_BSD)
         measured = router.statistics
         router.statistics = router.token_mask = None

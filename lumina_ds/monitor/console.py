@@ -18,16 +18,19 @@ log = logging.getLogger(CONSOLE_LOGGER)
 
 def training_line(record: Mapping[str, Any], num_steps: int, strategy: str, workers: int) -> str:
     """epoch, step, loss, PPL, LR, gradient norm, tokens/s, memory, strategy, workers, in one line."""
+    return f"epoch {record['epoch']:.2f} | step {record['step']}/{num_steps} | {_figures(record, strategy, workers)}"
+
+
+def _figures(record: Mapping[str, Any], strategy: str, workers: int) -> str:
     return (
-        f"epoch {record['epoch']:.2f} | step {record['step']}/{num_steps} | loss {record['loss']:.4f} | "
-        f"PPL {record['perplexity']:.2f} | LR {record['learning_rate']:.2e} | grad {record['grad_norm']:.3f} | "
-        f"{record['tokens_per_second']:,.0f} tok/s | mem {record['memory_bytes'] / 2**30:.2f} GiB | "
-        f"{strategy} | workers {workers}"
+        f"loss {record['loss']:.4f} | PPL {record['perplexity']:.2f} | LR {record['learning_rate']:.2e} | "
+        f"grad {record['grad_norm']:.3f} | {record['tokens_per_second']:,.0f} tok/s | "
+        f"mem {record['memory_bytes'] / 2**30:.2f} GiB | {strategy} | workers {workers}"
     )
 
 
 class TrainingConsole:
-    """Shows every record on stdout: a bar that stays in place on a terminal, else at most a line a second.
+    """Shows every record on stdout: two lines that stay in place on a terminal, else at most a line a second.
 
     The first and the last step always get their line.
     """
@@ -45,32 +48,37 @@ class TrainingConsole:
     def start(self, step: int) -> None:
         if self._console.is_terminal:
             self._progress = Progress(
-                BarColumn(bar_width=12),
-                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                TextColumn("step {task.completed}/{task.total}  epoch {task.fields[epoch]:.2f} "),
                 TimeElapsedColumn(),
-                TextColumn("left"),
+                TextColumn("so far,"),
                 TimeRemainingColumn(),
+                TextColumn("left\n{task.description}"),
                 console=self._console,
             )
-            self._task = self._progress.add_task("starting", total=self.num_steps, completed=step)
+            self._task = self._progress.add_task("", total=self.last_step, completed=step, epoch=0.0)
             self._progress.start()
 
     def show(self, record: Mapping[str, Any]) -> None:
         line = training_line(record, self.num_steps, self.strategy, self.workers)
         log.info(line)
         if self._progress is not None:
-            self._progress.update(self._task, completed=record["step"], description=line)
-            return
+            figures = _figures(record, self.strategy, self.workers)
+            self._progress.update(self._task, completed=record["step"], description=figures, epoch=record["epoch"])
         now = time.monotonic()
-        if now - self._last_line >= 1 or record["step"] in (1, self.last_step):
+        # On a terminal the bar shows every step, and now and then a line stays behind it as the run's history.
+        if now - self._last_line >= (20 if self._progress else 1) or record["step"] in (1, self.last_step):
             self._last_line = now
-            print(line, flush=True)
+            self._print(line)
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
         log.info(text)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         if self._progress is not None:
-            self._progress.console.print(text, highlight=False)
+            self._progress.console.print(text, highlight=False, markup=False)
         else:
             print(text, flush=True)
 

@@ -29,18 +29,23 @@ CSV_COLUMNS = (
 
 
 class MetricsWriter:
-    """Appends records to metrics.jsonl and metrics.csv; floats keep all their digits (repr)."""
+    """Appends records to metrics.jsonl, metrics.csv and evaluations.jsonl; floats keep all their digits (repr)."""
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         """`resumed_step`: records of later steps, from a life that a checkpoint does not hold, are taken out."""
         self._jsonl = folder / "metrics.jsonl"
         self._csv = folder / "metrics.csv"
-        kept = [record for record in read_records(self._jsonl) if record["step"] <= resumed_step]
-        write_atomically(self._jsonl, "".join(json.dumps(record) + "\n" for record in kept))
+        kept = _keep_until(self._jsonl, resumed_step)
         with open(self._csv, "w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerow(CSV_COLUMNS)
         for record in kept:
             self._append_csv(record)
+        self._evaluations = folder / "evaluations.jsonl"
+        # A fresh start measures step 0 anew.
+        _keep_until(self._evaluations, resumed_step or -1)
+
+    def write_evaluation(self, record: dict[str, Any]) -> None:
+        append_record(self._evaluations, record)
 
     def write(self, record: dict[str, Any]) -> None:
         append_record(self._jsonl, record)
@@ -49,6 +54,13 @@ class MetricsWriter:
     def _append_csv(self, record: dict[str, Any]) -> None:
         with open(self._csv, "a", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerow([record.get(column) for column in CSV_COLUMNS])
+
+
+def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Rewrite a file of records without those after `step`, and return the ones that stay."""
+    kept = [record for record in read_records(path) if record["step"] <= step]
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:

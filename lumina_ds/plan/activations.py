@@ -2,8 +2,8 @@
 
 Counted from the tensors that autograd saves in `lumina_ds.model` and in AutoEP's layer. d hidden width,
 H query and K key/value heads of width c, f feed-forward width, E experts, k top-k, T tokens of a
-micro-batch, b bytes of a matrix product's operand, r bytes of the residual stream. Autocast does not
-reach the grouped product of the experts, which therefore works in r.
+micro-batch, b bytes of a matrix product's operand, r bytes of the residual stream. The experts' input is
+cast to b (model/transformer.py), which autocast alone would not do.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ def activation_bytes(
     spread = EXPERT_LOAD_IMBALANCE if expert_parallel_size > 1 else 1.0
     rows = spread * tokens * model.num_experts_per_tok + _ROW_ALIGNMENT * (model.num_experts // expert_parallel_size)
     feed_forward = [
-        _mixture(model, tokens, rows, b, r) if model.is_moe_layer(layer) else _dense(model, tokens, b)
-        for layer in layers
+        _mixture(model, tokens, rows, b) if model.is_moe_layer(layer) else _dense(model, tokens, b) for layer in layers
     ]
     # Norm before the head and the head's operand; the embedding's output is the first residual.
     other = _norm(d) + b * d + r * d
@@ -59,7 +58,7 @@ def activation_bytes(
         other=tokens * other,
         workspace=tokens * b * (2 * width + d),
         logits=_logits(model, tokens),
-        all_to_all=round(_all_to_all(model, tokens, spread, r)) if expert_parallel_size > 1 else 0,
+        all_to_all=round(_all_to_all(model, tokens, spread, b)) if expert_parallel_size > 1 else 0,
     )
 
 
@@ -83,13 +82,13 @@ def _dense(model: ModelConfig, tokens: int, b: int) -> float:
     return tokens * b * (model.hidden_size + 4 * (model.intermediate_size or 0))
 
 
-def _mixture(model: ModelConfig, tokens: int, rows: float, b: int, r: int) -> float:
-    """The router's fp32 input 4d and about 22E of scores; k outputs of r d to weigh; SwiGLU over the routed
-    `rows` of the fullest rank, r (d + 4f) each; shared experts as a dense layer."""
+def _mixture(model: ModelConfig, tokens: int, rows: float, b: int) -> float:
+    """The router's fp32 input 4d and about 22E of scores; k outputs of b d to weigh; SwiGLU over the routed
+    `rows` of the fullest rank, b (d + 4f) each; shared experts as a dense layer."""
     d, width = model.hidden_size, model.moe_intermediate_size or 0
-    routing = 4 * d + 22 * model.num_experts + r * model.num_experts_per_tok * d
+    routing = 4 * d + 22 * model.num_experts + b * model.num_experts_per_tok * d
     shared = b * (d + 4 * model.num_shared_experts * width) if model.num_shared_experts else 0
-    return tokens * (routing + shared) + rows * r * (d + 4 * width)
+    return tokens * (routing + shared) + rows * b * (d + 4 * width)
 
 
 def _feed_forward_width(model: ModelConfig, layer: int) -> int:
@@ -105,6 +104,6 @@ def _logits(model: ModelConfig, tokens: int) -> int:
     return 12 * model.vocab_size * tokens
 
 
-def _all_to_all(model: ModelConfig, tokens: int, spread: float, r: int) -> float:
+def _all_to_all(model: ModelConfig, tokens: int, spread: float, b: int) -> float:
     """Send and receive buffers of one exchange: k rows of width d out, the fullest rank's share in."""
-    return (1 + spread) * tokens * model.num_experts_per_tok * r * model.hidden_size if model.num_experts else 0.0
+    return (1 + spread) * tokens * model.num_experts_per_tok * b * model.hidden_size if model.num_experts else 0.0

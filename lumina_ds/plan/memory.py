@@ -118,7 +118,7 @@ def plan_memory(
         config.train.activation_checkpointing == "full",
         experts,
     )
-    copies = _autocast_copies(model) if precision == "mixed_bf16" else 0
+    copies = _autocast_copies(model, experts) if precision == "mixed_bf16" else 0
     fixed = _cuda_overhead(world_size, experts) if device == "cuda" else 0
     # On a CPU, offloading moves states within the same memory.
     offloaded = states.host if device == "cpu" else 0
@@ -182,12 +182,14 @@ def _phase(
     return parts
 
 
-def _autocast_copies(model: ModelConfig) -> int:
-    """bf16 copies of the matrices, which autocast caches in the forward pass and autograd keeps for the backward.
-    The experts' grouped product, the router and the embedding's look-up take no part."""
+def _autocast_copies(model: ModelConfig, expert_parallel_size: int) -> int:
+    """bf16 copies of the matrices, which autocast caches in the forward pass and autograd keeps for the backward;
+    AutoEP casts its own rank's experts to the input's type. The router and the embedding's look-up take no part."""
     cast = ("attention", "shared_experts", "dense_feed_forward", "head")
     tied_head = model.vocab_size * model.hidden_size if model.tie_word_embeddings else 0
-    return 2 * (tied_head + sum(tensor.numel for tensor in parameter_tensors(model) if tensor.kind in cast))
+    tensors = parameter_tensors(model)
+    experts = sum(tensor.numel for tensor in tensors if tensor.kind == "experts") // expert_parallel_size
+    return 2 * (tied_head + experts + sum(tensor.numel for tensor in tensors if tensor.kind in cast))
 
 
 def _largest_module(model: ModelConfig, expert_parallel_size: int) -> int:

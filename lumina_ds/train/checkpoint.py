@@ -8,8 +8,10 @@ checkpoint. DeepSpeed's own `latest` is never written: it is published before ot
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -45,7 +47,8 @@ def save_checkpoint(engine: Any, checkpoints: Path, manifest: dict[str, Any], to
     final = checkpoints / step_name(manifest["step"])
     staging = checkpoints / f"{final.name}.tmp"
     if rank == 0:
-        shutil.rmtree(staging, ignore_errors=True)
+        for unfinished in checkpoints.glob("step-*.tmp"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         staging.mkdir(parents=True)
         shutil.copyfile(tokenizer, staging / "tokenizer.model")
     dist.barrier()
@@ -56,7 +59,7 @@ def save_checkpoint(engine: Any, checkpoints: Path, manifest: dict[str, Any], to
     digests = _seal_files(staging, rank, world_size)
     if rank == 0:
         sealed = manifest | {"format": FORMAT, "files": digests}
-        write_atomically(staging / MANIFEST, json.dumps(sealed, indent=1))
+        write_atomically(staging / MANIFEST, json.dumps(sealed | {"digest": _manifest_digest(sealed)}, indent=1))
         for name in ("zero_to_fp32.py", "zero_to_torch.py"):
             # DeepSpeed leaves these beside every save, and neither can read a checkpoint with AutoEP experts.
             (checkpoints / name).unlink(missing_ok=True)
@@ -125,16 +128,25 @@ def step_folders(checkpoints: Path) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a step folder; CheckpointError when missing or unreadable."""
+    """The manifest of a step folder; CheckpointError when missing, altered, or of another step or format."""
+    path = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / MANIFEST} is missing or unreadable; the checkpoint was not finished"
-        ) from error
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
+        raise CheckpointError(f"{path} is missing or unreadable; the checkpoint was not finished") from error
+    if not isinstance(manifest, dict) or manifest.get("digest") != _manifest_digest(manifest):
+        raise CheckpointError(f"{path} was altered (its digest differs)")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"{folder} has checkpoint format {manifest['format']}, this version reads {FORMAT}")
+    if step_name(manifest["step"]) != folder.name:
+        raise CheckpointError(f"{folder} holds the checkpoint of step {manifest['step']}; it was renamed")
     return manifest
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of the manifest's content without its own digest, in canonical JSON."""
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoint_faults(folder: Path) -> list[str]:
@@ -226,9 +238,11 @@ def _seal_files(staging: Path, rank: int, world_size: int) -> dict[str, dict[str
     """Sync and digest every file, the work shared among the ranks; the whole table on every rank."""
     import torch.distributed as dist
 
-    files = sorted(path for path in staging.rglob("*") if path.is_file())
+    # One rank lists: on a shared file system another one may not see every file yet.
+    listed = [sorted(path for path in staging.rglob("*") if path.is_file())]
+    dist.broadcast_object_list(listed, src=0)
     mine = {}
-    for path in files[rank::world_size]:
+    for path in listed[0][rank::world_size]:
         with open(path, "rb") as stream:
             os.fsync(stream.fileno())
         mine[str(path.relative_to(staging))] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
@@ -240,15 +254,35 @@ def _seal_files(staging: Path, rank: int, world_size: int) -> dict[str, dict[str
 def _publish(staging: Path, final: Path, eval_loss: float | None) -> None:
     """Rename, then replace the pointers: each moment of a crash leaves a sound checkpoint to be found."""
     sync_folder(staging)
+    replaced = final.with_name(f"{final.name}.replaced")
     if final.exists():
-        shutil.rmtree(final)
+        os.rename(final, replaced)
     os.rename(staging, final)
     sync_folder(final.parent)
     write_atomically(final.parent / "latest", final.name)
-    best = pointer_target(final.parent, "best")
-    best_loss = read_manifest(best).get("eval_loss") if best is not None else None
-    if eval_loss is not None and (best_loss is None or eval_loss < best_loss):
+    if eval_loss is not None and eval_loss < _best_loss(final.parent):
         write_atomically(final.parent / "best", final.name)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _best_loss(checkpoints: Path) -> float:
+    """Evaluation loss of the checkpoint that `best` names; infinite when there is none that can be read."""
+    best = pointer_target(checkpoints, "best")
+    try:
+        loss = read_manifest(best)["eval_loss"] if best is not None else None
+    except CheckpointError:
+        loss = None
+    return math.inf if loss is None else loss
+
+
+def set_aside_later_steps(checkpoints: Path, step: int) -> None:
+    """Rename the steps after `step`, which a run that goes back leaves behind, so that none is resumed from later."""
+    for folder in step_folders(checkpoints):
+        if folder.name > step_name(step):
+            kept = folder.with_name(f"{folder.name}.abandoned")
+            shutil.rmtree(kept, ignore_errors=True)
+            os.rename(folder, kept)
+            logger.warning("%s is of a course that this run leaves; kept as %s", folder.name, kept.name)
 
 
 def pointer_target(checkpoints: Path, pointer: str) -> Path | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ import torch.distributed as dist
 import yaml
 
 from lumina_ds.config.deepspeed import compose_deepspeed
-from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import MicroBatch, PackedRows, TrainingOrder
 from lumina_ds.data.prefetch import Prefetcher
@@ -29,11 +29,12 @@ from lumina_ds.engine.distributed import World
 from lumina_ds.engine.schedules import learning_rate
 from lumina_ds.errors import ConfigError, Interrupted, UnstableError
 from lumina_ds.files import write_atomically
+from lumina_ds.model.device import device_and_precision
 from lumina_ds.monitor.console import TrainingConsole
-from lumina_ds.monitor.writers import MetricsWriter, append_record, read_records
+from lumina_ds.monitor.writers import MetricsWriter
 from lumina_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from lumina_ds.train.evaluate import evaluate, perplexity
-from lumina_ds.train.resume import checkpoint_to_resume, run_identity
+from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, run_identity
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.signals import StopRequest
 from lumina_ds.train.step import StepCounts, StepOutcome, agree, run_step
@@ -60,13 +61,13 @@ class TrainingRun:
         self.eval_rows = eval_rows
         self.world = world
         self.leads = world.rank == 0
-        self.folder = RunFolder(Path(config.run.runs_dir) / config.run_name)
-        bf16 = world.device == "cuda" and torch.cuda.is_bf16_supported()
-        self.precision, self.precision_reason = resolve_precision(config.train.precision, world.device, bf16)
+        self.folder = RunFolder.of(config)
+        self.published_step = 0
+        _, self.precision, self.precision_reason = device_and_precision(config.train.precision)
         self.deepspeed_json = compose_deepspeed(config, world.size, self.precision)
         self.batch_rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world.size
-        self.num_steps, total_rows = planned_length(config, rows.num_rows, self.batch_rows)
-        self.order = TrainingOrder(rows.num_rows, config.train.seed, total_rows)
+        self.num_steps, self.total_rows = planned_length(config, rows.num_rows, self.batch_rows)
+        self.order = TrainingOrder(rows.num_rows, config.train.seed, self.total_rows)
         self.progress = Progress()
         stage = self.deepspeed_json["zero_optimization"]["stage"]
         strategy = f"ZeRO-{stage} EP{config.deepspeed.expert_parallel_size} {self.precision}"
@@ -86,6 +87,9 @@ class TrainingRun:
             if resume_from is not None:
                 manifest = load_checkpoint(self.engine, resume_from)
                 self.progress = Progress(manifest["step"], manifest["tokens"], manifest["skipped"])
+                self.published_step = self.progress.step
+                for change in changed_settings(manifest, self.config) if self.leads else ():
+                    self.console.say(f"changed since the checkpoint: {change}")
             self._open_outputs(resume_from)
             with Prefetcher(self._micro_batches, self.last_step) as batches:
                 self._train(stop, batches)
@@ -96,24 +100,32 @@ class TrainingRun:
         return self.progress
 
     def _open_folder(self) -> Path | None:
-        """Create and lock the run folder, write the configuration, and find the checkpoint to resume from."""
-        if self.leads:
-            self.folder.create()
-            self.folder.lock()
+        """Take the run folder, find the checkpoint to resume from, and write the configuration."""
         resume_from = checkpoint_to_resume(self)
         if self.leads:
             write_atomically(
-                self.folder.path / "config.yaml", yaml.safe_dump(self.config.model_dump(), sort_keys=False)
+                self.folder.path / "config.yaml", yaml.safe_dump(self._effective_config(), sort_keys=False)
             )
             write_atomically(self.folder.path / "ds_config.json", json.dumps(self.deepspeed_json, indent=2))
             shutil.copyfile(self.rows.folder.tokenizer_path, self.folder.tokenizer)
         dist.barrier()
         return resume_from
 
+    def _effective_config(self) -> dict[str, Any]:
+        """The configuration with the data as it really is, so that config.yaml starts the same run again."""
+        made = self.rows.folder.manifest.settings
+        shards = {"train_data": [], "eval_data": [], "eval_fraction": 0.0, "shards": str(self.rows.folder.path)}
+        if self.eval_rows is not None:
+            shards["eval_shards"] = str(self.eval_rows.folder.path)
+        values = self.config.model_dump()
+        return {**values, "data": {**values["data"], **shards, "packing": made.packing, "overlong": made.overlong}}
+
     def _train(self, stop: StopRequest, batches_ahead: Prefetcher[list[MicroBatch]]) -> None:
         train = self.config.train
         if self.progress.step == 0:
             self._evaluate()
+        elif self.progress.step >= self.last_step and self.leads:
+            self.console.say("nothing is left to train; raise --max-steps or --epochs to go on")
         skips_in_a_row = 0
         while self.progress.step < self.last_step:
             started = time.perf_counter()
@@ -121,7 +133,8 @@ class TrainingRun:
             data_seconds = time.perf_counter() - started
             counts = agree(batches, stop.requested, self.world)
             if counts.stop_requested:
-                self._save(None)
+                if self.published_step != self.progress.step:
+                    self._save(None)
                 raise Interrupted(
                     f"stopped by a signal at step {self.progress.step} of {self.num_steps}; "
                     "the checkpoint is saved, start the same command again to go on"
@@ -138,7 +151,7 @@ class TrainingRun:
                     f"{skips_in_a_row} steps in a row had a non-finite gradient, the last at step "
                     f"{self.progress.step}; lower --learning-rate, or use --precision fp32"
                 )
-            self._evaluate_and_save()
+            self._evaluate_and_save(outcome)
         if self.leads:
             going_on = "" if self.progress.step >= self.num_steps else "; start again without --stop-at-step to go on"
             self.console.say(f"ended at step {self.progress.step} of {self.num_steps}{going_on}")
@@ -175,13 +188,19 @@ class TrainingRun:
             for index in range(train.gradient_accumulation_steps)
         ]
 
-    def _evaluate_and_save(self) -> None:
+    def _evaluate_and_save(self, outcome: StepOutcome) -> None:
         train, step = self.config.train, self.progress.step
         ends = step == self.last_step
         eval_loss = None
         if ends or (train.eval_every_n_batches and step % train.eval_every_n_batches == 0):
             eval_loss = self._evaluate()
-        if ends or (train.save_every_n_batches and step % train.save_every_n_batches == 0):
+        sound = math.isfinite(outcome.loss) and (eval_loss is None or math.isfinite(eval_loss))
+        if ends and not sound:
+            raise UnstableError(
+                f"the loss is not finite at the last step, {step}, so nothing is saved there; "
+                "lower --learning-rate, or use --precision fp32"
+            )
+        if (sound and ends) or (sound and (train.save_every_n_batches and step % train.save_every_n_batches == 0)):
             self._save(eval_loss)
 
     def _evaluate(self) -> float | None:
@@ -190,7 +209,7 @@ class TrainingRun:
         train = self.config.train
         result = evaluate(self.engine, self.eval_rows, train.micro_batch_size, self.world, train.eval_max_rows)
         if self.leads:
-            append_evaluation(self.folder.path / "evaluations.jsonl", {"step": self.progress.step, **result})
+            self.metrics.write_evaluation({"step": self.progress.step, **result})
             self.console.say(
                 f"evaluation at step {self.progress.step}: loss {result['loss']:.4f}, PPL {result['perplexity']:.2f}"
             )
@@ -202,11 +221,13 @@ class TrainingRun:
             "tokens": self.progress.tokens,
             "skipped": self.progress.skipped,
             "rows": self.progress.step * self.batch_rows,
-            "eval_loss": eval_loss,
+            "eval_loss": eval_loss if eval_loss is None or math.isfinite(eval_loss) else None,
+            "config": self._effective_config(),
         }
         keep = self.config.train.keep_checkpoints
         tokenizer = self.rows.folder.tokenizer_path
         saved = save_checkpoint(self.engine, self.folder.checkpoints, manifest, tokenizer, keep)
+        self.published_step = self.progress.step
         if self.leads:
             self.console.say(f"saved {saved}")
 
@@ -217,7 +238,8 @@ class TrainingRun:
             return
         record: dict[str, Any] = {
             "step": step,
-            "epoch": self.order.epoch_at(step * self.batch_rows),
+            "time": time.time(),
+            "epoch": self.order.epoch_at(min(step * self.batch_rows, self.total_rows or sys.maxsize)),
             "loss": outcome.loss,
             "perplexity": perplexity(outcome.loss),
             "learning_rate": learning_rate(step - 1, self.num_steps, train),
@@ -226,6 +248,7 @@ class TrainingRun:
             "router_z_loss": outcome.router_z_loss,
             "tokens": self.progress.tokens,
             "trained_tokens": counts.trained_tokens,
+            "step_seconds": seconds,
             "tokens_per_second": counts.tokens / seconds,
             "data_seconds": data_seconds,
             "memory_bytes": memory_bytes(self.world),
@@ -255,12 +278,6 @@ def planned_length(config: RunConfig, num_rows: int, batch_rows: int) -> tuple[i
     if total_rows == 0:
         raise ConfigError(f"train.epochs {train.epochs} of {num_rows} rows is no row at all; raise --epochs")
     return math.ceil(total_rows / batch_rows), total_rows
-
-
-def append_evaluation(path: Path, record: dict[str, Any]) -> None:
-    """Append, unless this step was evaluated before (a run resumed exactly there)."""
-    if all(earlier["step"] != record["step"] for earlier in read_records(path)):
-        append_record(path, record)
 
 
 def memory_bytes(world: World) -> int:

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import CheckpointError, LuminaError
 from lumina_ds.files import file_digest
-from lumina_ds.train.checkpoint import find_checkpoint, newest_valid, read_manifest, step_folders
+from lumina_ds.train.checkpoint import (
+    find_checkpoint,
+    newest_valid,
+    read_manifest,
+    set_aside_later_steps,
+    step_folders,
+)
 
 if TYPE_CHECKING:
     from lumina_ds.train.loop import TrainingRun
@@ -30,7 +37,12 @@ def run_identity(run: TrainingRun) -> dict[str, Any]:
             "precision": run.precision,
         },
         "model": run.config.model.model_dump(),
-        "optimizer": {"name": train.optimizer, "weight_decay": train.weight_decay},
+        "optimizer": {
+            "name": train.optimizer,
+            "weight_decay": train.weight_decay,
+            "betas": [train.adam_beta1, train.adam_beta2],
+            "epsilon": train.adam_epsilon,
+        },
         "tokenizer": {"sha256": run.rows.folder.manifest.tokenizer.digest},
         "data": {
             "sha256": file_digest(run.rows.folder.path / "manifest.json"),
@@ -42,10 +54,12 @@ def run_identity(run: TrainingRun) -> dict[str, Any]:
 
 
 def checkpoint_to_resume(run: TrainingRun) -> Path | None:
-    """Rank 0 chooses and checks; every rank gets the choice or the same error. A collective."""
+    """Rank 0 takes the run folder, chooses and checks; every rank gets the choice or the same error. A collective."""
     answer: list[Any] = [None]
     if run.leads:
         try:
+            run.folder.create()
+            run.folder.lock()
             answer[0] = _choose(run)
         except LuminaError as error:
             answer[0] = error
@@ -68,15 +82,35 @@ def _choose(run: TrainingRun) -> Path | None:
     if chosen is not None:
         differences = identity_differences(read_manifest(chosen), run_identity(run))
         if differences:
-            raise CheckpointError(f"{chosen} belongs to another run: " + "; ".join(differences))
+            raise CheckpointError(
+                f"{chosen} belongs to another run: {'; '.join(differences)}; "
+                "go back to these settings, or start anew under another --experiment-name"
+            )
+        if chosen.parent.resolve() == run.folder.checkpoints.resolve():
+            set_aside_later_steps(chosen.parent, read_manifest(chosen)["step"])
     return chosen
+
+
+def changed_settings(saved: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """`train.NAME: saved -> present` for settings that may change between lives of a run, and did."""
+    present = config.train.model_dump()
+    return [
+        f"train.{name} {saved['config']['train'].get(name)} -> {value}"
+        for name, value in present.items()
+        if name not in ("stop_at_step", "compile") and saved["config"]["train"].get(name) != value
+    ]
 
 
 def identity_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """`field: saved -> present` for every field of the identity that differs."""
     return [
-        f"{section}.{name} was {saved.get(section, {}).get(name)!r}, is now {value!r}"
+        f"{section}.{name} was {_short(saved.get(section, {}).get(name))}, is now {_short(value)}"
         for section in IDENTITY
         for name, value in present[section].items()
         if saved.get(section, {}).get(name) != value
     ]
+
+
+def _short(value: Any) -> str:
+    """A value for a message; of a digest its beginning."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else repr(value)

@@ -6,6 +6,7 @@ import fcntl
 from pathlib import Path
 from typing import IO
 
+from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 
 
@@ -19,7 +20,12 @@ class RunFolder:
         self.tokenizer = path / "tokenizer.model"
         self._lock: IO[str] | None = None
 
+    @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        return cls(Path(config.run.runs_dir) / config.run_name)
+
     def create(self) -> None:
+        """Make the folder; ConfigError when it cannot be made or written."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
@@ -28,7 +34,12 @@ class RunFolder:
 
     def lock(self) -> None:
         """Hold the folder for this process; raises ConfigError when another run has it."""
-        self._lock = open(self.path / ".lock", "w")
+        try:
+            self._lock = open(self.path / ".lock", "w")
+        except OSError as error:
+            raise ConfigError(
+                f"the run folder {self.path} cannot be written: {error.strerror}; set --runs-dir"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

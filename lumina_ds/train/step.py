@@ -19,10 +19,11 @@ from lumina_ds.model.attention import DocumentLayout
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What all ranks together bring to a step."""
+    """What all ranks together bring to a step; `micro_batches` leaves out those of filler rows only."""
 
     trained_tokens: int
     tokens: int
+    micro_batches: int
     stop_requested: bool
 
 
@@ -50,13 +51,18 @@ def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
 def agree(batches: Sequence[MicroBatch], stop_requested: bool, world: World) -> StepCounts:
     """Sum token counts over ranks, and learn whether any rank was asked to stop. A collective."""
     counts = torch.tensor(
-        [sum(b.num_trained_tokens for b in batches), sum(b.num_tokens for b in batches), int(stop_requested)],
+        [
+            sum(batch.num_trained_tokens for batch in batches),
+            sum(batch.num_tokens for batch in batches),
+            sum(batch.num_tokens > 0 for batch in batches),
+            int(stop_requested),
+        ],
         dtype=torch.int64,
         device=world.torch_device,
     )
     dist.all_reduce(counts)
-    trained, tokens, stops = counts.tolist()
-    return StepCounts(trained, tokens, stops > 0)
+    trained, tokens, micro_batches, stops = counts.tolist()
+    return StepCounts(trained, tokens, micro_batches, stops > 0)
 
 
 def run_step(
@@ -65,8 +71,8 @@ def run_step(
     """Forward and backward over this rank's `batches`, then the optimizer step. A collective.
 
     The gradient is that of (sum of token losses over all ranks and micro-batches) / (their trained tokens),
-    plus the router losses averaged over micro-batches and ranks. DeepSpeed averages gradients over ranks,
-    hence the factor world.size on a rank's sum.
+    plus the router losses averaged over all micro-batches that hold a token. DeepSpeed averages gradients over
+    ranks, hence the factor world.size.
     """
     engine.train()
     device = world.torch_device
@@ -76,7 +82,7 @@ def run_step(
     for index, batch in enumerate(batches):
         loss_sum, balance, z_loss, usage = engine(**model_inputs(batch, device))
         router_loss = model.router_aux_loss_coef * balance + model.router_z_loss_coef * z_loss
-        total = loss_sum * (world.size / max(1, counts.trained_tokens)) + router_loss / len(batches)
+        total = world.size * (loss_sum / max(1, counts.trained_tokens) + router_loss / max(1, counts.micro_batches))
         engine.backward(total, scale_wrt_gas=False)
         parts = torch.cat([torch.stack([loss_sum, balance, z_loss]).detach().double(), usage.double().flatten()])
         sums = parts if sums is None else sums + parts
@@ -88,7 +94,7 @@ def run_step(
     if clips_by_itself(engine):
         norm = float(engine.get_global_grad_norm() or 0.0)
         sound = engine.skipped_steps == skipped_before
-    units = len(batches) * world.size
+    units = max(1, counts.micro_batches)
     totals = sums.tolist()
     return StepOutcome(
         loss=totals[0] / max(1, counts.trained_tokens),

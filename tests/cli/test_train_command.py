@@ -94,7 +94,7 @@ def test_a_signal_saves_ends_with_75_leaves_nobody_behind_and_the_same_command_g
     log.seek(0)
     printed = log.read()
     assert code == 75, printed
-    assert re.search(r"error: stopped by a signal at step \d+ of 60; the checkpoint is saved", printed)
+    assert re.search(r"\nstopped by a signal at step \d+ of 60; the checkpoint is saved", printed)
     psutil.wait_procs(family, timeout=15)
     assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     step = json.loads(next((tmp_path / "runs/s/checkpoints").glob("step-*/manifest.json")).read_text())["step"]
@@ -128,10 +128,10 @@ def test_dry_run_shows_everything_and_starts_nothing(tiny, corpus, tmp_path):
     assert (
         document["deepspeed"]["train_batch_size"] == 8 and document["deepspeed"]["expert_parallel"]["autoep_size"] == 2
     )
-    assert document["plan"] and document["command"].startswith("deepspeed --master_port")
+    assert document["plan"] and document["command"].startswith("deepspeed --quiet --master_port")
     assert "--dry-run" not in document["command"] and "--json" not in document["command"]
     code, out, err = run([*command, "--", "--num_gpus", "4"], tmp_path)
     assert code == 0, err
-    for part in ("model.num_experts", "command line", '"autoep_size": 2', "Peak", "deepspeed --master_port"):
+    for part in ("model.num_experts", "command line", '"autoep_size": 2', "Peak", "deepspeed --quiet --master_port"):
         assert part in out
     assert not (tmp_path / "runs").exists()

@@ -33,7 +33,7 @@ def test_all_faults_are_reported_together(tmp_path):
     message = str(error.value)
     assert message.startswith("3 faults:")
     assert "unknown field modle; did you mean model?" in message
-    assert "unknown field train.learning_rat; did you mean train.learning_rate?" in message
+    assert f"unknown field train.learning_rat (file {source}); did you mean train.learning_rate?" in message
     assert "train.seed is -1" in message
 
 

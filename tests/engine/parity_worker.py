@@ -10,6 +10,7 @@ from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import MicroBatch
 from lumina_ds.engine.build import build_engine, parameter_groups, set_learning_rate
+from lumina_ds.engine.consolidate import full_parameters
 from lumina_ds.engine.distributed import start, stop
 from lumina_ds.engine.schedules import learning_rate
 from lumina_ds.model.init import initialize
@@ -83,6 +84,25 @@ def train_engine(config, world, precision="fp32"):
     return {"losses": losses, "norms": norms, "usage": usage, "skipped": skipped}
 
 
+def skip_a_poisoned_step(config, world, precision):
+    """One sound step, one whose loss is not a number on every rank, one sound again: what each did to the weights."""
+    engine = build_engine(config, world, precision, compose_deepspeed(config, world.size, precision))
+    poisoned = config.model.model_copy(update={"router_aux_loss_coef": float("nan")})
+    found = []
+    for step, model in enumerate((config.model, poisoned, config.model)):
+        before = [tensor for _, tensor in full_parameters(engine)]
+        batches = [micro_batch(step, index, world.rank) for index in range(ACCUMULATION)]
+        set_learning_rate(engine, 1e-3)
+        outcome = run_step(engine, batches, agree(batches, False, world), model, 1.0, world)
+        after = [tensor for _, tensor in full_parameters(engine)]
+        if world.rank == 0:
+            changed = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+            finite = all(torch.isfinite(tensor).all().item() for tensor in after)
+            found.append({"skipped": outcome.skipped, "changed": changed, "finite": finite})
+    engine.destroy()
+    return found
+
+
 def train_plain(config):
     """One process, plain forward, torch's own AdamW and clipping: what the engines are measured against."""
     model = CausalLM(config.model)
@@ -121,6 +141,14 @@ if __name__ == "__main__":
         curves[f"zero{stage} ep2 checkpointed"] = train_engine(configuration(stage, 2, "full"), world)
     for precision, stage in (("bf16", 1), ("bf16", 2), ("bf16", 3), ("mixed_bf16", 0), ("mixed_bf16", 2)):
         curves[f"{precision} zero{stage}"] = train_engine(configuration(stage, 2), world, precision)
+    skips = (("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2), ("mixed_bf16", 0))
+    curves["poisoned"] = {
+        f"{precision} zero{stage}": skip_a_poisoned_step(configuration(stage, 2), world, precision)
+        for precision, stage in skips
+    }
+    odd = configuration(2, 2)
+    odd.model.hidden_size, odd.model.head_dim, odd.model.moe_intermediate_size = 30, 8, 21
+    curves["odd widths plain"], curves["odd widths"] = train_plain(odd), train_engine(odd, world)
     if world.rank == 0:
         with open(sys.argv[1], "w") as stream:
             json.dump(curves, stream)

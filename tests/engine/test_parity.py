@@ -10,6 +10,13 @@ TOLERANCE = 1e-4
 def test_every_layout_trains_like_the_plain_forward(run_ranks):
     curves = run_ranks(Path(__file__).parent / "parity_worker.py", timeout=400)
     plain = curves.pop("plain")
+    # A loss that is not a number: skipped by all ranks together, weights untouched, and training goes on.
+    for name, (sound, poisoned, again) in curves.pop("poisoned").items():
+        assert sound == again == {"skipped": False, "changed": True, "finite": True}, name
+        assert poisoned == {"skipped": True, "changed": False, "finite": True}, name
+    # Widths that the grouped product refuses train through the loop over experts.
+    odd, odd_plain = curves.pop("odd widths"), curves.pop("odd widths plain")
+    np.testing.assert_allclose(odd["losses"], odd_plain["losses"], rtol=TOLERANCE)
     low_precision = {name: curves.pop(name) for name in list(curves) if "bf16" in name}
     assert len(curves) == 10 and len(low_precision) == 5
     assert plain["losses"][-1] < 0.8 * plain["losses"][0]  # it learns, so equal curves mean something

@@ -8,10 +8,10 @@ from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.distributed import start, stop
 from lumina_ds.train.start import train
 
-STAGES = (1, 2, 3)
+CASES = ((1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16"))
 
 
-def configuration(name, stage, runs_dir, **train_fields):
+def configuration(name, stage, precision, runs_dir, **train_fields):
     return RunConfig.model_validate(
         {
             "model": {
@@ -21,10 +21,10 @@ def configuration(name, stage, runs_dir, **train_fields):
             },
             "train": {
                 "micro_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 5e-3, "max_steps": 10,
-                "warmup_ratio": 0.2, **train_fields,
+                "warmup_ratio": 0.2, "precision": precision, **train_fields,
             },
             "deepspeed": {"zero_stage": stage, "expert_parallel_size": 2},
-            "run": {"name": f"{name}-zero{stage}", "runs_dir": runs_dir, "record_samples": True},
+            "run": {"name": f"{name}-zero{stage}-{precision}", "runs_dir": runs_dir, "record_samples": True},
         }
     )  # fmt: skip
 
@@ -32,11 +32,11 @@ def configuration(name, stage, runs_dir, **train_fields):
 if __name__ == "__main__":
     result, kind, runs_dir, shards, eval_shards = sys.argv[1:]
     world = start()
-    for stage in STAGES:
+    for stage, precision in CASES:
         if kind == "whole":
-            config = configuration("whole", stage, runs_dir, eval_every_n_batches=5, save_every_n_batches=4)
+            config = configuration("whole", stage, precision, runs_dir, eval_every_n_batches=5, save_every_n_batches=4)
         else:
-            config = configuration("parts", stage, runs_dir, stop_at_step=4 if kind == "half" else None)
+            config = configuration("parts", stage, precision, runs_dir, stop_at_step=4 if kind == "half" else None)
         train(config, Path(shards), Path(eval_shards), world)
     if world.rank == 0:
         Path(result).write_text(json.dumps({"world": world.size}))

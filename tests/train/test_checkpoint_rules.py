@@ -1,30 +1,41 @@
 """Rules of checkpoints that need no ranks: identity, pointers, pruning, verification."""
 
 import json
+import math
 
 import pytest
 
-from lumina_ds.errors import CheckpointError
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.errors import CheckpointError, ConfigError
 from lumina_ds.files import file_digest
 from lumina_ds.train.checkpoint import (
     FORMAT,
+    _best_loss,
+    _manifest_digest,
     _prune,
     checkpoint_faults,
     find_checkpoint,
     newest_valid,
     pointer_target,
+    read_manifest,
+    set_aside_later_steps,
     step_folders,
 )
-from lumina_ds.train.resume import identity_differences
+from lumina_ds.train.resume import changed_settings, identity_differences
+from lumina_ds.train.run_folder import RunFolder
 
 
-def make_step(checkpoints, step, content=b"weights"):
+def make_step(checkpoints, step, content=b"weights", eval_loss=None):
     folder = checkpoints / f"step-{step:08d}"
     folder.mkdir(parents=True)
     (folder / "data.bin").write_bytes(content)
     entry = {"bytes": len(content), "sha256": file_digest(folder / "data.bin")}
-    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "step": step, "files": {"data.bin": entry}}))
+    write_manifest(folder, {"format": FORMAT, "step": step, "files": {"data.bin": entry}, "eval_loss": eval_loss})
     return folder
+
+
+def write_manifest(folder, content):
+    (folder / "manifest.json").write_text(json.dumps(content | {"digest": _manifest_digest(content)}))
 
 
 def test_faults_are_named(tmp_path):
@@ -36,8 +47,59 @@ def test_faults_are_named(tmp_path):
     assert checkpoint_faults(folder) == ["data.bin has 4 bytes instead of 7"]
     (folder / "data.bin").unlink()
     assert checkpoint_faults(folder) == ["data.bin is missing"]
-    (folder / "manifest.json").write_text("{")
-    assert "missing or unreadable" in checkpoint_faults(folder)[0]
+    for content, fault in (("{", "missing or unreadable"), ("[]", "was altered"), ('{"files": 3}', "was altered")):
+        (folder / "manifest.json").write_text(content)
+        assert fault in checkpoint_faults(folder)[0]
+
+
+def test_a_changed_manifest_or_a_renamed_folder_is_noticed(tmp_path):
+    folder = make_step(tmp_path, 3)
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"step": 3', '"step": 7'))
+    assert "was altered" in checkpoint_faults(folder)[0]
+    renamed = make_step(tmp_path, 4).rename(tmp_path / "step-00000009")
+    assert "holds the checkpoint of step 4; it was renamed" in checkpoint_faults(renamed)[0]
+
+
+def test_best_is_read_as_none_when_absent_damaged_or_not_evaluated(tmp_path):
+    assert _best_loss(tmp_path) == math.inf
+    folder = make_step(tmp_path, 5, eval_loss=2.5)
+    (tmp_path / "best").write_text(folder.name)
+    assert _best_loss(tmp_path) == 2.5
+    (folder / "manifest.json").unlink()
+    assert _best_loss(tmp_path) == math.inf
+
+
+def test_going_back_sets_the_later_steps_aside(tmp_path, caplog):
+    for step in (2, 4, 6):
+        make_step(tmp_path, step)
+    set_aside_later_steps(tmp_path, 2)
+    assert [folder.name for folder in step_folders(tmp_path)] == ["step-00000002"]
+    assert newest_valid(tmp_path) == tmp_path / "step-00000002"
+    assert (tmp_path / "step-00000006.abandoned" / "data.bin").exists()  # nothing is lost
+    assert read_manifest(tmp_path / "step-00000002")["step"] == 2
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.create()
+    first.lock()
+    with pytest.raises(ConfigError, match="another run is training in"):
+        second.lock()
+    first.release()
+    second.lock()
+    second.release()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot create the run folder"):
+        RunFolder(tmp_path / "file" / "run").create()
+
+
+def test_changed_settings_are_named():
+    config = RunConfig.model_validate({"train": {"learning_rate": 1e-3, "stop_at_step": 5}})
+    saved = {"config": config.model_dump()}
+    assert changed_settings(saved, config) == []
+    later = RunConfig.model_validate({"train": {"learning_rate": 5e-4, "stop_at_step": 9}})
+    assert changed_settings(saved, later) == ["train.learning_rate 0.001 -> 0.0005"]
 
 
 def test_the_newest_sound_one_is_found_and_never_a_silent_fresh_start(tmp_path, caplog):

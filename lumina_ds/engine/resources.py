@@ -1,0 +1,44 @@
+"""Machines and devices that the deepspeed runner will use, by DeepSpeed's own reading of its arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+
+import torch
+
+from lumina_ds.errors import ConfigError
+
+
+def planned_resources(arguments: list[str]) -> dict[str, list[int]]:
+    """Slots by host, through the functions of deepspeed/launcher/runner.py that the runner itself uses."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    from deepspeed.launcher import runner
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed = runner.parse_args([*arguments, "train.py"])
+        pool = _hosts(parsed.hostfile, explicit=any(word.startswith(("--hostfile", "-H")) for word in arguments))
+        active = runner.parse_inclusion_exclusion(pool, parsed.include, parsed.exclude)
+        return runner.apply_num_nodes_and_gpus(active, parsed.num_nodes, parsed.num_gpus)
+    except (ValueError, SystemExit) as error:
+        # argparse prints its usage and, in the last line, the reason.
+        reason = str(error) if isinstance(error, ValueError) else complaint.getvalue().strip().rpartition("error: ")[2]
+        raise ConfigError(f"the deepspeed runner does not take {' '.join(arguments)}: {reason}") from error
+
+
+def _hosts(hostfile: str, explicit: bool) -> dict[str, int]:
+    from deepspeed.launcher import runner
+
+    if not os.path.isfile(hostfile):
+        if explicit:
+            raise ConfigError(f"--hostfile {hostfile} does not exist; write one line `HOST slots=N` per machine")
+        return {"localhost": num_local_devices()}
+    return runner.fetch_hostfile(hostfile)
+
+
+def num_local_devices() -> int:
+    """GPUs of this machine, or 1 on a CPU."""
+    return max(1, torch.cuda.device_count())
