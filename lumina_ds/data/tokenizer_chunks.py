@@ -29,9 +29,11 @@ from lumina_ds.data.tokenizer_merges import make_merges
 
 log = logging.getLogger(__name__)
 
-# Rows of the table (48 bytes each), how many of them are used before it starts again empty, and windows of text.
+# Rows of the table (32 bytes each), how many of them are used before it starts again empty, and windows of text.
 TABLE_ROWS = 1 << 20
 WINDOW_CHARACTERS = 4 << 20
+# A chunk of a longer text could have more ids than a table row can count.
+MAX_TEXT_CHARACTERS = 4 << 20
 _MAX_VALUES = 8 << 20
 
 # An embedded message that occurs twice is merged field by field: this sets normalizer_spec.add_dummy_prefix to false.
@@ -62,6 +64,7 @@ class ChunkEncoder:
         self._num_rows = 0
         self._values = np.zeros(1 << 16, np.uint32)
         self._num_values = 0
+        self._chunks, self._pending = np.empty(0, np.int32), np.empty((0, 3), np.int64)
 
     @classmethod
     def for_model(cls, processor: Any, content: bytes, num_rows: int = TABLE_ROWS) -> ChunkEncoder | None:
@@ -88,6 +91,10 @@ class ChunkEncoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all texts, uint32 [tokens]; where each text's begin, int64 [texts + 1]). No text holds U+2581."""
+        if any(len(text) > MAX_TEXT_CHARACTERS for text in texts):
+            return flatten(
+                self._processor.encode([self._prefix + text if text else "" for text in texts], num_threads=1)
+            )
         parts = [self._encode_window(window) for window in _windows(texts)]
         if len(parts) == 1:
             return parts[0]
@@ -106,15 +113,20 @@ class ChunkEncoder:
         text_offsets = np.frombuffer(offset_buffer, np.int64, len(texts) + 1)
         data = np.frombuffer(data_buffer, np.uint8) if data_buffer else np.zeros(0, np.uint8)
         self._forget_when_full()
-        chunks = np.empty(len(data), np.int32)
+        chunks, pending = self._scratch(len(data))
         first_chunks = np.empty(len(texts) + 1, np.int64)
-        pending = np.empty((len(data), 3), np.int64)
         free_rows = self._max_rows - self._num_rows
         num_pending = self._kernel.find_chunks(
             data, text_offsets, self._is_cut, self._table, free_rows, chunks, first_chunks, pending
         )
         pending_ids = self._learn(data, pending[:num_pending])
         return self._kernel.copy_ids(chunks, first_chunks, self._table, pending_ids, self._values)
+
+    def _scratch(self, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Working memory for at most that many chunks, kept from call to call."""
+        if num_bytes > len(self._chunks):
+            self._chunks, self._pending = np.empty(num_bytes, np.int32), np.empty((num_bytes, 3), np.int64)
+        return self._chunks, self._pending
 
     def _forget_when_full(self) -> None:
         if self._num_rows >= self._max_rows or self._num_values > _MAX_VALUES:
@@ -133,7 +145,7 @@ class ChunkEncoder:
         # What is not kept stands last and is overwritten next time.
         self._num_values = self._encode_pending(data, pending, True, self._num_values, where)
         self._encode_pending(data, pending, False, self._num_values, where)
-        self._table[pending[has_row, 0], 5] = where[has_row]
+        self._table[pending[has_row, 0], -1] |= where[has_row]
         self._num_rows += int(has_row.sum())
         return where
 
@@ -152,7 +164,7 @@ class ChunkEncoder:
             return num_values
         ids, offsets = flatten(self._processor.encode(chunks, num_threads=1))
         self._values[num_values : num_values + len(ids)] = ids
-        where[left] = ((num_values + offsets[:-1]) << 32 | np.diff(offsets)).astype(np.uint64)
+        where[left] = ((num_values + offsets[:-1]) << 32 | np.diff(offsets) << 8).astype(np.uint64)
         return num_values + len(ids)
 
 

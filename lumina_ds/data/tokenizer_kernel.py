@@ -4,8 +4,8 @@ are not there, copy the ids.
 numba compiles them at first use and keeps the machine code beside this file or in the user's cache folder; no
 compiler has to be installed. Import this module only where numba may be missing.
 
-A table row is uint64 [6]: the chunk's bytes in four words, the last eight or fewer first, its number of bytes (0: the
-row is free), and where its ids stand: `start << 32 | count`.
+A table row is uint64 [4], half a cache line: the chunk's bytes in three words, the last eight or fewer first, and
+`start << 32 | count << 8 | number of bytes`: where its ids stand. A row of 0 bytes is free.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ import numba
 import numpy as np
 
 # Longer chunks are rare and seldom come twice: they are encoded each time, so that they cannot fill the table.
-MAX_CHUNK_BYTES = 32
-ROW_WORDS = 6
+MAX_CHUNK_BYTES = 24
+ROW_WORDS = 4
 # Encoding takes the square of the length; SentencePiece takes longer chunks.
 MAX_MERGED_BYTES = 128
 
-_LENGTH = 4
-_IDS = 5
+_INFO = 3
+_LENGTH_BITS = np.uint64(0xFF)
+_START_SHIFT = np.uint64(32)
+_COUNT_SHIFT = np.uint64(8)
+_COUNT_BITS = np.uint64(0xFFFFFF)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -58,7 +61,7 @@ def find_chunks(
             word = byte
             code = np.uint64(0)
             length = one
-            word0 = word1 = word2 = word3 = np.uint64(0)
+            word0 = word1 = word2 = np.uint64(0)
             position += one
             while position < end:
                 following = np.uint64(data[position])
@@ -67,7 +70,7 @@ def find_chunks(
                 byte = following
                 if length & np.uint64(7) == np.uint64(0):
                     # Eight bytes are full: the finished words move up by one.
-                    word3, word2, word1, word = word2, word1, word, np.uint64(0)
+                    word2, word1, word = word1, word, np.uint64(0)
                     code = (code ^ word1) * _MIX
                     code ^= code >> shift
                 word = (word << eight) | byte
@@ -80,7 +83,7 @@ def find_chunks(
                 code = (code ^ word ^ (length << np.uint64(59))) * _MIX
                 row = (code ^ (code >> shift)) & last_row
                 while True:
-                    known_length = table[row, _LENGTH]
+                    known_length = table[row, _INFO] & _LENGTH_BITS
                     if known_length == np.uint64(0):
                         if free_rows > 0:
                             state = 2
@@ -90,7 +93,6 @@ def find_chunks(
                         and known_length == length
                         and table[row, 1] == word1
                         and table[row, 2] == word2
-                        and table[row, 3] == word3
                     ):
                         state = 1
                         break
@@ -100,8 +102,7 @@ def find_chunks(
             else:
                 if state == 2:
                     free_rows -= 1
-                    table[row, 0], table[row, 1], table[row, 2], table[row, 3] = word0, word1, word2, word3
-                    table[row, _LENGTH] = length
+                    table[row, 0], table[row, 1], table[row, 2], table[row, _INFO] = word0, word1, word2, length
                     pending[num_pending, 0] = row
                     chunks[num_chunks] = row
                 else:
@@ -123,12 +124,12 @@ def copy_ids(
 
     pending_ids: uint64 [n], as in a table's row, for the chunks without a row; values: uint32, what both point to.
     """
-    low = np.uint64(0xFFFFFFFF)
     total = np.uint64(0)
     num_chunks = np.uint64(first_chunks[-1])
     for chunk in range(num_chunks):
         row = chunks[chunk]
-        total += (table[np.uint64(row), _IDS] if row >= 0 else pending_ids[np.uint64(~row)]) & low
+        info = table[np.uint64(row), _INFO] if row >= 0 else pending_ids[np.uint64(~row)]
+        total += (info >> _COUNT_SHIFT) & _COUNT_BITS
     ids = np.empty(total, np.uint32)
     offsets = np.empty(len(first_chunks), np.int64)
     position = np.uint64(0)
@@ -136,9 +137,9 @@ def copy_ids(
         offsets[text] = position
         for chunk in range(np.uint64(first_chunks[text]), np.uint64(first_chunks[text + np.uint64(1)])):
             row = chunks[chunk]
-            where = table[np.uint64(row), _IDS] if row >= 0 else pending_ids[np.uint64(~row)]
-            start = where >> np.uint64(32)
-            for i in range(start, start + (where & low)):
+            info = table[np.uint64(row), _INFO] if row >= 0 else pending_ids[np.uint64(~row)]
+            start = info >> _START_SHIFT
+            for i in range(start, start + ((info >> _COUNT_SHIFT) & _COUNT_BITS)):
                 ids[position] = values[i]
                 position += np.uint64(1)
     offsets[len(first_chunks) - 1] = position
@@ -206,7 +207,7 @@ def merge_chunks(
                 num_values += 1
             else:
                 num_values = _spell(~symbols[i], byte_ids, values, num_values)
-        pending_ids[n] = np.uint64(start) << np.uint64(32) | np.uint64(num_values - start)
+        pending_ids[n] = np.uint64(start) << _START_SHIFT | np.uint64(num_values - start) << _COUNT_SHIFT
     return num_values
 
 

@@ -210,6 +210,8 @@ def test_long_chunks_and_windows(models: dict[str, bytes], monkeypatch: pytest.M
         "",
     ]
     assert as_lists(encoder.encode(texts)) == processor.encode(texts)
+    monkeypatch.setattr(tokenizer_chunks, "MAX_TEXT_CHARACTERS", 50_000)
+    assert as_lists(encoder.encode(texts)) == processor.encode(texts)
     assert as_lists(encoder.encode([])) == []
     assert as_lists(encoder.encode([""])) == [[]]
 
