@@ -1,6 +1,6 @@
 """`lumina validate`: everything there is to say about JSONL conversations before they are preprocessed.
 
-    inputs -> blocks -> parse_conversation -> rules, distributions, duplicates -> Findings -> console, JSON, report
+    inputs -> blocks -> parse_line -> rules, distributions, duplicates -> Findings -> console, JSON, report
 
 One pass, in the memory of one block whatever the size of the input. With a tokenizer the conversations are
 encoded by the chat template, so lengths and trained shares are those that training will see.
@@ -14,18 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import (
     LINE_TOO_LONG,
     MAX_LINE_BYTES,
-    Conversation,
     RejectedLine,
     is_blank,
-    parse_conversation,
     split_lines,
 )
 from lumina_ds.data.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
+from preprocess.layout import lay_out
+from preprocess.parse import Turns, parse_line
 from preprocess.report.distribution import Distribution
 from preprocess.report.visible import excerpt
 from preprocess.sources import BLOCK_BYTES, Block, resolve_inputs
@@ -103,7 +102,7 @@ class _Validation:
     def check(self, block: Block) -> None:
         accepted = self._conversations(block)
         while batch := list(islice(accepted, _BATCH)):
-            self._measure_text([conversation for _, conversation in batch])
+            self._measure_text([turns for _, turns in batch])
             if self._tokenizer:
                 self._measure_tokens(batch, self._tokenizer)
 
@@ -122,8 +121,8 @@ class _Validation:
             )
             self.findings.rules[DUPLICATE].examples.append(example)
 
-    def _conversations(self, block: Block) -> Iterator[tuple[int, Conversation]]:
-        """(line, conversation) of every line that can be used; breaches of all of them are counted on the way."""
+    def _conversations(self, block: Block) -> Iterator[tuple[int, Turns]]:
+        """(line, turns) of every line that can be used; breaches of all of them are counted on the way."""
         count = self.findings.inputs[-1]
         if block.is_oversized:
             count.lines += 1
@@ -133,41 +132,48 @@ class _Validation:
                 continue
             count.lines += 1
             try:
-                conversation = parse_conversation(text)
+                turns = parse_line(text)
             except RejectedLine as fault:
                 self._count(fault.rule, line, fault.reason, _line_excerpt(text))
                 continue
             count.conversations += 1
-            for fault_found in conversation_faults(conversation.turns):
-                self._count(fault_found.rule, line, fault_found.reason, fault_found.excerpt)
-            beginning = describe(conversation.turns)
-            self._duplicates.add(conversation.turns, len(self.findings.inputs) - 1, line, beginning)
-            yield line, conversation
+            for breach in conversation_faults(turns):
+                self._count(breach.rule, line, breach.reason, breach.excerpt)
+            self._duplicates.add(turns, len(self.findings.inputs) - 1, line)
+            yield line, turns
 
-    def _measure_text(self, conversations: list[Conversation]) -> None:
+    def _measure_text(self, conversations: list[Turns]) -> None:
         findings = self.findings
-        for conversation in conversations:
-            for turn in conversation.turns:
-                findings.turns_by_role[turn.role] += 1
-                findings.characters_by_role[turn.role] += len(turn.content)
-        findings.turns.add([len(conversation.turns) for conversation in conversations])
-        findings.characters.add([sum(len(turn.content) for turn in c.turns) for c in conversations])
+        characters = []
+        for turns in conversations:
+            lengths = [len(content) for _, content in turns]
+            for (role, _), length in zip(turns, lengths, strict=True):
+                findings.turns_by_role[role] += 1
+                findings.characters_by_role[role] += length
+            characters.append(sum(lengths))
+        findings.turns.add([len(turns) for turns in conversations])
+        findings.characters.add(characters)
 
-    def _measure_tokens(self, batch: list[tuple[int, Conversation]], tokenizer: Tokenizer) -> None:
+    def _measure_tokens(self, batch: list[tuple[int, Turns]], tokenizer: Tokenizer) -> None:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
-        encoded = encode_conversations([conversation for _, conversation in batch], tokenizer)
-        lengths = np.array([len(ids) for ids, _ in encoded], np.int64)
-        trained = np.array([sum(mask) for _, mask in encoded], np.int64)
+        ids, mask, lengths, _ = lay_out([turns for _, turns in batch], tokenizer, np.uint32)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = ends - lengths
+        trained = np.add.reduceat(mask, starts, dtype=np.int64)
         findings.tokens.add(lengths)
         findings.trained_percent.add(trained * 100 // lengths)
         findings.trained_tokens += int(trained.sum())
-        findings.inputs[-1].tokens += int(lengths.sum())
-        for (line, conversation), (ids, mask) in zip(batch, encoded, strict=True):
-            for rule, reason in _row_faults(ids, mask, tokenizer.end_id, self._seq_length):
-                self._count(rule, line, reason, describe(conversation.turns))
+        findings.inputs[-1].tokens += len(ids)
+        # Nearly every conversation fits and ends with a trained end of turn; only the others are looked at closely.
+        ends_well = (mask[ends - 1] == 1) & (ids[ends - 1] == tokenizer.end_id)
+        excess = np.maximum(0, lengths - (self._seq_length or np.iinfo(np.int32).max))
+        for number in np.flatnonzero(~ends_well | (excess > 0)).tolist():
+            line, turns = batch[number]
+            begin, end = starts[number], ends[number]
+            for rule, reason in _row_faults(ids[begin:end], mask[begin:end], tokenizer.end_id, self._seq_length):
+                self._count(rule, line, reason, describe(turns))
         if findings.row_loss:
-            excess = np.maximum(0, lengths - findings.row_loss.seq_length)
             findings.row_loss.conversations += int((excess > 0).sum())
             findings.row_loss.tokens += int(excess.sum())
 
@@ -178,18 +184,14 @@ class _Validation:
             entry.examples.append(Example(self.findings.inputs[-1].name, line, reason, shown))
 
 
-def _row_faults(
-    ids: Sequence[int], mask: Sequence[int], end_id: int, seq_length: int | None
-) -> Iterator[tuple[str, str]]:
+def _row_faults(ids: np.ndarray, mask: np.ndarray, end_id: int, seq_length: int | None) -> Iterator[tuple[str, str]]:
     """(rule, reason) for what a row of `seq_length` tokens (None: of any length) does to one conversation."""
     kept = len(ids) if seq_length is None else min(seq_length, len(ids))
     if kept < len(ids):
-        yield OVERLONG, f"{len(ids):,} tokens, {len(ids) - kept:,} beyond {seq_length}"
-    if mask[kept - 1] and ids[kept - 1] == end_id:
-        return  # the usual case: it ends as it should
-    if not any(mask[:kept]):
-        yield NOTHING_TRAINED, f"the first trained token is number {list(mask).index(1) + 1:,}"
-    elif not any(trained and token == end_id for token, trained in zip(ids[:kept], mask[:kept], strict=True)):
+        yield OVERLONG, f"{len(ids):,} tokens, {len(ids) - kept:,} beyond {seq_length:,}"
+    if not mask[:kept].any():
+        yield NOTHING_TRAINED, f"the first trained token is number {int(mask.argmax()) + 1:,}"
+    elif not (mask[:kept] & (ids[:kept] == end_id)).any():
         yield NO_TRAINED_END, f"no assistant turn ends within the first {kept:,} tokens"
 
 

@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import heapq
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lumina_ds.data.conversation import Turn
+from preprocess.parse import Turns
+from preprocess.report.visible import excerpt
+from preprocess.validate_rules import beginning
 
-RECORDS_PER_RUN = 1 << 17
+RECORDS_PER_RUN = 1 << 16
 MAX_PLACES = 4
-_EXCERPT_BYTES = 72
+_BEGINNING_BYTES = 72
 _RECORD = np.dtype(
-    [("high", "<u8"), ("low", "<u8"), ("input", "<u4"), ("line", "<u8"), ("excerpt", f"S{_EXCERPT_BYTES}")]
+    [("high", "<u8"), ("low", "<u8"), ("input", "<u4"), ("line", "<u8"), ("beginning", f"S{_BEGINNING_BYTES}")]
 )
 
 
@@ -50,10 +52,9 @@ class DuplicateFinder:
         if self._spilled is not None:
             self._spilled.close()
 
-    def add(self, turns: Sequence[Turn], input_number: int, line: int, excerpt: str) -> None:
+    def add(self, turns: Turns, input_number: int, line: int) -> None:
         high, low = _digest(turns)
-        shown = excerpt.encode()[:_EXCERPT_BYTES]
-        self._pending.append((high, low, input_number, line, shown))
+        self._pending.append((high, low, input_number, line, beginning(turns).encode()[:_BEGINNING_BYTES]))
         if len(self._pending) >= self._records_per_run:
             self._spill()
 
@@ -65,9 +66,9 @@ class DuplicateFinder:
             num_duplicates += len(group) - 1
             places = list(zip(group["input"].tolist(), group["line"].tolist(), strict=True))
             first = places[0]
-            text = bytes(group["excerpt"][0]).decode("utf-8", "ignore")
+            text = bytes(group["beginning"][0]).decode("utf-8", "ignore")
             # Equal counts are ordered by place, the earliest first, so that the list is the same every time.
-            entry = (len(group), -first[0], -first[1], Repeat(len(group), places[:MAX_PLACES], text))
+            entry = (len(group), -first[0], -first[1], Repeat(len(group), places[:MAX_PLACES], excerpt(text)))
             if len(largest) < num_largest:
                 heapq.heappush(largest, entry)
             elif largest and entry[:3] > largest[0][:3]:
@@ -108,13 +109,10 @@ class DuplicateFinder:
             yield _sorted(np.concatenate(parts))
 
 
-def _digest(turns: Sequence[Turn]) -> tuple[int, int]:
-    digest = hashlib.blake2b(digest_size=16)
-    for turn in turns:
-        content = turn.content.encode()
-        digest.update(f"{turn.role} {len(content)} ".encode())
-        digest.update(content)
-    value = digest.digest()
+def _digest(turns: Turns) -> tuple[int, int]:
+    # With its length before it, no content can pass for a turn of its own.
+    text = "".join([f"{role} {len(content)} {content}" for role, content in turns])
+    value = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return int.from_bytes(value[:8], "big"), int.from_bytes(value[8:], "big")
 
 

@@ -1,17 +1,17 @@
 """What a conversation is checked for: rules by name, their level, and pure functions that find breaches.
 
-Errors are the rules of parse_conversation(): `lumina preprocess` refuses such a line. Warnings are lines that it
+Errors are the rules of parse_line(): `lumina preprocess` refuses such a line. Warnings are lines that it
 takes but that are rarely meant so: roles out of order, damaged text, duplicates, tokens that training never sees.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from lumina_ds.data.conversation import Turn
+from preprocess.parse import Turns
 from preprocess.report.visible import excerpt
 
 Level = Literal["error", "warning"]
@@ -56,28 +56,40 @@ class Fault(NamedTuple):
 
 
 def level_of(rule: str) -> Level:
-    """Every rule that is no warning is one of parse_conversation()'s, hence an error."""
+    """Every rule that is no warning is one of parse_line()'s, hence an error."""
     return "warning" if rule in WARNINGS else "error"
 
 
-def conversation_faults(turns: Sequence[Turn]) -> Iterator[Fault]:
+def conversation_faults(turns: Turns) -> Iterator[Fault]:
     """Every rule that the turns break, each once: the first place where they do."""
     yield from _role_faults(turns)
     seen: set[str] = set()
-    for number, turn in enumerate(turns, 1):
-        for fault in _text_faults(turn, number):
+    for number, (role, content) in enumerate(turns, 1):
+        if _is_plain(content):
+            continue
+        for fault in _text_faults(content, f"turn {number} ({role})"):
             if fault.rule not in seen:
                 seen.add(fault.rule)
                 yield fault
 
 
-def describe(turns: Sequence[Turn]) -> str:
-    """The beginning of a conversation on one line."""
-    return excerpt("  ".join(f"{turn.role}: {turn.content[:100]}" for turn in turns[:4]))
+def beginning(turns: Turns) -> str:
+    """The first words of a conversation, as they stand."""
+    return "  ".join([f"{role}: {content[:100]}" for role, content in turns[:4]])[:100]
 
 
-def _role_faults(turns: Sequence[Turn]) -> Iterator[Fault]:
-    roles = [turn.role for turn in turns]
+def describe(turns: Turns) -> str:
+    """The first words of a conversation on one line, made visible."""
+    return excerpt(beginning(turns))
+
+
+def _is_plain(text: str) -> bool:
+    """Whether no rule about text can be broken: most text is, and needs no closer look."""
+    return text.isascii() and text.isprintable() and "<" not in text and "[" not in text and not text.isspace()
+
+
+def _role_faults(turns: Turns) -> Iterator[Fault]:
+    roles = [role for role, _ in turns]
     if "system" in roles[1:]:
         number = roles.index("system", 1) + 1
         yield Fault(SYSTEM_NOT_FIRST, f"turn {number} of {len(turns)} is a system turn", describe(turns[number - 1 :]))
@@ -114,18 +126,17 @@ _MOJIBAKE = re.compile(
 )
 
 
-def _text_faults(turn: Turn, number: int) -> Iterator[Fault]:
-    text = turn.content
-    where = f"in turn {number} ({turn.role})"
+def _text_faults(text: str, where: str) -> Iterator[Fault]:
     if text.isspace():
-        yield Fault(BLANK_CONTENT, f"turn {number} ({turn.role}) holds only white space", excerpt(text))
+        yield Fault(BLANK_CONTENT, f"{where} holds only white space", excerpt(text))
     if not text.isprintable() and (found := _CONTROL.search(text)):
-        yield Fault(CONTROL_CHARACTER, f"U+{ord(found[0]):04X} {where}", excerpt(text, found.start()))
+        yield Fault(CONTROL_CHARACTER, f"U+{ord(found[0]):04X} in {where}", excerpt(text, found.start()))
     if ("<" in text or "[" in text) and (found := _CONTROL_TOKEN.search(text)):
-        yield Fault(CONTROL_TOKEN_TEXT, f"{found[0]} {where}", excerpt(text, found.start()))
+        yield Fault(CONTROL_TOKEN_TEXT, f"{found[0]} in {where}", excerpt(text, found.start()))
     if text.isascii():
         return
-    if (position := text.find("\ufffd")) >= 0:
-        yield Fault(REPLACEMENT_CHARACTER, f"{text.count(chr(0xFFFD))} times U+FFFD {where}", excerpt(text, position))
+    if count := text.count("\ufffd"):
+        times = "once" if count == 1 else f"{count:,} times"
+        yield Fault(REPLACEMENT_CHARACTER, f"{times} in {where}", excerpt(text, text.index("\ufffd")))
     if found := _MOJIBAKE.search(text):
-        yield Fault(MOJIBAKE, f"{found[0]!r} {where}", excerpt(text, found.start()))
+        yield Fault(MOJIBAKE, f"{found[0]!r} in {where}", excerpt(text, found.start()))

@@ -57,7 +57,8 @@ def verify(folder: Path, as_json: bool) -> None:
 
     faults = [f"{folder}/{fault}" for fault in tree_faults(folder)]
     if as_json:
-        click.echo(json.dumps({"folder": str(folder), "intact": not faults, "faults": faults}, ensure_ascii=False))
+        document = {"folder": str(folder), "files": num_files(folder), "intact": not faults, "faults": faults}
+        click.echo(json.dumps(document, ensure_ascii=False))
     if faults:
         raise DataError(f"{folder} is damaged: " + "; ".join(faults))
     if not as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from lumina_ds.data.manifest import MANIFEST_FILE, Manifest, read_manifest
@@ -32,9 +33,11 @@ def tree_faults(path: Path) -> list[str]:
 
 
 def num_files(path: Path) -> int:
-    """Files that the manifests of the folder and of its held-out part list."""
-    folders = [path] + ([path / EVAL_FOLDER] if (path / EVAL_FOLDER).is_dir() else [])
-    return sum(len(manifest.shards) + len(manifest.files) for manifest in map(read_manifest, folders))
+    """Files that the manifests of the folder and, where it can be read, of its held-out part list."""
+    manifests = [read_manifest(path)]
+    with suppress(DataError):
+        manifests.append(read_manifest(path / EVAL_FOLDER))
+    return sum(len(manifest.shards) + len(manifest.files) for manifest in manifests)
 
 
 def _foreign_part(manifest: Manifest, held_out: Manifest) -> str | None:

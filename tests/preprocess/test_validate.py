@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -197,7 +198,7 @@ END = 9
     ],
 )
 def test_what_a_row_keeps(ids: list[int], mask: list[int], seq_length: int | None, rules: list[str]) -> None:
-    assert [rule for rule, _ in _row_faults(ids, mask, END, seq_length)] == rules
+    assert [rule for rule, _ in _row_faults(np.array(ids), np.array(mask, np.uint8), END, seq_length)] == rules
 
 
 def test_loss_of_a_row(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -91,12 +91,12 @@ def test_duplicates_are_those_of_a_dictionary(records_per_run: int) -> None:
     counts = Counter(texts)
     with DuplicateFinder(records_per_run) as finder:
         for number, text in enumerate(texts):
-            finder.add((Turn("user", text), Turn("assistant", "yes")), number % 2, number, text)
+            finder.add((Turn("user", text), Turn("assistant", "yes")), number % 2, number)
         num_duplicates, repeats = finder.repeats(4)
     assert num_duplicates == 1000 - len(counts)
     assert [repeat.times for repeat in repeats] == [count for _, count in counts.most_common(4)]
     for repeat in repeats:
-        lines = [number for number, text in enumerate(texts) if text == repeat.excerpt]
+        lines = [number for number, text in enumerate(texts) if f"user: {text}  assistant: yes" == repeat.excerpt]
         expected = sorted((number % 2, number) for number in lines)[:4]
         assert (repeat.times, repeat.places) == (len(lines), expected)
 
@@ -111,7 +111,7 @@ def test_roles_and_borders_of_turns_count() -> None:
                 (Turn("user", "ab"), Turn("assistant", "c"), Turn("user", "d")),
             ]
         ):
-            finder.add(turns, 0, line, "")
+            finder.add(turns, 0, line)
         assert finder.repeats(3) == (0, [])
 
 
