@@ -50,12 +50,9 @@ def prepare_training_data(config: RunConfig, cache: Path) -> PreparedData:
     shards and tokenizer do not belong together, or the data cannot be used.
     """
     data = config.data
-    if data.shards and data.train_data:
-        raise ConfigError("both --data and --train-data are given; keep the one to train on")
+    check_sources(config)
     if data.shards:
         return _open_shards(config, cache)
-    if not data.train_data:
-        raise ConfigError("no training data; give JSONL files with --train-data, or a shard folder with --data")
     tokenizer = _tokenizer(config, cache)
     check_vocabulary(tokenizer, config.model.vocab_size)
     eval_fraction = 0.0 if data.eval_data or data.eval_shards else data.eval_fraction
@@ -63,6 +60,19 @@ def prepare_training_data(config: RunConfig, cache: Path) -> PreparedData:
     shards, reused = _cached_shards(data.train_data, tokenizer, settings, cache, data.num_workers)
     eval_shards, eval_reused = _evaluation_shards(config, shards, tokenizer, cache)
     return PreparedData(shards, eval_shards, shards / "tokenizer.model", reused and eval_reused)
+
+
+def check_sources(config: RunConfig) -> None:
+    """Refuse data that is not named, named twice, or not there; nothing is read beyond a folder's manifest."""
+    data = config.data
+    if data.shards and data.train_data:
+        raise ConfigError("both --data and --train-data are given; keep the one to train on")
+    if not data.shards and not data.train_data:
+        raise ConfigError("no training data; give JSONL files with --train-data, or a shard folder with --data")
+    for folder in filter(None, (data.shards, data.eval_shards)):
+        ShardFolder.open(folder)
+    for files in filter(None, (data.train_data, data.eval_data)):
+        resolve_inputs(files)
 
 
 def _open_shards(config: RunConfig, cache: Path) -> PreparedData:

@@ -14,6 +14,7 @@ from lumina_ds.cli.train import check_run
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.plan.memory import plan_memory
+from preprocess.prepare import check_sources
 
 # The plan's JSON names the cards it fits on; this one is for its single yes or no, as `lumina plan` defaults.
 CARD_GB = 80
@@ -24,6 +25,7 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
     config = resolved.config
     world_size = planned_world_size(runner)
     device, precision, reason = check_run(config, world_size)
+    check_sources(config)
     composed = compose_deepspeed(config, world_size, precision)
     plan = plan_memory(config, world_size, precision, device)
     started = [word for word in arguments if word not in ("--dry-run", "--json")]

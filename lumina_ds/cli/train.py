@@ -67,6 +67,7 @@ def main() -> None:
 
 def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -> int:
     from lumina_ds.cli.launch import planned_world_size, run_until_done, runner_command
+    from lumina_ds.data.shards import ShardFolder
     from lumina_ds.engine.distributed import check_deepspeed_version
     from lumina_ds.logs import configure_logging
     from lumina_ds.train.run_folder import RunFolder
@@ -77,6 +78,8 @@ def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -
     RunFolder.of(config).create()
     configure_logging()
     data = _prepare(config)
+    # A plan for a new row length is made once here, not by every rank at the same time.
+    ShardFolder.open(data.shards, config.data.force_streaming).packing(config.seq_length)
     if config.data.train_data:
         # The ranks get the finished shards; naming their source as well would be a contradiction.
         arguments = [*arguments, "--data.train_data", "[]", "--data", str(data.shards)]

@@ -15,6 +15,9 @@ import numpy as np
 # need about 6. The cost is some 0.3 microseconds a row, and 0.2 milliseconds a call.
 NUM_PASSES = 16
 
+# Part of a checkpoint's identity: another order would read other rows after a resume.
+ORDER_VERSION = "feistel-16"
+
 
 class EpochOrder:
     """A permutation of 0 .. num_rows-1 that is evaluated position by position.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.data.sampler import ORDER_VERSION
 from lumina_ds.errors import CheckpointError, LuminaError
 from lumina_ds.files import file_digest
 from lumina_ds.train.checkpoint import (
@@ -48,6 +49,7 @@ def run_identity(run: TrainingRun) -> dict[str, Any]:
             "sha256": file_digest(run.rows.folder.path / "manifest.json"),
             "seq_length": run.config.seq_length,
             "seed": train.seed,
+            "order": ORDER_VERSION,
         },
         "schedule": {"rows_per_step": run.batch_rows},
     }

@@ -44,6 +44,7 @@ CASES = {
     "evaluate without a run": (["evaluate", "nowhere", "--data", "{shards}"], 5, "neither a run folder"),
     "verify without a run": (["checkpoint", "verify", "nowhere"], 5, "holds no checkpoint"),
     "sequence length": (["evaluate", "nowhere", "--data", "{shards}", "--seq-length", "-5"], 2, "--seq-length"),
+    "dry run of nothing": ([*TRAIN, "--data", "nowhere", "--dry-run"], 3, "nowhere"),
     "endless epochs": ([*TRAIN, "--data", "{shards}", "--epochs", "inf"], 2, "train.epochs"),
     "runs folder is a file": ([*TRAIN, "--data", "{shards}", "--runs-dir", "{folder}/text.jsonl"], 2, "--runs-dir"),
     "runner arguments": ([*TRAIN, "--data", "{shards}", "--", "--num_gpus", "two"], 2, "--num_gpus two"),

@@ -48,7 +48,9 @@ def test_jsonl_to_a_trained_model_in_one_command(tiny, corpus, tmp_path):
     code, out, err = run([*command, "--experiment-name", "first", "--", "--num_gpus", "2"], tmp_path)
     assert code == 0, err
     assert "ZeRO-2 EP2 fp32" in out and "2 ranks on cpu" in out and "ended at step 4 of 4" in out
-    assert [record["step"] for record in read_records(tmp_path / "runs/first/metrics.jsonl")] == [1, 2, 3, 4]
+    records = read_records(tmp_path / "runs/first/metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert all(0 <= record["data_seconds"] <= record["step_seconds"] for record in records)
     made = sorted((tmp_path / "runs/.data/shards").glob("*/manifest.json"))
     stamps = [path.stat().st_mtime_ns for path in made]
     assert len(made) == 1
