@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from preprocess.report.token_text import TokenText, spell_bytes
 from preprocess.report.visible import visible
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 # `marker` is a control id of the template: text that spells the same characters is `text`.
 Kind = Literal["marker", "byte", "text"]
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
-_SPACE_SYMBOL = "\u2581"
-_LINE_END = b"\n"
 
 
 class Token(NamedTuple):
@@ -37,7 +34,7 @@ class Token(NamedTuple):
     @property
     def ends_line(self) -> bool:
         """Whether a listing goes on in a new line after it."""
-        return self.shown == visible("\n")
+        return self.kind != "marker" and self.shown.endswith(visible("\n"))
 
     @property
     def label(self) -> str:
@@ -96,29 +93,43 @@ class MaskRow:
 
 def read_row(folder: ShardFolder, tokenizer: Tokenizer, plan: PackingPlan, row: int) -> MaskRow:
     """Read row `row` of `plan`; a token is trained where it is the target of its predecessor in the row."""
+    reader = _SegmentReader(folder, tokenizer)
     segments = []
     position = 0
     for segment in plan.row(row):
-        segments.append(_read_segment(folder, tokenizer, segment, position))
+        segments.append(reader.read(segment, position))
         position += segment.length
     return MaskRow(row, plan.seq_length, segments)
 
 
-def _read_segment(folder: ShardFolder, tokenizer: Tokenizer, segment: Segment, position: int) -> MaskSegment:
-    ids, mask = (column.tolist() for column in folder.document(segment.document))
-    end = segment.start + segment.length
-    roles = list(_roles(ids[:end], tokenizer))
-    tokens = []
-    for place in range(segment.start, end):
-        piece = tokenizer.piece(ids[place])
-        kind = _kind(ids[place], piece, tokenizer)
-        # The first token of a piece has no predecessor in the row, so nothing predicts it.
-        is_trained = bool(mask[place]) and place > segment.start
-        row_position = position + place - segment.start
-        tokens.append(Token(ids[place], piece, _shown(piece), kind, is_trained, row_position, place, *roles[place]))
-    source, line = folder.origin(segment.document)
-    tokens = list(_spelled_bytes(tokens))
-    return MaskSegment(segment.document, segment.start, segment.length, source, line, len(ids), tokens)
+class _SegmentReader:
+    def __init__(self, folder: ShardFolder, tokenizer: Tokenizer) -> None:
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._text = TokenText(tokenizer)
+        self._markers = {tokenizer.bos_id, tokenizer.end_id, *tokenizer.role_ids.values()}
+
+    def read(self, segment: Segment, position: int) -> MaskSegment:
+        """The segment whose first token stands at `position` of the row."""
+        ids, mask = (column.tolist() for column in self._folder.document(segment.document))
+        end = segment.start + segment.length
+        roles = list(_roles(ids[:end], self._tokenizer))
+        pieces = [self._tokenizer.piece(token_id) for token_id in ids[segment.start : end]]
+        data = [self._bytes_of(*token) for token in zip(ids[segment.start : end], pieces, strict=True)]
+        tokens = []
+        for offset, (piece, spelled) in enumerate(zip(pieces, spell_bytes(data), strict=True)):
+            place = segment.start + offset
+            is_marker = ids[place] in self._markers
+            kind: Kind = "marker" if is_marker else "byte" if spelled else "text"
+            shown = visible(piece) if is_marker else spelled or self._text.text_of(piece)
+            # The first token of a piece has no predecessor in the row, so nothing predicts it.
+            is_trained = bool(mask[place]) and offset > 0
+            tokens.append(Token(ids[place], piece, shown, kind, is_trained, position + offset, place, *roles[place]))
+        source, line = self._folder.origin(segment.document)
+        return MaskSegment(segment.document, segment.start, segment.length, source, line, len(ids), tokens)
+
+    def _bytes_of(self, token_id: int, piece: str) -> bytes | None:
+        return None if token_id in self._markers else self._text.bytes_of(token_id, piece)
 
 
 def _roles(ids: list[int], tokenizer: Tokenizer) -> Iterator[tuple[str | None, int]]:
@@ -132,39 +143,6 @@ def _roles(ids: list[int], tokenizer: Tokenizer) -> Iterator[tuple[str | None, i
         yield role, turn
         if token_id == tokenizer.end_id:
             role = None
-
-
-def _kind(token_id: int, piece: str, tokenizer: Tokenizer) -> Kind:
-    if token_id in (tokenizer.bos_id, tokenizer.end_id, *tokenizer.role_ids.values()):
-        return "marker"
-    # A text piece that is spelled like a byte decodes to its own spelling, a byte does not.
-    if _BYTE_PIECE.fullmatch(piece) and tokenizer.decode([token_id]) != piece:
-        return "byte"
-    return "text"
-
-
-def _shown(piece: str) -> str:
-    return visible(piece.replace(_SPACE_SYMBOL, " "))
-
-
-def _spelled_bytes(tokens: list[Token]) -> Iterator[Token]:
-    """Bytes as two digits, the last byte of a character with the character behind it: E6 97 A5=日."""
-    pending = b""
-    for token in tokens:
-        match = _BYTE_PIECE.fullmatch(token.piece) if token.kind == "byte" else None
-        if match is None:
-            pending = b""
-            yield token
-            continue
-        byte = bytes.fromhex(match[1])
-        # A byte below 0x80 or from 0xC0 on begins a character; in damaged text one may begin before the other ends.
-        pending = pending + byte if 0x80 <= byte[0] < 0xC0 else byte
-        try:
-            character = visible(pending.decode("utf-8"))
-        except UnicodeDecodeError:
-            yield token._replace(shown=match[1])
-        else:
-            yield token._replace(shown=character if byte == _LINE_END else f"{match[1]}={character}")
 
 
 def _segment_json(segment: MaskSegment) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lumina_ds.data.packing import PackingPlan
 from lumina_ds.data.shards import EVAL_FOLDER, REJECTED_FILE, ShardFolder
+from lumina_ds.errors import DataError
 from preprocess.report.distribution import Distribution
 from preprocess.report.page import details, escape, page, section, table, tiles
 from preprocess.report.svg import figure
@@ -86,14 +87,16 @@ def _rejected_examples(path: Path, num_rules: int) -> dict[str, list[str]]:
     examples: dict[str, list[str]] = {}
     if not path.is_file():
         return examples
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            entry = json.loads(line)
-            shown = examples.setdefault(entry["rule"], [])
-            if len(shown) < _EXAMPLES_PER_RULE:
-                shown.append(f"{entry['source']} line {entry['line']:,}: {entry['reason']}")
-                if sum(map(len, examples.values())) == num_rules * _EXAMPLES_PER_RULE:
-                    break
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for entry in map(json.loads, stream):
+                shown = examples.setdefault(entry["rule"], [])
+                if len(shown) < _EXAMPLES_PER_RULE:
+                    shown.append(f"{entry['source']} line {entry['line']:,}: {entry['reason']}")
+                    if sum(map(len, examples.values())) == num_rules * _EXAMPLES_PER_RULE:
+                        break
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path} is damaged; lumina data verify names every damaged file of its folder") from None
     return examples
 
 

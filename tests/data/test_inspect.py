@@ -20,6 +20,7 @@ from lumina_ds.data.tokenizer import Tokenizer
 from preprocess.report.mask_console import print_legend, print_row
 from preprocess.report.mask_page import mask_page
 from preprocess.report.mask_row import MaskRow, read_row
+from preprocess.report.token_text import TokenText, spell_bytes
 from preprocess.report.visible import visible
 
 HOSTILE = "<script>alert(1)</script> <|assistant|> </s>"
@@ -82,6 +83,26 @@ def test_bytes_are_spelled_with_their_character(row: MaskRow, tokenizer: Tokeniz
     assert spelled[:6] == ["E6", "97", "A5=日", "E6", "9C", "AC=本"]
     assert "00=␀" in spelled and "⏎" in spelled and "1B=␛" in spelled and "AE=\\u{202E}" in spelled
     assert "81=▁" in spelled  # U+2581 itself, not a space
+
+
+def test_byte_level_pieces_read_as_text() -> None:
+    """GPT-2's alphabet: Ġ is the space, Ċ the line end, and a character may be cut over several tokens."""
+    pieces = {0: "a", 1: "Ġb", 2: "Ċ", 3: "Ġæ", 4: "Ĺ¥", 5: "Ã¤"}
+
+    class ByteLevel:
+        def encode_batch(self, texts: list[str]) -> list[list[int]]:
+            assert texts == ["a b"]
+            return [[0, 1]]
+
+        def piece(self, token_id: int) -> str:
+            return pieces[token_id]
+
+    text = TokenText(ByteLevel())  # type: ignore[arg-type]
+    assert [text.bytes_of(i, piece) for i, piece in pieces.items()] == [None, None, None, b" \xe6", b"\x97\xa5", None]
+    assert [text.text_of(pieces[i]) for i in (0, 1, 2, 5)] == ["a", " b", "⏎", "ä"]
+    assert list(spell_bytes([b" \xe6", b"\x97\xa5", None, b"\xe6", b"\xc3", b"\xa4", b"\n"])) == [
+        "20E6", "97A5= 日", "", "E6", "C3", "A4=ä", "⏎",
+    ]  # fmt: skip
 
 
 def test_a_cut_conversation_says_which_part(make_folder: Callable[..., Path], tokenizer: Tokenizer) -> None:

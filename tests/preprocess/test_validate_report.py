@@ -150,6 +150,13 @@ def test_a_damaged_folder_gives_no_page(shards: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("content", ["{", "[1]\n", "{}\n", "\xff"])
+def test_damaged_refusals_give_no_page(content: str, shards: Path, tmp_path: Path) -> None:
+    (shards / "rejected.jsonl").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=r"rejected\.jsonl is damaged"):
+        write_report(shards, tmp_path / "report.html")
+
+
 def heights(svg: str) -> list[float]:
     return [float(value) for value in re.findall(r'<rect [^>]*height="([\d.]+)"', svg)]
 
