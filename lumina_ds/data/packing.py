@@ -89,60 +89,79 @@ def pack(
     """
     assert mode in get_args(Packing) and overlong in get_args(Overlong) and seq_length >= 2
     if mode == "concat":
-        return _build(_concat_rows(lengths, seq_length), seq_length, num_dropped=0, num_truncated=0)
+        return _plan(_concat_parts(lengths, seq_length), seq_length, num_dropped=0, num_truncated=0)
     too_long = lengths > seq_length
     dropped = too_long & (first_trained >= seq_length) if overlong == "truncate" else too_long & (overlong == "drop")
     num_truncated = int((too_long & ~dropped).sum()) if overlong == "truncate" else 0
-    rows = _document_rows(lengths, dropped, seq_length, mode, overlong)
-    return _build(rows, seq_length, int(dropped.sum()), num_truncated)
+    parts = _document_parts(lengths, ~dropped, seq_length, mode, overlong)
+    return _plan(parts, seq_length, int(dropped.sum()), num_truncated)
 
 
-def _document_rows(
-    lengths: np.ndarray, dropped: np.ndarray, seq_length: int, mode: Packing, overlong: Overlong
-) -> Iterator[list[Segment]]:
+class _Part(NamedTuple):
+    """Some rows of a plan, one after the other."""
+
+    row_sizes: np.ndarray  # [rows], segments of each
+    documents: np.ndarray  # [segments]
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+def _document_parts(
+    lengths: np.ndarray, kept: np.ndarray, seq_length: int, mode: Packing, overlong: Overlong
+) -> Iterator[_Part]:
     for begin in range(0, len(lengths), DOCUMENTS_PER_BLOCK):
-        segments: list[Segment] = []
-        for document, length in enumerate(lengths[begin : begin + DOCUMENTS_PER_BLOCK].tolist(), begin):
-            if not dropped[document]:
-                segments += _pieces(document, length, seq_length, overlong)
-        yield from _best_fit(segments, seq_length) if mode == "best_fit" else ([segment] for segment in segments)
+        documents = begin + np.flatnonzero(kept[begin : begin + DOCUMENTS_PER_BLOCK])
+        documents, starts, sizes = _pieces(documents, lengths[documents], seq_length, overlong)
+        if mode == "none":
+            yield _Part(np.ones(len(documents), np.int64), documents, starts, sizes)
+            continue
+        rows = _best_fit(documents, starts, sizes, seq_length)
+        # In a row, documents stand in corpus order: neighbouring reads, and a listing that reads naturally.
+        order = np.lexsort((starts, documents, rows))
+        yield _Part(np.bincount(rows), documents[order], starts[order], sizes[order])
 
 
-def _pieces(document: int, length: int, seq_length: int, overlong: Overlong) -> list[Segment]:
-    if length <= seq_length:
-        return [Segment(document, 0, length)]
-    if overlong == "truncate":
-        return [Segment(document, 0, seq_length)]
-    starts = range(0, length - 1, seq_length - 1)
-    return [Segment(document, start, min(seq_length, length - start)) for start in starts]
+def _pieces(
+    documents: np.ndarray, lengths: np.ndarray, seq_length: int, overlong: Overlong
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(document, start, length) of each segment: one per document, but overlong ones are cut off or split."""
+    if overlong != "split":
+        return documents, np.zeros_like(documents), np.minimum(lengths, seq_length)
+    # Pieces overlap by one token, so each one but the last brings seq_length - 1 on.
+    counts = np.maximum(1, -(-(lengths - 1) // (seq_length - 1)))
+    first_pieces = np.repeat(np.cumsum(counts) - counts, counts)
+    starts = (np.arange(len(first_pieces)) - first_pieces) * (seq_length - 1)
+    return np.repeat(documents, counts), starts, np.minimum(np.repeat(lengths, counts) - starts, seq_length)
 
 
-def _best_fit(segments: list[Segment], seq_length: int) -> list[list[Segment]]:
-    """Best-fit decreasing: the longest segment first, each into the fullest row that still has room.
+def _best_fit(documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray, seq_length: int) -> np.ndarray:
+    """Row of each segment. Best-fit decreasing: the longest first, each into the fullest row that still has room.
 
     `rooms` holds the distinct free lengths in order, so a row is found by bisection.
     """
-    rows: list[list[Segment]] = []
+    order = np.lexsort((starts, documents, -lengths))
+    rows: list[int] = []
+    num_rows = 0
     rooms: list[int] = []
     rows_with: dict[int, list[int]] = {}
-    for segment in sorted(segments, key=lambda s: (-s.length, s.document, s.start)):
-        position = bisect_left(rooms, segment.length)
+    for length in lengths[order].tolist():
+        position = bisect_left(rooms, length)
         if position == len(rooms):
-            row, room = len(rows), seq_length
-            rows.append([])
+            row, left = num_rows, seq_length - length
+            num_rows += 1
         else:
             room = rooms[position]
-            row = rows_with[room].pop()
+            row, left = rows_with[room].pop(), room - length
             if not rows_with[room]:
                 del rooms[position]
-        rows[row].append(segment)
-        left = room - segment.length
+        rows.append(row)
         if left:
             if not rows_with.setdefault(left, []):
                 insort(rooms, left)
             rows_with[left].append(row)
-    # In a row, documents stand in corpus order: neighbouring reads, and a listing that reads naturally.
-    return [sorted(row) for row in rows]
+    row_of_segment = np.empty(len(rows), np.int64)
+    row_of_segment[order] = rows
+    return row_of_segment
 
 
 def _concat_rows(lengths: np.ndarray, seq_length: int) -> Iterator[list[Segment]]:
@@ -166,18 +185,23 @@ def _concat_rows(lengths: np.ndarray, seq_length: int) -> Iterator[list[Segment]
         yield row
 
 
-def _build(rows: Iterable[list[Segment]], seq_length: int, num_dropped: int, num_truncated: int) -> PackingPlan:
-    """Flatten rows as they come: a tuple per segment would cost a large corpus gigabytes."""
-    counts: list[int] = []
-    chunks: list[np.ndarray] = []
-    flat: list[Segment] = []
-    for row in rows:
-        flat += row
-        counts.append(len(row))
-        if len(flat) >= DOCUMENTS_PER_BLOCK:
-            chunks.append(np.array(flat, np.int64))
-            flat = []
-    chunks.append(np.array(flat, np.int64).reshape(-1, 3))
-    documents, starts, lengths = (np.ascontiguousarray(column) for column in np.concatenate(chunks).T)
-    row_offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+def _concat_parts(lengths: np.ndarray, seq_length: int) -> Iterator[_Part]:
+    """Gathers rows as they come: a tuple per segment of a large corpus would cost gigabytes."""
+    sizes: list[int] = []
+    segments: list[Segment] = []
+    for row in _concat_rows(lengths, seq_length):
+        sizes.append(len(row))
+        segments += row
+        if len(segments) >= DOCUMENTS_PER_BLOCK:
+            yield _Part(np.array(sizes), *np.array(segments, np.int64).T)
+            sizes, segments = [], []
+    if segments:
+        yield _Part(np.array(sizes), *np.array(segments, np.int64).T)
+
+
+def _plan(parts: Iterable[_Part], seq_length: int, num_dropped: int, num_truncated: int) -> PackingPlan:
+    empty = np.zeros(0, np.int64)
+    columns = zip(_Part(empty, empty, empty, empty), *parts, strict=True)
+    sizes, documents, starts, lengths = (np.concatenate(column).astype(np.int64, copy=False) for column in columns)
+    row_offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64, copy=False)
     return PackingPlan(seq_length, row_offsets, documents, starts, lengths, num_dropped, num_truncated)
