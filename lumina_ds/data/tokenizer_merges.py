@@ -7,6 +7,7 @@ id of the joined piece. It holds the same wherever every character of every piec
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,12 @@ def make_merges(model: ModelFile) -> Merges | None:
     # A text's own spaces arrive here as they are; a literal U+2581 never does.
     character_ids[ord(" ")] = character_ids[ord(SPACE_SYMBOL)]
     scores = np.array([piece.score for piece in model.pieces], np.float32)
-    return Merges(character_ids, _pair_table(list(_splits(ids))), scores, np.array(byte_ids, np.int32))
+    return Merges(
+        character_ids,
+        _pair_table(np.fromiter(chain.from_iterable(_splits(ids)), np.uint64)),
+        scores,
+        np.array(byte_ids, np.int32),
+    )
 
 
 def _splits(ids: dict[str, int]) -> Iterator[tuple[int, int, int]]:
@@ -58,9 +64,11 @@ def _splits(ids: dict[str, int]) -> Iterator[tuple[int, int, int]]:
                     yield left, right, joined
 
 
-def _pair_table(splits: list[tuple[int, int, int]]) -> np.ndarray:
+def _pair_table(splits: np.ndarray) -> np.ndarray:
+    """The table of `splits`, uint64 [3 n]: left, right, joined, left, ..."""
     from lumina_ds.data.tokenizer_kernel import fill_pairs
 
+    splits = splits.reshape(-1, 3)
     pairs = np.zeros((1 << max(4, (2 * len(splits)).bit_length()), 2), np.uint64)
-    fill_pairs(np.array(splits, np.uint64).reshape(-1, 3), pairs)
+    fill_pairs(splits, pairs)
     return pairs
