@@ -8,6 +8,7 @@ Peers that are not installed are left out by name. A program, no test: it takes 
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -33,6 +34,7 @@ PEERS = {
     "gigatoken": ["datasets", "gigatoken"],
 }
 _SAMPLE_SECONDS = 0.2
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def main(
     peers: tuple[str, ...], no_peers: bool, repeat: int,
 ) -> None:  # fmt: skip
     """Measure and print a table in Markdown."""
+    _adopt_orphans()
     tokenizer = tokenizer or _mistral()
     names = [LUMINA] if no_peers else [LUMINA, *_installed(peers or tuple(PEERS))]
     with tempfile.TemporaryDirectory() as work:
@@ -91,17 +94,17 @@ def measure(name: str, workers: int, corpus: Path, tokenizer: Path, out: Path) -
         environment = os.environ | {"HF_HOME": str(out), "TOKENIZERS_PARALLELISM": "false"}
         process = subprocess.Popen(list(map(str, command)), stdout=output, stderr=errors, env=environment)
         try:
-            peak, status, usage = _wait(process)
-            if status:
+            peak, cpu = _wait(process)
+            wall = time.monotonic() - begin
+            if process.returncode:
                 errors.seek(0)
                 raise click.ClickException(f"{name} failed: {errors.read().decode()[-2000:]}")
-            wall = time.monotonic() - begin
             output.seek(0)
             counts = json.loads(output.read().decode().splitlines()[-1])
-            counts = counts.get("totals", counts)
         finally:
             shutil.rmtree(out, ignore_errors=True)
-    cpu = usage.ru_utime + usage.ru_stime
+    counts = counts.get("totals", counts)
+    cpu += _orphans_cpu_seconds()
     return Measured(name, workers, cpu, wall, peak / 1e6, counts["tokens"], counts["trained_tokens"])
 
 
@@ -124,17 +127,32 @@ def table(measured: list[Measured], size_mb: float) -> str:
     return "\n".join(lines)
 
 
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int, object]:
-    """Peak of the summed resident memory of the process tree, exit status, and the tree's resource usage."""
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """Peak of the process tree's memory, and CPU seconds of the process and the children that it waited for."""
     peak = 0
     while True:
         peak = max(peak, _resident(process.pid))
-        # wait4 counts the children that the process has waited for as well.
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            return peak, process.returncode, usage
+            return peak, usage.ru_utime + usage.ru_stime
         time.sleep(_SAMPLE_SECONDS)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of processes whose own ended first, such as a fork server, so that their time is counted."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _orphans_cpu_seconds() -> float:
+    seconds = 0.0
+    while True:
+        try:
+            _, _, usage = os.wait4(-1, 0)
+        except ChildProcessError:
+            return seconds
+        seconds += usage.ru_utime + usage.ru_stime
 
 
 def _resident(pid: int) -> int:
