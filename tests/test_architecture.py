@@ -1,6 +1,6 @@
 """The import order of the packages, read from the source, so that nothing has to be importable or installed.
 
-errors, logs, files < config < plan | model | data < engine | generate | export | monitor < train
+errors, logs, files, html < config < plan | model | data < engine | generate | export | monitor < train
 < preprocess, cli, launch. Imports inside functions count too: laziness is no licence to point upward.
 """
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 # Packages of one line stand beside each other and do not import one another.
 LAYERS: tuple[set[str], ...] = (
-    {"lumina_ds.errors", "lumina_ds.logs", "lumina_ds.files"},
+    {"lumina_ds.errors", "lumina_ds.logs", "lumina_ds.files", "lumina_ds.html"},
     {"lumina_ds.config"},
     {"lumina_ds.plan", "lumina_ds.model", "lumina_ds.data"},
     {"lumina_ds.engine", "lumina_ds.generate", "lumina_ds.export", "lumina_ds.monitor"},
@@ -31,7 +31,14 @@ ENTRY_POINTS = {"lumina_ds", "lumina_ds.__main__"}
 
 # The checkpoint code is part of the loop's package, because it holds the loop's state.
 MAY_IMPORT_DEEPSPEED = ("lumina_ds.engine", "lumina_ds.train.checkpoint")
-NEVER_IMPORT_TORCH = ("lumina_ds.errors", "lumina_ds.logs", "lumina_ds.files", "lumina_ds.config", "lumina_ds.plan")
+NEVER_IMPORT_TORCH = (
+    "lumina_ds.errors",
+    "lumina_ds.logs",
+    "lumina_ds.files",
+    "lumina_ds.html",
+    "lumina_ds.config",
+    "lumina_ds.plan",
+)
 SLOW_LIBRARIES = {"torch", "deepspeed", "pyarrow", "sentencepiece", "numpy", "transformers"}
 
 

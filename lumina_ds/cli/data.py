@@ -106,8 +106,8 @@ def _sample(total: int, count: int, seed: int) -> list[int]:
 def _show_rows(rows: Iterable[MaskRow], folder: Path, html: Path | None, as_json: bool, is_sample: bool) -> None:
     """As JSON (one row, or `rows` of a sample), as a page, or on the terminal."""
     if html:
+        from lumina_ds.html.page import write_page
         from preprocess.report.mask_page import mask_page
-        from preprocess.report.page import write_page
 
         rows = list(rows)
         write_page(mask_page(rows, str(folder)), html)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from lumina_ds.html.page import details, escape, page, section, table
 from preprocess.report.mask_row import MaskRow, MaskSegment, Token
-from preprocess.report.page import details, escape, page, section, table
 
 _STYLE = """
 :root { --trained: #b7e4c0; --edge: #1a7f37; --hatch: #f3c6c2; --marker: #7a3fb0; }

@@ -11,8 +11,8 @@ import numpy as np
 from lumina_ds.data.packing import PackingPlan
 from lumina_ds.data.shards import EVAL_FOLDER, REJECTED_FILE, ShardFolder
 from lumina_ds.errors import DataError
+from lumina_ds.html.page import details, escape, page, section, table, tiles
 from preprocess.report.distribution import Distribution
-from preprocess.report.page import details, escape, page, section, table, tiles
 from preprocess.report.svg import figure
 from preprocess.report.visible import excerpt
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from preprocess.report.page import details, escape, page, section, table, tiles
+from lumina_ds.html.page import details, escape, page, section, table, tiles
 from preprocess.report.svg import figure
 from preprocess.validate_findings import Findings, RuleCount
 from preprocess.validate_rules import WARNINGS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from preprocess.report.page import write_page
+from lumina_ds.html.page import write_page
 from preprocess.report.shard_page import shard_page
 from preprocess.report.validation_page import validation_page
 from preprocess.validate_findings import Findings

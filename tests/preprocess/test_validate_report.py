@@ -16,9 +16,9 @@ from lumina_ds.data.shards import ShardFolder
 from lumina_ds.data.tokenizer import Tokenizer
 from lumina_ds.data.verify import tree_faults
 from lumina_ds.errors import DataError
+from lumina_ds.html.page import escape
 from preprocess.pipeline import preprocess_files
 from preprocess.report.distribution import Distribution
-from preprocess.report.page import escape
 from preprocess.report.svg import histogram
 from preprocess.report.write import write_report
 from preprocess.validate import validate_files
