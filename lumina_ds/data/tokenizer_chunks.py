@@ -64,7 +64,7 @@ class ChunkEncoder:
         self._num_rows = 0
         self._values = np.zeros(1 << 16, np.uint32)
         self._num_values = 0
-        self._chunks, self._pending = np.empty(0, np.int32), np.empty((0, 3), np.int64)
+        self._chunks, self._pending = np.empty(0, np.uint64), np.empty((0, 3), np.int64)
 
     @classmethod
     def for_model(cls, processor: Any, content: bytes, num_rows: int = TABLE_ROWS) -> ChunkEncoder | None:
@@ -120,12 +120,12 @@ class ChunkEncoder:
             data, text_offsets, self._is_cut, self._table, free_rows, chunks, first_chunks, pending
         )
         pending_ids = self._learn(data, pending[:num_pending])
-        return self._kernel.copy_ids(chunks, first_chunks, self._table, pending_ids, self._values)
+        return self._kernel.copy_ids(chunks, first_chunks, pending_ids, self._values)
 
     def _scratch(self, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:
         """Working memory for at most that many chunks, kept from call to call."""
         if num_bytes > len(self._chunks):
-            self._chunks, self._pending = np.empty(num_bytes, np.int32), np.empty((num_bytes, 3), np.int64)
+            self._chunks, self._pending = np.empty(num_bytes, np.uint64), np.empty((num_bytes, 3), np.int64)
         return self._chunks, self._pending
 
     def _forget_when_full(self) -> None:
@@ -136,7 +136,6 @@ class ChunkEncoder:
 
     def _learn(self, data: np.ndarray, pending: np.ndarray) -> np.ndarray:
         """Encode the pending chunks; those with a row go into the table. Returns where each one's ids stand."""
-        has_row = pending[:, 0] >= 0
         # Of one byte at most three ids: a model without U+2581 spells a space in the bytes of that.
         most = 3 * int((pending[:, 2] - pending[:, 1]).sum())
         if self._num_values + most > len(self._values):
@@ -145,8 +144,8 @@ class ChunkEncoder:
         # What is not kept stands last and is overwritten next time.
         self._num_values = self._encode_pending(data, pending, True, self._num_values, where)
         self._encode_pending(data, pending, False, self._num_values, where)
-        self._table[pending[has_row, 0], -1] |= where[has_row]
-        self._num_rows += int(has_row.sum())
+        self._kernel.complete_rows(self._table, pending, where)
+        self._num_rows += int((pending[:, 0] >= 0).sum())
         return where
 
     def _encode_pending(
@@ -164,7 +163,9 @@ class ChunkEncoder:
             return num_values
         ids, offsets = flatten(self._processor.encode(chunks, num_threads=1))
         self._values[num_values : num_values + len(ids)] = ids
-        where[left] = ((num_values + offsets[:-1]) << 32 | np.diff(offsets) << 8).astype(np.uint64)
+        counts = np.diff(offsets)
+        places = np.where(counts == 1, ids[np.minimum(offsets[:-1], len(ids) - 1)], num_values + offsets[:-1])
+        where[left] = (places << 32 | counts << 8).astype(np.uint64)
         return num_values + len(ids)
 
 

@@ -5,7 +5,8 @@ numba compiles them at first use and keeps the machine code beside this file or 
 compiler has to be installed. Import this module only where numba may be missing.
 
 A table row is uint64 [4], half a cache line: the chunk's bytes in three words, the last eight or fewer first, and
-`start << 32 | count << 8 | number of bytes`: where its ids stand. A row of 0 bytes is free.
+`start << 32 | count << 8 | number of bytes`: where its ids stand, or with count 1 the id itself instead of start. A row
+of 0 bytes is free, and with count 0 `start` is the number of the pending chunk that will complete it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def find_chunks(
 
     data: uint8 [bytes], all texts; text_offsets: int64 [texts + 1]. is_cut: bool [65536], by two neighbouring
     bytes. table: uint64 [a power of two, ROW_WORDS]; `free_rows` of it may be taken.
-    Written: chunks: int32 [chunks], a row, or ~n for a chunk without a row; first_chunks: int64 [texts + 1];
+    Written: chunks: uint64 [chunks], the row's last word where it is complete, else `n << 8` for pending chunk n;
+    first_chunks: int64 [texts + 1];
     pending: int64 [n, 3], (row or -1, begin, end) of each chunk whose ids are still to be found.
     Returns how many are pending.
     """
@@ -76,14 +78,15 @@ def find_chunks(
                 word = (word << eight) | byte
                 length += one
                 position += one
-            row = np.uint64(0)
+            row = info = np.uint64(0)
             state = 0  # 0: without a row; 1: found; 2: a free row, to be taken
             if length <= np.uint64(MAX_CHUNK_BYTES):
                 word0 = word
                 code = (code ^ word ^ (length << np.uint64(59))) * _MIX
                 row = (code ^ (code >> shift)) & last_row
                 while True:
-                    known_length = table[row, _INFO] & _LENGTH_BITS
+                    info = table[row, _INFO]
+                    known_length = info & _LENGTH_BITS
                     if known_length == np.uint64(0):
                         if free_rows > 0:
                             state = 2
@@ -98,16 +101,16 @@ def find_chunks(
                         break
                     row = (row + one) & last_row
             if state == 1:
-                chunks[num_chunks] = row
+                chunks[num_chunks] = info if (info >> _COUNT_SHIFT) & _COUNT_BITS else (info >> _START_SHIFT) << eight
             else:
+                chunks[num_chunks] = num_pending << eight
                 if state == 2:
                     free_rows -= 1
-                    table[row, 0], table[row, 1], table[row, 2], table[row, _INFO] = word0, word1, word2, length
+                    table[row, 0], table[row, 1], table[row, 2] = word0, word1, word2
+                    table[row, _INFO] = num_pending << _START_SHIFT | length
                     pending[num_pending, 0] = row
-                    chunks[num_chunks] = row
                 else:
                     pending[num_pending, 0] = -1
-                    chunks[num_chunks] = ~np.int64(num_pending)
                 pending[num_pending, 1] = begin
                 pending[num_pending, 2] = position
                 num_pending += one
@@ -117,31 +120,41 @@ def find_chunks(
 
 
 @numba.njit(cache=True)
-def copy_ids(
-    chunks: np.ndarray, first_chunks: np.ndarray, table: np.ndarray, pending_ids: np.ndarray, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, uint32 [tokens]; where each text's begin, int64 [texts + 1]).
+def complete_rows(table: np.ndarray, pending: np.ndarray, pending_ids: np.ndarray) -> None:
+    """Write what find_chunks left open: pending_ids, uint64 [n], is a row's last word without the number of bytes."""
+    for n in range(np.uint64(len(pending))):
+        if pending[n, 0] >= 0:
+            row = np.uint64(pending[n, 0])
+            table[row, _INFO] = pending_ids[n] | (table[row, _INFO] & _LENGTH_BITS)
 
-    pending_ids: uint64 [n], as in a table's row, for the chunks without a row; values: uint32, what both point to.
-    """
+
+@numba.njit(cache=True)
+def copy_ids(
+    chunks: np.ndarray, first_chunks: np.ndarray, pending_ids: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, uint32 [tokens]; where each text's begin, int64 [texts + 1]) of the chunks that find_chunks found."""
+    one = np.uint64(1)
     total = np.uint64(0)
-    num_chunks = np.uint64(first_chunks[-1])
-    for chunk in range(num_chunks):
-        row = chunks[chunk]
-        info = table[np.uint64(row), _INFO] if row >= 0 else pending_ids[np.uint64(~row)]
-        total += (info >> _COUNT_SHIFT) & _COUNT_BITS
+    for chunk in range(np.uint64(first_chunks[-1])):
+        if chunks[chunk] & _LENGTH_BITS == np.uint64(0):
+            chunks[chunk] = pending_ids[chunks[chunk] >> np.uint64(8)]
+        total += (chunks[chunk] >> _COUNT_SHIFT) & _COUNT_BITS
     ids = np.empty(total, np.uint32)
     offsets = np.empty(len(first_chunks), np.int64)
     position = np.uint64(0)
     for text in range(np.uint64(len(first_chunks) - 1)):
         offsets[text] = position
-        for chunk in range(np.uint64(first_chunks[text]), np.uint64(first_chunks[text + np.uint64(1)])):
-            row = chunks[chunk]
-            info = table[np.uint64(row), _INFO] if row >= 0 else pending_ids[np.uint64(~row)]
+        for chunk in range(np.uint64(first_chunks[text]), np.uint64(first_chunks[text + one])):
+            info = chunks[chunk]
+            count = (info >> _COUNT_SHIFT) & _COUNT_BITS
             start = info >> _START_SHIFT
-            for i in range(start, start + ((info >> _COUNT_SHIFT) & _COUNT_BITS)):
-                ids[position] = values[i]
-                position += np.uint64(1)
+            if count == one:
+                ids[position] = start
+                position += one
+            else:
+                for i in range(start, start + count):
+                    ids[position] = values[i]
+                    position += one
     offsets[len(first_chunks) - 1] = position
     return ids, offsets
 
@@ -207,7 +220,9 @@ def merge_chunks(
                 num_values += 1
             else:
                 num_values = _spell(~symbols[i], byte_ids, values, num_values)
-        pending_ids[n] = np.uint64(start) << _START_SHIFT | np.uint64(num_values - start) << _COUNT_SHIFT
+        count = num_values - start
+        place = values[start] if count == 1 else start
+        pending_ids[n] = np.uint64(place) << _START_SHIFT | np.uint64(count) << _COUNT_SHIFT
     return num_values
 
 
