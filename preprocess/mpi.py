@@ -23,7 +23,7 @@ def mpi_workers() -> Iterator[Workers | None]:
     communicator = _mpi().COMM_WORLD
     num_others = communicator.Get_size() - 1
     if not num_others:
-        yield Workers(None, 1)
+        yield Workers()
         return
     from mpi4py.futures import MPICommExecutor
 

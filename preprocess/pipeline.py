@@ -182,7 +182,7 @@ class _Run:
         outputs, blocks = self._resume(staging, journal)
         limit = self.settings.max_conversations
         schema = shard_schema(self.tokenizer.vocab_size)
-        options = EncodeOptions(self.tokenizer.path, self.settings.eval_fraction, limit)
+        options = EncodeOptions(self.tokenizer.path, self.tokenizer.digest, self.settings.eval_fraction, limit)
         sizes = [file.size_bytes for file in self.files]
         total_bytes = None if None in sizes else sum(size or 0 for size in sizes)
         self._check_rejected(outputs, max_rejected)

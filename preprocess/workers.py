@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,41 +21,50 @@ from functools import lru_cache
 from pathlib import Path
 
 from lumina_ds.data.tokenizer import Tokenizer
-from lumina_ds.errors import MachineError
+from lumina_ds.errors import DataError, MachineError
 from preprocess.encode import EncodedBlock, encode_block
 from preprocess.sources import Block
 
 # Blocks under way per worker: one being encoded and one waiting, so that memory does not grow with the input.
 _BLOCKS_PER_WORKER = 2
+# Up to so many processes the parent is one of them, which saves starting one and passing its blocks around.
+_MOST_WITH_PARENT = 4
+_SWITCH_SECONDS = 0.0002
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
     tokenizer_path: Path
+    tokenizer_digest: str
     eval_fraction: float = 0.0
     max_conversations: int | None = None
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that encode. executor: None to encode in this process, as its only worker."""
+    """Processes that encode: `count` of them in `executor`, and this one if it `encodes_here` or there is no executor."""
 
-    executor: Executor | None
-    count: int
+    executor: Executor | None = None
+    count: int = 0
+    encodes_here: bool = False
 
 
 def encode_blocks(blocks: Iterable[Block], options: EncodeOptions, workers: Workers) -> Iterator[EncodedBlock]:
     """Encode every block; results come in the order of `blocks` whatever the number of workers."""
     if workers.executor is None:
-        tokenizer = Tokenizer.load(options.tokenizer_path)
         for block in blocks:
-            yield encode_block(block, tokenizer, options.eval_fraction, options.max_conversations)
+            yield _encode(block, options)
         return
     pending: deque[Future[EncodedBlock]] = deque()
     try:
         for block in blocks:
-            pending.append(workers.executor.submit(_encode_in_worker, block, options))
-            if len(pending) >= workers.count * _BLOCKS_PER_WORKER:
+            num_under_way = sum(not future.done() for future in pending)
+            if workers.encodes_here and num_under_way >= workers.count * _BLOCKS_PER_WORKER:
+                pending.append(_encoded_here(block, options))
+            else:
+                pending.append(workers.executor.submit(_encode, block, options))
+            limit = (workers.count + workers.encodes_here) * _BLOCKS_PER_WORKER
+            while pending and (len(pending) >= limit or pending[0].done()):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -70,14 +81,21 @@ def encode_blocks(blocks: Iterable[Block], options: EncodeOptions, workers: Work
 def local_workers(count: int) -> Iterator[Workers]:
     """`count` processes of this machine; one means this process itself."""
     if count == 1:
-        yield Workers(None, 1)
+        yield Workers()
         return
+    # Reading and writing leaves this process time to encode; beside more than a few others it would hold them up.
+    encodes_here = count <= _MOST_WITH_PARENT
+    count -= encodes_here
     # Spawned, not forked: a caller may already hold threads, which a forked child would find in odd states. A fork
     # server saves a few tenths of a second, but hides the workers' CPU time from whoever waits for this process.
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start_worker)
+    # The pool's threads pass blocks in many small pieces, and would wait this long for each while this one computes.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        yield Workers(pool, count)
+        yield Workers(pool, count, encodes_here)
     finally:
+        sys.setswitchinterval(interval)
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -95,11 +113,20 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_in_worker(block: Block, options: EncodeOptions) -> EncodedBlock:
-    tokenizer = _tokenizer(options.tokenizer_path)
+def _encoded_here(block: Block, options: EncodeOptions) -> Future[EncodedBlock]:
+    future: Future[EncodedBlock] = Future()
+    future.set_result(_encode(block, options))
+    return future
+
+
+def _encode(block: Block, options: EncodeOptions) -> EncodedBlock:
+    tokenizer = _tokenizer(options.tokenizer_path, options.tokenizer_digest)
     return encode_block(block, tokenizer, options.eval_fraction, options.max_conversations)
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer.load(path)
+def _tokenizer(path: Path, digest: str) -> Tokenizer:
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.digest != digest:
+        raise DataError(f"{path} on {platform.node()} is another file than where this run began; copy it there")
+    return tokenizer

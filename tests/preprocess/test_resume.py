@@ -22,6 +22,7 @@ from lumina_ds.data.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from preprocess import journal, workers
 from preprocess.pipeline import preprocess_files
+from preprocess.sources import Block
 
 SCRIPT = Path(__file__).with_name("interrupted_run.py")
 BLOCK_BYTES = 4000
@@ -248,14 +249,16 @@ def test_two_runs_into_one_folder(chats: Path, tokenizer: Tokenizer, tmp_path: P
         "--out",
         str(tmp_path / "out"),
         "--workers",
-        "2",
+        "3",
     ]
     command = [sys.executable, "-m", "preprocess", str(big), *options]
     first = subprocess.Popen(command, start_new_session=True)
     try:
         deadline = time.monotonic() + 60
         started = psutil.Process(first.pid)
-        while not (tmp_path / "out.partial").exists() or len(started.children()) < 3:  # two workers and a tracker
+        while (
+            not (tmp_path / "out.partial").exists() or len(started.children()) < 3
+        ):  # a tracker, two workers beside itself
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         with pytest.raises(ConfigError, match=r"another run is writing .*out; wait for it, or choose another --out"):
@@ -278,3 +281,10 @@ def test_publishing_over_an_old_folder_is_resumable(
     shutil.copytree(interrupted.with_name("whole"), interrupted.with_name("out.partial") / "result-replaced")
     run(chats, tokenizer, interrupted, overwrite=True)
     assert content(interrupted) == expected
+
+
+def test_a_tokenizer_replaced_in_the_middle_is_noticed(tokenizer: Tokenizer) -> None:
+    """Workers load the file for themselves: they must not take another one for it."""
+    options = workers.EncodeOptions(tokenizer.path, "0" * 64)
+    with pytest.raises(DataError, match="is another file than where this run began"):
+        list(workers.encode_blocks([Block("s", 1, 0, b"")], options, workers.Workers()))
