@@ -1,4 +1,4 @@
-"""`lumina tokenizer train|inspect`: SentencePiece models for the chat template."""
+"""`lumina tokenizer train|inspect`: train SentencePiece models for the chat template, look into any tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lumina_ds.logs import configure_logging
 
 @click.group()
 def command() -> None:
-    """Train or inspect a SentencePiece tokenizer."""
+    """Train a SentencePiece tokenizer, or inspect one or a tokenizer.json."""
 
 
 @command.command()
@@ -58,6 +58,7 @@ def inspect(model: str, texts: tuple[str, ...], as_json: bool) -> None:
     ]
     facts = {
         "tokenizer": model,
+        "kind": tokenizer.file_name,
         "digest": tokenizer.digest,
         "vocab_size": tokenizer.vocab_size,
         "bos_id": tokenizer.bos_id,

@@ -17,6 +17,7 @@ code (tokenizer_merges.py), or by SentencePiece where they are long or the model
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -64,6 +65,7 @@ class ChunkEncoder:
         self._num_rows = 0
         self._values = np.zeros(1 << 16, np.uint32)
         self._num_values = 0
+        self._lock = threading.Lock()  # the table and the working memory are one for all callers
         self._chunks, self._pending = np.empty(0, np.uint64), np.empty((0, 3), np.int64)
 
     @classmethod
@@ -71,7 +73,10 @@ class ChunkEncoder:
         """None where the cut rule is not proven for this kind of model, numba is missing, or a sample differs."""
         import sentencepiece
 
-        model = read_model_file(content)
+        try:
+            model = read_model_file(content)
+        except (KeyError, IndexError, ValueError):  # SentencePiece has read it, so only its form is unusual
+            return None
         reason = _unproven(model)
         if reason:
             log.debug("SentencePiece encodes unaided: %s", reason)
@@ -81,7 +86,7 @@ class ChunkEncoder:
         try:
             encoder = cls(bare, model, num_rows)
             ids, offsets = encoder.encode(SAMPLE)
-        except (ImportError, RuntimeError) as error:  # RuntimeError: nowhere to keep the machine code
+        except (ImportError, RuntimeError, ValueError) as error:  # nowhere to keep the code; a piece not UTF-8
             log.info("tokenizing without the compiled chunk table, several times slower: %s", error)
             return None
         if [ids[begin:end].tolist() for begin, end in pairwise(offsets)] != processor.encode(list(SAMPLE)):
@@ -95,7 +100,8 @@ class ChunkEncoder:
             return flatten(
                 self._processor.encode([self._prefix + text if text else "" for text in texts], num_threads=1)
             )
-        parts = [self._encode_window(window) for window in _windows(texts)]
+        with self._lock:
+            parts = [self._encode_window(window) for window in _windows(texts)]
         if len(parts) == 1:
             return parts[0]
         starts = np.cumsum([0] + [len(ids) for ids, _ in parts])

@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lumina_ds.data.manifest import Settings
+from lumina_ds.data.shards import ShardFolder
 from lumina_ds.data.tokenizer import MARKERS, Tokenizer, check_vocabulary
 from lumina_ds.errors import ConfigError, DataError, MachineError
+from preprocess.pipeline import preprocess_files
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -159,6 +162,25 @@ def test_a_copy_under_another_name_is_the_same(path: Path, tmp_path: Path) -> No
     shutil.copyfile(path, tmp_path / "tokenizer.model")
     one, other = Tokenizer.load(path), Tokenizer.load(tmp_path / "tokenizer.model")
     assert one.digest == other.digest and one.encode_batch(TRICKY) == other.encode_batch(TRICKY)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_shard_folder_keeps_it(path: Path, tmp_path: Path, workers: int) -> None:
+    messages = [{"role": "user", "content": "<s> the fox"}, {"role": "assistant", "content": LINES[1]}]
+    (tmp_path / "in.jsonl").write_text((json.dumps({"messages": messages}) + "\n") * 3)
+    preprocess_files(
+        [str(tmp_path / "in.jsonl")], path, tmp_path / "out", Settings(seq_length=128), num_workers=workers
+    )
+    folder = ShardFolder.open(tmp_path / "out")
+    folder.verify()
+    tokenizer = Tokenizer.load(folder.tokenizer_path)
+    assert tokenizer.digest == folder.manifest.tokenizer.digest == Tokenizer.load(path).digest
+    ids, mask = folder.document(0)
+    user, assistant = (tokenizer.encode_batch([turn["content"]])[0] for turn in messages)
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    roles, end = tokenizer.role_ids, tokenizer.end_id
+    assert ids.tolist() == [*start, roles["user"], *user, end, roles["assistant"], *assistant, end]
+    assert mask.tolist() == [0] * (len(ids) - len(assistant) - 1) + [1] * (len(assistant) + 1)
 
 
 def unigram() -> dict[str, Any]:
