@@ -91,10 +91,10 @@ def _mpi_workers() -> AbstractContextManager[Workers | None]:
 
 
 def _print_summary(manifest: Manifest, out: Path) -> None:
-    from lumina_ds.data.shards import ShardFolder
+    from lumina_ds.data.packing_file import packing_file, read_packing
 
     totals = manifest.totals
-    plan = ShardFolder.open(out).packing(manifest.settings.seq_length)
+    plan = read_packing(out / packing_file(manifest.settings.seq_length))  # opening the folder would read its shards
     held_out = f", {totals.held_out:,} held out in {out}/eval" if totals.held_out else ""
     click.echo(
         f"{out}: {totals.conversations:,} conversations{held_out}, {totals.rejected:,} of {totals.lines:,} lines rejected"
