@@ -66,6 +66,10 @@ def read_model_file(content: bytes) -> ModelFile:
 
 
 def _piece(message: bytes) -> Piece:
+    end = 2 + message[1] if message else 0
+    if len(message) == end + 5 and message[0] == 0x0A and message[1] < 0x80 and message[end] == 0x15:
+        # What nearly all are: a text, then a score. Several times faster to read than field by field.
+        return Piece(message[2:end], struct.unpack_from("<f", message, end + 1)[0], NORMAL)
     fields = dict(_fields(message))
     score = struct.unpack("<f", fields[2])[0] if 2 in fields else 0.0
     return Piece(fields.get(1, b""), score, fields.get(3, NORMAL))

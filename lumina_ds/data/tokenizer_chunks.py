@@ -59,7 +59,7 @@ class ChunkEncoder:
         self._processor = processor
         self._is_cut = _cuts(model)
         self._merges = make_merges(model)
-        self._prefix = " " if model.adds_dummy_prefix else ""
+        self._adds_prefix = model.adds_dummy_prefix
         self._table = np.zeros((num_rows, tokenizer_kernel.ROW_WORDS), np.uint64)
         self._max_rows = num_rows * 3 // 4
         self._num_rows = 0
@@ -96,14 +96,12 @@ class ChunkEncoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all texts, uint32 [tokens]; where each text's begin, int64 [texts + 1]). No text holds U+2581."""
-        if any(len(text) > MAX_TEXT_CHARACTERS for text in texts):
-            return flatten(
-                self._processor.encode([self._prefix + text if text else "" for text in texts], num_threads=1)
-            )
+        if max(map(len, texts), default=0) > MAX_TEXT_CHARACTERS:
+            return flatten(self._processor.encode(self._prefixed(texts), num_threads=1))
         with self._lock:
+            if sum(map(len, texts)) <= WINDOW_CHARACTERS:
+                return self._encode_window(texts)
             parts = [self._encode_window(window) for window in _windows(texts)]
-        if len(parts) == 1:
-            return parts[0]
         starts = np.cumsum([0] + [len(ids) for ids, _ in parts])
         offsets = [offsets[1:] + start for start, (_, offsets) in zip(starts, parts, strict=False)]
         ids = np.concatenate([np.zeros(0, np.uint32), *(ids for ids, _ in parts)])
@@ -112,9 +110,7 @@ class ChunkEncoder:
     def _encode_window(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         import pyarrow as pa
 
-        if self._prefix:
-            texts = [self._prefix + text if text else "" for text in texts]
-        column = pa.array(texts, pa.large_string())
+        column = pa.array(self._prefixed(texts), pa.large_string())
         _, offset_buffer, data_buffer = column.buffers()
         text_offsets = np.frombuffer(offset_buffer, np.int64, len(texts) + 1)
         data = np.frombuffer(data_buffer, np.uint8) if data_buffer else np.zeros(0, np.uint8)
@@ -127,6 +123,10 @@ class ChunkEncoder:
         )
         pending_ids = self._learn(data, pending[:num_pending])
         return self._kernel.copy_ids(chunks, first_chunks, pending_ids, self._values)
+
+    def _prefixed(self, texts: Sequence[str]) -> Sequence[str]:
+        """With the space that the model itself would put in front, which the bare processor leaves out."""
+        return [" " + text if text else "" for text in texts] if self._adds_prefix else texts
 
     def _scratch(self, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:
         """Working memory for at most that many chunks, kept from call to call."""
@@ -183,7 +183,7 @@ def _windows(texts: Sequence[str]) -> Iterator[Sequence[str]]:
         if size >= WINDOW_CHARACTERS:
             yield texts[begin : index + 1]
             begin, size = index + 1, 0
-    if begin < len(texts) or not texts:
+    if begin < len(texts):
         yield texts[begin:]
 
 
