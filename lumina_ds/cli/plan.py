@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lumina_ds.cli.plan_check import check
 from lumina_ds.cli.presets import format_bytes, format_count
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.precision import PRECISIONS, resolve_precision
@@ -32,8 +33,10 @@ _FIELDS = {
 }
 
 
-@click.command(epilog="Example: lumina plan --config b7 --gpus 8 --zero 3 --expert-parallel 8")
-@click.option("--config", "source", required=True, help="A preset's name or a YAML file.")
+@click.group(
+    invoke_without_command=True, epilog="Example: lumina plan --config b7 --gpus 8 --zero 3 --expert-parallel 8"
+)
+@click.option("--config", "source", help="A preset's name or a YAML file.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks of the run.")
 @click.option("--zero", type=click.IntRange(0, 3), help="ZeRO stage.")
 @click.option("--expert-parallel", type=click.IntRange(min=1), help="Ranks that share one set of experts.")
@@ -45,8 +48,21 @@ _FIELDS = {
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--gpu-memory", type=click.FloatRange(min=1), default=80, show_default=True, help="GB, for the grid.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def command(source: str, gpus: int, device: str, gpu_memory: float, as_json: bool, **settings: Any) -> None:
+@click.pass_context
+def command(
+    context: click.Context,
+    source: str | None,
+    gpus: int,
+    device: str,
+    gpu_memory: float,
+    as_json: bool,
+    **settings: Any,
+) -> None:
     """Memory of a run per rank: what takes it, in which phase it peaks, which cards hold it."""
+    if context.invoked_subcommand is not None:
+        return
+    if source is None:
+        raise click.UsageError("--config is missing; give a preset or a YAML file", context)
     overrides = [Override(*_field_and_value(name, value)) for name, value in settings.items() if value is not None]
     config = load_config(source, overrides).config
     # Planned for any GPU of today; a run asks the GPU that it has.
@@ -64,6 +80,9 @@ def command(source: str, gpus: int, device: str, gpu_memory: float, as_json: boo
         console.print(f"Precision: {reason}.")
     if grid:
         render_grid(grid, gpu_memory, console)
+
+
+command.add_command(check)
 
 
 def render_plan(plan: MemoryPlan, console: Console) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.config.checks import world_faults
-from lumina_ds.config.deepspeed_check import AUTO, combination_faults, deepspeed_faults, is_enabled, section_of
+from lumina_ds.config.deepspeed_check import combination_faults, deepspeed_faults
 from lumina_ds.config.deepspeed_keys import TOP_LEVEL
+from lumina_ds.config.deepspeed_tree import AUTO, is_enabled, section_of
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.suggest import nearest
 from lumina_ds.config.tensors import moe_layers, parameter_tensors

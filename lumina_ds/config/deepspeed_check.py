@@ -7,31 +7,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lumina_ds.config.deepspeed_keys import ADAM_PARAMS, REMOVED, SECTIONS, TOP_LEVEL, Kinds
+from lumina_ds.config.deepspeed_combinations import expert_faults, precision_faults, zero_faults
+from lumina_ds.config.deepspeed_keys import REMOVED, SECTIONS, TOP_LEVEL, Kinds
+from lumina_ds.config.deepspeed_sections import (
+    CHOICES,
+    OPTIMIZER_PARAMS,
+    OPTIMIZERS,
+    REMOVED_ZERO,
+    SCHEDULER_PARAMS,
+    SIDE_SECTIONS,
+)
+from lumina_ds.config.deepspeed_tree import AUTO, section_of
 from lumina_ds.config.suggest import nearest
-
-AUTO = "auto"
 
 
 def deepspeed_faults(json: Mapping[str, Any]) -> list[str]:
     """Every fault of a DeepSpeed configuration; `"auto"` is accepted wherever a value may stand."""
     faults = _key_faults(json, "", TOP_LEVEL)
-    for path, keys in SECTIONS.items():
+    for path, keys in (SECTIONS | SIDE_SECTIONS).items():
         section = section_of(json, path)
         if section:
             faults += _key_faults(section, f"{path}.", keys)
-    optimizer = section_of(json, "optimizer")
-    if str(optimizer.get("type", "")).lower() in ("adam", "adamw"):
-        faults += _key_faults(section_of(json, "optimizer.params"), "optimizer.params.", ADAM_PARAMS)
-    return faults + batch_faults(json) + combination_faults(json)
-
-
-def section_of(json: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """The object at a dotted path, or an empty one where there is none."""
-    section: Any = json
-    for part in path.split("."):
-        section = section.get(part) if isinstance(section, Mapping) else None
-    return section if isinstance(section, Mapping) else {}
+    return faults + _typed_faults(json) + _choice_faults(json) + batch_faults(json) + combination_faults(json)
 
 
 def batch_faults(json: Mapping[str, Any]) -> list[str]:
@@ -55,44 +52,38 @@ def batch_faults(json: Mapping[str, Any]) -> list[str]:
 
 def combination_faults(json: Mapping[str, Any]) -> list[str]:
     """Pairs of settings that DeepSpeed refuses only after start-up, or accepts and gets wrong."""
-    zero = section_of(json, "zero_optimization")
-    stage = zero.get("stage", 0)
+    return precision_faults(json) + zero_faults(json) + expert_faults(json)
+
+
+def _typed_faults(json: Mapping[str, Any]) -> list[str]:
+    """Optimizer and scheduler: the type's name, and the arguments that this type takes."""
     faults: list[str] = []
-    if stage not in (0, 1, 2, 3, AUTO):
-        faults.append(f"zero_optimization.stage is {stage!r}; use 0, 1, 2 or 3")
-    bf16, fp16 = is_enabled(json, "bf16") or is_enabled(json, "bfloat16"), is_enabled(json, "fp16")
-    if bf16 and fp16:
-        faults.append("bf16 and fp16 are both enabled; enable one of them")
-    if bf16 and stage == 0:
+    optimizer = str(section_of(json, "optimizer").get("type", AUTO))
+    if optimizer != AUTO and optimizer.lower() not in {name.lower() for name in OPTIMIZERS}:
         faults.append(
-            "bf16 with ZeRO stage 0 takes an optimizer path that diverges from the other stages; "
-            "use stage 1, or torch_autocast (--precision mixed_bf16)"
+            f"optimizer.type {optimizer!r} is no optimizer of DeepSpeed or torch{nearest(optimizer, OPTIMIZERS)}"
         )
-    if section_of(json, "zero_optimization.offload_param") and stage in (0, 1, 2):
-        faults.append(f"zero_optimization.offload_param needs stage 3, not {stage}; use --zero 3 or remove it")
-    if section_of(json, "zero_optimization.offload_optimizer") and stage == 0:
-        faults.append("zero_optimization.offload_optimizer needs stage 1, 2 or 3, not 0; use --zero 2 or remove it")
-    return faults + _expert_faults(json, zero, stage)
+    known = OPTIMIZER_PARAMS.get(optimizer.lower())
+    if known is not None:
+        faults += _key_faults(section_of(json, "optimizer.params"), "optimizer.params.", known)
+    scheduler = str(section_of(json, "scheduler").get("type", AUTO))
+    known = SCHEDULER_PARAMS.get(scheduler)
+    if known is not None:
+        faults += _key_faults(section_of(json, "scheduler.params"), "scheduler.params.", known)
+    elif scheduler != AUTO and not scheduler.endswith("LR"):
+        faults.append(
+            f"scheduler.type {scheduler!r} is no scheduler of DeepSpeed{nearest(scheduler, SCHEDULER_PARAMS)}"
+        )
+    return faults
 
 
-def is_enabled(json: Mapping[str, Any], path: str) -> bool:
-    return section_of(json, path).get("enabled") is True
-
-
-def _expert_faults(json: Mapping[str, Any], zero: Mapping[str, Any], stage: Any) -> list[str]:
-    if not is_enabled(json, "expert_parallel"):
-        return []
+def _choice_faults(json: Mapping[str, Any]) -> list[str]:
     faults: list[str] = []
-    if _above(json.get("sequence_parallel_size"), 1):
-        faults.append("expert_parallel (AutoEP) excludes sequence_parallel_size above 1; set it to 1")
-    if _above(zero.get("zero_hpz_partition_size"), 1):
-        faults.append("expert_parallel (AutoEP) excludes zero_hpz_partition_size above 1 (hpZ); set it to 1")
-    if stage == 3 and zero.get("zero_quantized_gradients") is True:
-        faults.append("expert_parallel (AutoEP) with ZeRO-3 excludes zero_quantized_gradients; set it to false")
-    if stage == 2 and zero.get("contiguous_gradients") is False:
-        faults.append("experts with ZeRO-2 need zero_optimization.contiguous_gradients true")
-    if stage in (1, 2) and zero.get("reduce_scatter") is False:
-        faults.append(f"experts with ZeRO-{stage} need zero_optimization.reduce_scatter true")
+    for path, choices in CHOICES.items():
+        section, _, key = path.rpartition(".")
+        value = (section_of(json, section) if section else json).get(key)
+        if isinstance(value, str) and value.lower() not in (*choices, AUTO):
+            faults.append(f"{path} is {value!r}; use one of {', '.join(choices)}{nearest(value.lower(), choices)}")
     return faults
 
 
@@ -109,6 +100,8 @@ def _key_faults(section: Mapping[str, Any], prefix: str, keys: Kinds) -> list[st
 def _unknown(key: str, prefix: str, keys: Kinds, section: Mapping[str, Any]) -> str:
     if not prefix and key in REMOVED:
         return f"{key} was removed from DeepSpeed; {REMOVED[key]}"
+    if prefix == "zero_optimization." and key in REMOVED_ZERO:
+        return f"zero_optimization.{key} was removed from DeepSpeed; {REMOVED_ZERO[key]}"
     if not prefix and key == "moe":
         stage = section_of(section, "zero_optimization").get("stage")
         reason = "native deepspeed.moe layers assert under ZeRO-3" if stage == 3 else "DeepSpeed reads no such key"
@@ -136,7 +129,3 @@ def _is_kind(value: Any, kind: str) -> bool:
     if kind == "int":
         return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     return isinstance(value, {"number": (int, float), "str": str, "list": list, "section": Mapping}[kind])  # type: ignore[arg-type]
-
-
-def _above(value: Any, limit: int) -> bool:
-    return isinstance(value, (int, float)) and value > limit

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from lumina_ds.config.deepspeed_check import section_of
+from lumina_ds.config.deepspeed_tree import section_of
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.config.tensors import parameter_tensors
 
