@@ -114,14 +114,19 @@ class ChunkEncoder:
         _, offset_buffer, data_buffer = column.buffers()
         text_offsets = np.frombuffer(offset_buffer, np.int64, len(texts) + 1)
         data = np.frombuffer(data_buffer, np.uint8) if data_buffer else np.zeros(0, np.uint8)
-        self._forget_when_full()
+        if self._num_rows >= self._max_rows or self._num_values > _MAX_VALUES:
+            self._forget()
         chunks, pending = self._scratch(len(data))
         first_chunks = np.empty(len(texts) + 1, np.int64)
         free_rows = self._max_rows - self._num_rows
-        num_pending = self._kernel.find_chunks(
-            data, text_offsets, self._is_cut, self._table, free_rows, chunks, first_chunks, pending
-        )
-        pending_ids = self._learn(data, pending[:num_pending])
+        try:
+            num_pending = self._kernel.find_chunks(
+                data, text_offsets, self._is_cut, self._table, free_rows, chunks, first_chunks, pending
+            )
+            pending_ids = self._learn(data, pending[:num_pending])
+        except BaseException:
+            self._forget()  # interrupted, it would hold rows whose ids nobody has filled in
+            raise
         return self._kernel.copy_ids(chunks, first_chunks, pending_ids, self._values)
 
     def _prefixed(self, texts: Sequence[str]) -> Sequence[str]:
@@ -134,11 +139,10 @@ class ChunkEncoder:
             self._chunks, self._pending = np.empty(num_bytes, np.uint64), np.empty((num_bytes, 3), np.int64)
         return self._chunks, self._pending
 
-    def _forget_when_full(self) -> None:
-        if self._num_rows >= self._max_rows or self._num_values > _MAX_VALUES:
-            self._table[:] = 0
-            self._values = np.zeros(1 << 16, np.uint32)
-            self._num_rows = self._num_values = 0
+    def _forget(self) -> None:
+        self._table[:] = 0
+        self._values = np.zeros(1 << 16, np.uint32)
+        self._num_rows = self._num_values = 0
 
     def _learn(self, data: np.ndarray, pending: np.ndarray) -> np.ndarray:
         """Encode the pending chunks; those with a row go into the table. Returns where each one's ids stand."""

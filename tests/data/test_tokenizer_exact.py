@@ -194,6 +194,18 @@ def test_a_full_table_starts_again(models: dict[str, bytes]) -> None:
         assert encoder._num_rows <= 48  # three quarters of the table, whatever was encoded
 
 
+def test_an_interrupted_call_leaves_no_trace(models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, processor = through_table(models["our_bpe"]), reference(models["our_bpe"])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(encoder, "_learn", interrupt)
+        encoder.encode(CORPUS)
+    assert as_lists(encoder.encode(CORPUS)) == processor.encode(CORPUS)
+
+
 def test_long_chunks_and_windows(models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_chunks, "WINDOW_CHARACTERS", 1000)
     encoder, processor = through_table(models["our_bpe"]), reference(models["our_bpe"])
