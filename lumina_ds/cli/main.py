@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "generate": "answer a prompt with a trained model",
     "chat": "talk with a trained model",
     "checkpoint": "list or verify the checkpoints of a run",
+    "report": "a run, two runs or a folder of runs as an HTML page with plots",
     "bench": "measure the data loader",
 }
 

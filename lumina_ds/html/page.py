@@ -13,8 +13,8 @@ from lumina_ds import __version__
 from lumina_ds.errors import DataError
 from lumina_ds.files import write_atomically
 
-# Nothing may be loaded or run, whatever a conversation holds.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+# Nothing may be loaded or run, whatever a conversation holds; images are part of the page itself.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --text: #1c2128; --muted: #59636e; --line: #d1d9e0; --panel: #f6f8fa;
