@@ -27,7 +27,7 @@ from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
 
 STDIN = "-"
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 COMPRESSION_BOMB = "compression bomb"
 # Text compresses to a tenth or so; nothing written by people or models comes near this factor over so long a stretch.
 MAX_EXPANSION = 250

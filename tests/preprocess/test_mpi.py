@@ -43,7 +43,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def big(tmp_path: Path, make_lines: Callable[..., list[str]]) -> Path:
-    """Three blocks of the command line's size."""
+    """Five blocks of the command line's size."""
     path = tmp_path / "big.jsonl"
     text = "\n".join(["not json", *make_lines(2000)]) + "\n"
     path.write_text(text * (20_000_000 // len(text)))
