@@ -14,9 +14,7 @@ from typing import Any
 
 import orjson
 
-from lumina_ds.data.conversation import _MESSAGE_ROLES as MESSAGE_ROLES
-from lumina_ds.data.conversation import _SHAREGPT_ROLES as SHAREGPT_ROLES
-from lumina_ds.data.conversation import MAX_LINE_BYTES, Role, parse_conversation
+from lumina_ds.data.conversation import MAX_LINE_BYTES, MESSAGE_ROLES, SHAREGPT_ROLES, Role, parse_conversation
 
 Turns = Sequence[tuple[Role, str]]
 

@@ -28,7 +28,7 @@ LINE_TOO_LONG = "line too long"
 # Rules that a line breaks before it is JSON at all.
 NOT_JSON_RULES = frozenset({INVALID_JSON, INVALID_UTF8, BYTE_ORDER_MARK, LINE_TOO_LONG})
 
-_MESSAGE_ROLES: dict[str, Role] = {
+MESSAGE_ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
     "human": "user",
@@ -37,7 +37,7 @@ _MESSAGE_ROLES: dict[str, Role] = {
     "ai": "assistant",
     "bot": "assistant",
 }
-_SHAREGPT_ROLES: dict[str, Role] = _MESSAGE_ROLES | {"gpt": "assistant"}
+SHAREGPT_ROLES: dict[str, Role] = MESSAGE_ROLES | {"gpt": "assistant"}
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -92,9 +92,9 @@ def parse_conversation(line: bytes) -> Conversation:
     if not isinstance(document, dict):
         raise RejectedLine("not an object", f"a {_json_type(document)}, not an object")
     if "messages" in document:
-        turns = _turns(document["messages"], "messages", "role", "content", _MESSAGE_ROLES)
+        turns = _turns(document["messages"], "messages", "role", "content", MESSAGE_ROLES)
     elif "conversations" in document:
-        turns = _turns(document["conversations"], "conversations", "from", "value", _SHAREGPT_ROLES)
+        turns = _turns(document["conversations"], "conversations", "from", "value", SHAREGPT_ROLES)
     else:
         raise RejectedLine("missing key", "no key 'messages' or 'conversations'")
     if all(turn.role != "assistant" for turn in turns):
