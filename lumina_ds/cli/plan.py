@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lumina_ds.cli.plan_check import check
+from lumina_ds.cli.plan_choice import render_explanations, render_search, search_record, write_choice
 from lumina_ds.cli.presets import format_bytes, format_count
+from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.precision import PRECISIONS, resolve_precision
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
-from lumina_ds.plan.hardware import GIB, cards_that_fit, usable_bytes
+from lumina_ds.plan.explain import explain
+from lumina_ds.plan.hardware import GIB, cards_that_fit, find_gpu, usable_bytes
+from lumina_ds.plan.layout import OFFLOADS, Fixed, with_offload
 from lumina_ds.plan.memory import COMPONENTS, PHASES, MemoryPlan, plan_memory
+from lumina_ds.plan.search import find_cheapest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +43,9 @@ _FIELDS = {
     invoke_without_command=True, epilog="Example: lumina plan --config b7 --gpus 8 --zero 3 --expert-parallel 8"
 )
 @click.option("--config", "source", help="A preset's name or a YAML file.")
-@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks of the run.")
+@click.option(
+    "--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of a machine: ranks of the run."
+)
 @click.option("--zero", type=click.IntRange(0, 3), help="ZeRO stage.")
 @click.option("--expert-parallel", type=click.IntRange(min=1), help="Ranks that share one set of experts.")
 @click.option("--deepspeed_config", help="A DeepSpeed JSON: a file, or a name such as zero3_offload.")
@@ -47,6 +55,12 @@ _FIELDS = {
 @click.option("--activation-checkpointing", type=click.Choice(["none", "full"]), help="Recompute every block.")
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--gpu-memory", type=click.FloatRange(min=1), default=80, show_default=True, help="GB, for the grid.")
+@click.option("--gpu", "gpu_name", help="A card, such as h100-80 or rtx4090: find the cheapest plan that fits it.")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")
+@click.option("--offload", type=click.Choice(OFFLOADS), help="Keep states in host memory.")
+@click.option("--global-batch-tokens", type=click.IntRange(min=1), help="Solve micro-batch and accumulation for it.")
+@click.option("--explain", "explained", is_flag=True, help="Each formula with the numbers filled in.")
+@click.option("--write", "folder", type=click.Path(file_okay=False, path_type=Path), help="Write run.yaml and ds.json.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.pass_context
 def command(
@@ -55,10 +69,20 @@ def command(
     gpus: int,
     device: str,
     gpu_memory: float,
+    gpu_name: str | None,
+    nodes: int,
+    offload: str | None,
+    global_batch_tokens: int | None,
+    explained: bool,
+    folder: Path | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Memory of a run per rank: what takes it, in which phase it peaks, which cards hold it."""
+    """Memory of a run per rank: what takes it, in which phase it peaks, which cards hold it.
+
+    With --gpu, --global-batch-tokens or --write also the cheapest plan that fits: ZeRO-1 and 2, activation
+    checkpointing, smaller buckets, expert parallelism, ZeRO-3, then offload, unless an option here decides it.
+    """
     if context.invoked_subcommand is not None:
         return
     if source is None:
@@ -67,10 +91,31 @@ def command(
     config = load_config(source, overrides).config
     # Planned for any GPU of today; a run asks the GPU that it has.
     precision, reason = resolve_precision(config.train.precision, device, bf16_supported=True)
-    plan = plan_memory(config, gpus, precision, device)
+    world_size = gpus * nodes
+    gpu = find_gpu(gpu_name) if gpu_name else None
+    card_gb = gpu.memory_gb if gpu else gpu_memory
+    composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
+    plan = plan_memory(config, world_size, precision, device, composed)
     grid = plan_grid(config, precision) if device == "cuda" else []
+    result = None
+    if gpu_name or global_batch_tokens or folder:
+        if device == "cpu":
+            raise click.UsageError(
+                "--gpu, --global-batch-tokens and --write plan for GPUs; leave --device out", context
+            )
+        fixed = Fixed(settings["zero"], settings["expert_parallel"], settings["activation_checkpointing"], offload)
+        limit = usable_bytes(card_gb)
+        result = find_cheapest(config, world_size, precision, limit, gpus, fixed, global_batch_tokens)
+    formulas = explain(plan, config, composed) if explained else []
+    if folder is not None:
+        written = write_choice(result, precision, gpus, folder)
     if as_json:
-        click.echo(json.dumps(plan_record(plan, grid, gpu_memory), indent=2))
+        record = plan_record(plan, grid, card_gb)
+        if result is not None:
+            record["cheapest"] = search_record(result)
+        if explained:
+            record["explain"] = [vars(formula) for formula in formulas]
+        click.echo(json.dumps(record, indent=2))
         return
     from rich.console import Console
 
@@ -78,8 +123,13 @@ def command(
     render_plan(plan, console)
     if config.train.precision == "auto":
         console.print(f"Precision: {reason}.")
+    render_explanations(formulas, console)
     if grid:
-        render_grid(grid, gpu_memory, console)
+        render_grid(grid, card_gb, console)
+    if result is not None:
+        render_search(result, gpu.name if gpu else f"{card_gb:g} GB", console)
+    if folder is not None:
+        console.print(f"Written; train with: {written}", highlight=False, soft_wrap=True)
 
 
 command.add_command(check)

@@ -1,8 +1,12 @@
-"""Memory of the GPUs that a plan is compared with."""
+"""Memory and speed of the GPUs that a plan is compared with, by the names that people use."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from lumina_ds.config.suggest import nearest
+from lumina_ds.errors import ConfigError
 
 GIB = 1 << 30
 
@@ -20,6 +24,19 @@ class Card:
         return f"{self.memory_gb} GB"
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A named model. `tflops` is the dense 16-bit tensor rate of the maker's data sheet, without sparsity."""
+
+    name: str
+    memory_gb: int
+    tflops: float
+
+    @property
+    def usable_bytes(self) -> int:
+        return usable_bytes(self.memory_gb)
+
+
 def _card(memory_gb: int, examples: str, usable_gib: float) -> Card:
     return Card(memory_gb, examples, int(usable_gib * GIB))
 
@@ -35,6 +52,44 @@ CARDS: tuple[Card, ...] = (
     _card(141, "H200", 139.8),
     _card(192, "B200, MI300X", 178.3),
 )
+
+GPUS: tuple[Gpu, ...] = (
+    Gpu("l4-24", 24, 121),
+    Gpu("a10-24", 24, 125),
+    Gpu("rtx3090-24", 24, 71),
+    Gpu("rtx4090-24", 24, 165),
+    Gpu("v100-32", 32, 125),
+    Gpu("rtx5090-32", 32, 210),
+    Gpu("a100-40", 40, 312),
+    Gpu("l40s-48", 48, 362),
+    Gpu("a6000-48", 48, 155),
+    Gpu("a100-80", 80, 312),
+    Gpu("h100-80", 80, 989),
+    Gpu("h20-96", 96, 148),
+    Gpu("rtxpro6000-96", 96, 500),
+    Gpu("h200-141", 141, 989),
+    Gpu("b200-192", 192, 2250),
+    Gpu("mi300x-192", 192, 1307),
+)
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU that `name` means: `h100-80`, or without the size where only one size exists; case, spaces and a
+    trailing gb do not matter. ConfigError names the nearest one."""
+    wanted = re.sub(r"[\s_]", "", name.lower()).removesuffix("gb").removeprefix("nvidia")
+    matches = [gpu for gpu in GPUS if wanted in (gpu.name, gpu.name.replace("-", ""), gpu.name.rpartition("-")[0])]
+    if len(matches) == 1:
+        return matches[0]
+    names = [gpu.name for gpu in GPUS]
+    if matches:
+        raise ConfigError(f"--gpu {name} comes in several sizes; use {' or '.join(gpu.name for gpu in matches)}")
+    # Of a known model with another size, the nearest size of that model.
+    model, _, size = wanted.rpartition("-")
+    same = [gpu for gpu in GPUS if gpu.name.rpartition("-")[0] == model]
+    if same and size.isdigit():
+        closest = min(same, key=lambda gpu: abs(gpu.memory_gb - int(size)))
+        raise ConfigError(f"--gpu {name} is no known card; did you mean {closest.name}? (known: {', '.join(names)})")
+    raise ConfigError(f"--gpu {name} is no known card{nearest(wanted, names)} (known: {', '.join(names)})")
 
 
 def usable_bytes(memory_gb: float) -> int:

@@ -47,7 +47,7 @@ _NCCL_WORLD = GIB // 2
 _NCCL_EXPERTS = GIB // 4
 # Fragmentation of the caching allocator and what is not modelled, as a share of everything else.
 _MARGIN = 0.05
-_PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
+PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,14 @@ def plan_memory(
     `deepspeed_json` is a composed configuration; without it the run's own is composed. Raises ConfigError
     for a layout that cannot run.
     """
-    if precision not in _PARAMETER_BYTES:
-        raise ConfigError(f"precision {precision!r} cannot be planned; use one of {', '.join(_PARAMETER_BYTES)}")
+    if precision not in PARAMETER_BYTES:
+        raise ConfigError(f"precision {precision!r} cannot be planned; use one of {', '.join(PARAMETER_BYTES)}")
     faults = world_faults(config, world_size)
     if faults:
         raise ConfigError.from_faults(faults)
     json = compose_deepspeed(config, world_size, precision) if deepspeed_json is None else deepspeed_json
     model, experts = config.model, config.deepspeed.expert_parallel_size
-    zero = ZeroSettings.from_json(json, _PARAMETER_BYTES[precision])
+    zero = ZeroSettings.from_json(json, PARAMETER_BYTES[precision])
     states = _states(config, zero, world_size, precision)
     activations = activation_bytes(
         model,
@@ -142,7 +142,7 @@ def plan_memory(
 
 def _states(config: RunConfig, zero: ZeroSettings, world_size: int, precision: str) -> StateBytes:
     experts = config.deepspeed.expert_parallel_size
-    parameter_bytes = _PARAMETER_BYTES[precision]
+    parameter_bytes = PARAMETER_BYTES[precision]
     # Under autocast DeepSpeed reduces matrices in bf16 and the rest in fp32, each in a bucket of its own.
     bucket_bytes = 6 if precision == "mixed_bf16" else parameter_bytes
     return state_bytes(

@@ -1,0 +1,132 @@
+"""The choices that trade memory for communication or computation, and the run that one such choice makes.
+
+`layouts` lists them in the order of their cost: higher ZeRO stages first, then recomputation, smaller buckets,
+expert parallelism, ZeRO-3, and offload last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.errors import ConfigError
+
+OFFLOADS = ("none", "optimizer", "optimizer+params")
+SMALL_BUCKET = 50_000_000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`zero_stage` None leaves it to the run; `small_bucket` reduces gradients by SMALL_BUCKET elements at a time."""
+
+    zero_stage: int | None
+    expert_parallel_size: int
+    activation_checkpointing: str
+    small_bucket: bool = False
+    offload: str = "none"
+
+    @property
+    def label(self) -> str:
+        parts = [f"ZeRO-{self.zero_stage}"] if self.zero_stage is not None else []
+        if self.expert_parallel_size > 1:
+            parts.append(f"expert parallel {self.expert_parallel_size}")
+        if self.activation_checkpointing != "none":
+            parts.append(f"activation checkpointing {self.activation_checkpointing}")
+        if self.small_bucket:
+            parts.append(f"buckets of {SMALL_BUCKET:,} elements")
+        if self.offload != "none":
+            parts.append(f"offload of {self.offload.replace('+', ' and ')}")
+        return ", ".join(parts) or "as configured"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What the user has decided; None leaves it to the search."""
+
+    zero_stage: int | None = None
+    expert_parallel_size: int | None = None
+    activation_checkpointing: str | None = None
+    offload: str | None = None
+
+
+def layouts(config: RunConfig, world_size: int, gpus_per_node: int, precision: str, fixed: Fixed) -> Iterator[Layout]:
+    """Every layout that can run, cheapest first; experts are spread inside a node only."""
+    half = precision in ("bf16", "fp16")
+    low = (1, 2) if half else (0, 1, 2)
+    checkpointing = [fixed.activation_checkpointing] if fixed.activation_checkpointing else ["none", "full"]
+    sizes = (
+        [fixed.expert_parallel_size] if fixed.expert_parallel_size else _expert_sizes(config, gpus_per_node, world_size)
+    )
+    if config.deepspeed.config is not None:
+        # The user's JSON decides stage, buckets and offload.
+        for size in sizes:
+            for kept in checkpointing:
+                yield Layout(fixed.zero_stage, size, kept)
+        return
+    for offload in [fixed.offload] if fixed.offload else OFFLOADS:
+        for stages in (low, (3,)):
+            for size in sizes:
+                for small_bucket in (False, True):
+                    for kept in checkpointing:
+                        for stage in stages:
+                            if _sensible(stage, offload, fixed):
+                                yield Layout(stage, size, kept, small_bucket, offload)
+
+
+def apply_layout(config: RunConfig, layout: Layout, micro_batch: int, accumulation: int) -> RunConfig:
+    """A copy of `config` with this layout and batch; offload and buckets are not part of it (see `layout_json`)."""
+    changed = config.model_copy(deep=True)
+    changed.deepspeed.zero_stage = layout.zero_stage  # type: ignore[assignment]
+    changed.deepspeed.expert_parallel_size = layout.expert_parallel_size
+    changed.train.activation_checkpointing = layout.activation_checkpointing  # type: ignore[assignment]
+    changed.train.global_batch_size = None
+    changed.train.micro_batch_size = micro_batch
+    changed.train.gradient_accumulation_steps = accumulation
+    return changed
+
+
+def layout_json(config: RunConfig, layout: Layout, world_size: int, precision: str) -> dict[str, Any]:
+    """The DeepSpeed JSON of a run that `apply_layout` made, with the layout's buckets and offload."""
+    json = compose_deepspeed(config, world_size, precision)
+    zero = json["zero_optimization"]
+    if layout.small_bucket:
+        zero["reduce_bucket_size"] = min(zero.get("reduce_bucket_size", SMALL_BUCKET), SMALL_BUCKET)
+    return with_offload(json, layout.offload)
+
+
+def with_offload(json: dict[str, Any], offload: str) -> dict[str, Any]:
+    """Add offload to host memory to a composed JSON; ConfigError where its stage cannot."""
+    zero = json["zero_optimization"]
+    stage = zero.get("stage", 0)
+    if offload != "none" and stage == 0:
+        raise ConfigError("--offload needs ZeRO-1 or above; add --zero 2")
+    if offload == "optimizer+params" and stage != 3:
+        raise ConfigError(
+            f"--offload optimizer+params needs ZeRO-3, not {stage}; add --zero 3, or use --offload optimizer"
+        )
+    if offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        # Offloaded gradients are copied from the contiguous buffer.
+        zero["contiguous_gradients"] = True
+    if offload == "optimizer+params":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return json
+
+
+def _sensible(stage: int, offload: str, fixed: Fixed) -> bool:
+    if fixed.zero_stage is not None and stage != fixed.zero_stage:
+        return False
+    return {"none": True, "optimizer": stage in (2, 3), "optimizer+params": stage == 3}[offload]
+
+
+def _expert_sizes(config: RunConfig, gpus_per_node: int, world_size: int) -> list[int]:
+    experts = config.model.num_experts
+    if not experts:
+        return [1]
+    return [n for n in range(1, gpus_per_node + 1) if experts % n == 0 and world_size % n == 0]

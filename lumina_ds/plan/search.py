@@ -1,0 +1,239 @@
+"""The cheapest layout that fits a card, and the micro-batch and accumulation that reach a global batch with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.errors import ConfigError
+from lumina_ds.plan.communication import Communication, communication_bytes
+from lumina_ds.plan.hardware import GIB, cards_that_fit
+from lumina_ds.plan.layout import Fixed, Layout, apply_layout, layout_json, layouts
+from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan, plan_memory
+from lumina_ds.plan.parameters import count_parameters
+from lumina_ds.plan.states import ZeroSettings, optimizer_groups
+
+# An expert's matrix products are bound by computation from about this many rows on.
+_ROWS_PER_EXPERT = 512
+_MAX_MICRO_BATCH = 256
+_LAST_RESORTS = 12
+
+Batch = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One layout with its batch, the memory it takes and what it communicates in a step."""
+
+    layout: Layout
+    config: RunConfig
+    plan: MemoryPlan
+    communication: Communication
+    deepspeed_json: Mapping[str, Any]
+
+    @property
+    def tokens_per_step(self) -> int:
+        plan = self.plan
+        return plan.micro_batch_size * plan.gradient_accumulation_steps * plan.world_size * plan.seq_length
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """`choice` is None when nothing fits; then `smallest` is the layout that came closest. `binding` names what
+    limits the micro-batch, `advice` what to change next."""
+
+    choice: Choice | None
+    smallest: Choice
+    num_tried: int
+    binding: str
+    advice: list[str] = field(default_factory=list)
+
+
+def find_cheapest(
+    config: RunConfig,
+    world_size: int,
+    precision: str,
+    limit_bytes: int,
+    gpus_per_node: int | None = None,
+    fixed: Fixed | None = None,
+    global_batch_tokens: int | None = None,
+) -> SearchResult:
+    """The first layout, in the order of cost, whose peak is at most `limit_bytes` on each of `world_size` GPUs.
+
+    With `global_batch_tokens` micro-batch and accumulation are solved for it (within 2 %, or to whole rows per GPU);
+    without, they stay as configured. Raises ConfigError where no layout can run at all.
+    """
+    batches = _batches(config, world_size, global_batch_tokens)
+    options = list(layouts(config, world_size, gpus_per_node or world_size, precision, fixed or Fixed()))
+    tried, hopeless = [], []
+    refusal: ConfigError | None = None
+    for place, layout in enumerate(options, start=1):
+        if _floor_bytes(config, layout, world_size, precision) > limit_bytes:
+            hopeless.append(layout)
+            continue
+        try:
+            first = _choice(config, layout, world_size, precision, batches[0])
+        except ConfigError as error:
+            refusal = error
+            continue
+        tried.append(first)
+        if first.plan.peak_bytes <= limit_bytes:
+            choice = _largest_batch(config, first, world_size, precision, batches, limit_bytes)
+            larger = [batch for batch in batches if batch[0] > choice.plan.micro_batch_size]
+            binding = _binding(
+                config, choice, world_size, precision, batches, limit_bytes, global_batch_tokens is not None
+            )
+            advice = _advice(config, choice, options[place:], world_size, precision, larger[:1], limit_bytes)
+            return SearchResult(choice, choice, place, binding, advice)
+    # The most thorough savings come last.
+    for layout in hopeless[-_LAST_RESORTS:]:
+        try:
+            tried.append(_choice(config, layout, world_size, precision, batches[0]))
+        except ConfigError as error:
+            refusal = error
+    if not tried:
+        raise refusal or ConfigError("no layout is left to try; give fewer of --zero, --expert-parallel and --offload")
+    smallest = min(tried, key=lambda choice: choice.plan.peak_bytes)
+    return SearchResult(
+        None, smallest, len(options), *_nothing_fits(config, smallest, world_size, precision, limit_bytes)
+    )
+
+
+def _batches(config: RunConfig, world_size: int, tokens: int | None) -> list[Batch]:
+    """(micro-batch, accumulation) whose step holds `tokens` within 2 %, smallest micro-batch first."""
+    if tokens is None:
+        return [(config.train.micro_batch_size, config.train.gradient_accumulation_steps)]
+    row = config.seq_length * world_size
+    if tokens < row:
+        raise ConfigError(
+            f"--global-batch-tokens {tokens} is below one row of {config.seq_length} tokens on each of {world_size} GPUs; "
+            f"use at least {row}, fewer GPUs, or a shorter --seq-length"
+        )
+    rows = tokens / row
+    found = []
+    for micro_batch in range(1, min(round(rows), _MAX_MICRO_BATCH) + 1):
+        accumulation = round(rows / micro_batch)
+        if abs(micro_batch * accumulation - rows) <= 0.02 * rows or micro_batch == 1:
+            found.append((micro_batch, accumulation))
+    return found
+
+
+def _floor_bytes(config: RunConfig, layout: Layout, world_size: int, precision: str) -> int:
+    """Parameters and optimizer states alone, without padding: no plan of this layout is below it."""
+    if layout.zero_stage is None:
+        return 0
+    counts = count_parameters(config.model)
+    width, size = PARAMETER_BYTES[precision], layout.expert_parallel_size
+    held = counts.total - counts.experts + counts.experts // size
+    share = counts.total // world_size
+    states = 12 * share if layout.offload == "none" else 0
+    if layout.zero_stage == 0:
+        return (width + 8) * held
+    return states + (width * held if layout.zero_stage < 3 else 0 if "params" in layout.offload else width * share)
+
+
+def _choice(config: RunConfig, layout: Layout, world_size: int, precision: str, batch: Batch) -> Choice:
+    micro_batch, accumulation = batch
+    run = apply_layout(config, layout, micro_batch, accumulation)
+    json = layout_json(run, layout, world_size, precision)
+    plan = plan_memory(run, world_size, precision, deepspeed_json=json)
+    experts = layout.expert_parallel_size
+    communication = communication_bytes(
+        run.model,
+        optimizer_groups(run.model, world_size, experts),
+        ZeroSettings.from_json(json, PARAMETER_BYTES[precision]),
+        PARAMETER_BYTES[precision],
+        micro_batch * run.seq_length,
+        accumulation,
+        experts,
+        layout.activation_checkpointing == "full",
+        4 if precision == "fp32" else 2,
+    )
+    return Choice(layout, run, plan, communication, json)
+
+
+def _largest_batch(
+    config: RunConfig, first: Choice, world_size: int, precision: str, batches: list[Batch], limit: int
+) -> Choice:
+    """`first` with the largest micro-batch that fits."""
+    best = first
+    for batch in batches[1:]:
+        larger = _choice(config, first.layout, world_size, precision, batch)
+        if larger.plan.peak_bytes > limit:
+            break
+        best = larger
+    return best
+
+
+def _binding(
+    config: RunConfig, choice: Choice, world_size: int, precision: str, batches: list[Batch], limit: int, solved: bool
+) -> str:
+    above = [batch for batch in batches if batch[0] > choice.plan.micro_batch_size]
+    if not above and not solved:
+        return "micro-batch and accumulation are as configured; --global-batch-tokens solves for them"
+    if not above and choice.plan.gradient_accumulation_steps == 1:
+        return f"the token budget: all {choice.plan.micro_batch_size} rows of a GPU fit one micro-batch"
+    if not above:
+        return "the token budget: no larger micro-batch comes within 2 % of it"
+    larger = _choice(config, choice.layout, world_size, precision, above[0])
+    return (
+        f"memory: a micro-batch of {above[0][0]} peaks at {larger.plan.peak_bytes / GIB:.1f} GiB in "
+        f"{larger.plan.peak_phase}, and the card has {limit / GIB:.1f}"
+    )
+
+
+def _advice(
+    config: RunConfig,
+    choice: Choice,
+    dearer: list[Layout],
+    world_size: int,
+    precision: str,
+    larger: list[Batch],
+    limit: int,
+) -> list[str]:
+    """What gives the next larger micro-batch, and whether the experts have enough to do."""
+    advice: list[str] = []
+    micro_batch = choice.plan.micro_batch_size
+    for layout in dearer if larger else []:
+        if _floor_bytes(config, layout, world_size, precision) > limit:
+            continue
+        if _choice(config, layout, world_size, precision, larger[0]).plan.peak_bytes <= limit:
+            advice.append(f"a micro-batch of {larger[0][0]} fits with {layout.label}")
+            break
+    experts = config.model.num_experts
+    if experts:
+        tokens = micro_batch * config.seq_length * config.model.num_experts_per_tok * choice.layout.expert_parallel_size
+        if tokens / experts < _ROWS_PER_EXPERT:
+            advice.append(
+                f"an expert sees {tokens // experts} rows of a micro-batch, and {_ROWS_PER_EXPERT} keep a GPU busy: "
+                "a larger micro-batch or more expert parallelism"
+            )
+    return advice
+
+
+def _nothing_fits(
+    config: RunConfig, smallest: Choice, world_size: int, precision: str, limit: int
+) -> tuple[str, list[str]]:
+    plan = smallest.plan
+    component, size = max(plan.breakdown.items(), key=lambda item: item[1])
+    binding = (
+        f"memory: the smallest layout ({smallest.layout.label}) peaks at {plan.peak_bytes / GIB:.1f} GiB in "
+        f"{plan.peak_phase}, {size / GIB:.1f} of it {component}, and the card has {limit / GIB:.1f}"
+    )
+    advice = []
+    cards = cards_that_fit(plan.peak_bytes)
+    if cards:
+        advice.append(f"cards of {cards[0].label} hold it")
+    for factor in (2, 4, 8, 16, 32):
+        batch = (plan.micro_batch_size, plan.gradient_accumulation_steps)
+        more = _choice(config, smallest.layout, world_size * factor, precision, batch)
+        if more.plan.peak_bytes <= limit:
+            advice.append(f"{world_size * factor} GPUs of this size hold it")
+            break
+    if plan.micro_batch_size > 1:
+        advice.append("a smaller --micro-batch, or --global-batch-tokens, which solves for it")
+    if component.startswith(("activations", "logits")) and plan.seq_length > 512:
+        advice.append(f"a --seq-length below {plan.seq_length} lowers {component}")
+    return binding, advice
