@@ -20,7 +20,7 @@ from preprocess.parse import Turns, parse_line
 from preprocess.sources import Block, Place
 
 # Conversations tokenized in one call: enough to amortise it, few enough that their id lists stay small.
-_BATCH = 256
+_BATCH = 4096
 
 
 class Rejection(NamedTuple):
