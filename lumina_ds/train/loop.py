@@ -200,7 +200,8 @@ class TrainingRun:
                 f"the loss is not finite at the last step, {step}, so nothing is saved there; "
                 "lower --learning-rate, or use --precision fp32"
             )
-        if (sound and ends) or (sound and (train.save_every_n_batches and step % train.save_every_n_batches == 0)):
+        due = train.save_every_n_batches and step % train.save_every_n_batches == 0
+        if sound and (ends or due):
             self._save(eval_loss)
 
     def _evaluate(self) -> float | None:
