@@ -30,6 +30,8 @@ VERBS: dict[str, str] = {
     "chat": "talk with a trained model",
     "checkpoint": "list or verify the checkpoints of a run",
     "report": "a run, two runs or a folder of runs as an HTML page with plots",
+    "export": "write a model in Hugging Face's format",
+    "import": "start training from a model in Hugging Face's format",
     "bench": "measure the data loader",
 }
 

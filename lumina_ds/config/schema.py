@@ -116,6 +116,9 @@ class TrainConfig(Section):
     flash_attention: Literal["auto", "on", "off"] = Field("auto", description="the flash-attn kernels (extra: flash)")
     compile: bool = Field(False, description="torch.compile through DeepSpeed; needs a C++ compiler on CPU")
     seed: int = Field(42, ge=0, description="of the initial weights and the order of the rows")
+    init_from: str | None = Field(
+        None, description="folder of whole weights to start from: of `lumina import`, or a checkpoint's step folder"
+    )
     log_every_n_batches: int = Field(1, ge=1, description="steps between two metrics records")
     eval_every_n_batches: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates before and after")
     eval_max_rows: int | None = Field(None, ge=1, description="evaluate on the first so many rows only")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.expert_parallel import install_routers
+from lumina_ds.errors import CheckpointError
 from lumina_ds.model.attention import choose_backend
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 
 
 def build_engine(config: RunConfig, world: World, precision: str, deepspeed_json: dict[str, Any]) -> Any:
-    """A deepspeed.DeepSpeedEngine around CausalLM, freshly initialised from the configuration's seed.
+    """A deepspeed.DeepSpeedEngine around CausalLM, freshly initialised from the configuration's seed or init_from.
 
-    Every rank draws the same weights, so a run starts alike under every layout.
+    Every rank draws or reads the same weights, so a run starts alike under every layout.
     """
     import deepspeed
 
@@ -28,7 +32,10 @@ def build_engine(config: RunConfig, world: World, precision: str, deepspeed_json
         backend=choose_backend(config.train.flash_attention, world.device, precision),
         activation_checkpointing=config.train.activation_checkpointing == "full",
     )
-    initialize(model, config.model, config.train.seed)
+    if config.train.init_from is None:
+        initialize(model, config.model, config.train.seed)
+    else:
+        load_initial_weights(model, Path(config.train.init_from))
     level = deepspeed.utils.logger.level
     # AutoEP warns that its router has no z-loss; ours, which replaces it below, has.
     deepspeed.utils.logger.setLevel(logging.ERROR)
@@ -39,6 +46,42 @@ def build_engine(config: RunConfig, world: World, precision: str, deepspeed_json
     if config.train.compile:
         engine.compile()
     return engine
+
+
+@torch.no_grad()
+def load_initial_weights(model: nn.Module, folder: Path) -> None:
+    """Fill `model` from the safetensors files that the folder's index names, in our names, one tensor at a time.
+
+    Raises CheckpointError, before a value is changed, when the folder has no such files or their names and
+    shapes are not exactly the model's.
+    """
+    parameters = dict(model.named_parameters())
+    found: dict[str, list[int]] = {}
+    try:
+        names = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values()
+        files = [safe_open(folder / name, framework="pt") for name in sorted(set(names))]
+        for file in files:
+            found |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"train.init_from {folder} holds no whole weights ({error}); `lumina import` makes such a folder"
+        ) from error
+    faults = [f"{name} is missing" for name in parameters if name not in found]
+    faults += [f"{name} is not part of the configured model" for name in found if name not in parameters]
+    faults += [
+        f"{name} has shape {found[name]}, the configuration {list(parameter.shape)}"
+        for name, parameter in parameters.items()
+        if name in found and list(parameter.shape) != found[name]
+    ]
+    if faults:
+        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise CheckpointError(
+            f"train.init_from {folder} does not fit the section `model`: {'; '.join(faults[:8])}{more}; "
+            "use the config.yaml of that folder"
+        )
+    for file in files:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            parameters[name].copy_(file.get_tensor(name))
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

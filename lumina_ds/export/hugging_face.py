@@ -72,7 +72,9 @@ def hugging_face_config(model: ModelConfig, dtype: str = "float32") -> dict[str,
         "hidden_act": "silu",
         "attention_bias": False,
         "sliding_window": None,
+        # Readers before transformers 5 know the first name only, such as llama.cpp's converter.
         "torch_dtype": dtype,
+        "dtype": dtype,
     }
     if model.num_experts:
         config |= {"num_experts_per_tok": model.num_experts_per_tok, "router_aux_loss_coef": model.router_aux_loss_coef}
@@ -89,18 +91,24 @@ def hugging_face_config(model: ModelConfig, dtype: str = "float32") -> dict[str,
     return config
 
 
+def published_names(name: str, num_rows: int, model: ModelConfig) -> list[tuple[str, int | None]]:
+    """(published name, expert) of every tensor that one of ours becomes; an expert is a row of ours, None all of it.
+
+    num_rows: size of our tensor's first dimension. A tied head is stored once, as the embedding.
+    """
+    if name == "lm_head.weight" and model.tie_word_embeddings:
+        return []
+    layer, _, part = name.partition(".mlp.")
+    if part == "router.gate.weight":
+        return [(f"{layer}.{ROUTERS[hugging_face_family(model)]}.weight", None)]
+    if part.startswith("experts."):
+        matrix = EXPERT_MATRICES[hugging_face_family(model)][part.removeprefix("experts.")]
+        return [(f"{layer}.{matrix.format(expert)}.weight", expert) for expert in range(num_rows)]
+    return [(name, None)]
+
+
 def hugging_face_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Our whole weights under their published names, one tensor at a time; experts are views, not copies."""
-    family = hugging_face_family(model)
     for name, tensor in state.items():
-        if name == "lm_head.weight" and model.tie_word_embeddings:
-            continue
-        layer, _, part = name.partition(".mlp.")
-        if part == "router.gate.weight":
-            yield f"{layer}.{ROUTERS[family]}.weight", tensor
-        elif part.startswith("experts."):
-            matrix = EXPERT_MATRICES[family][part.removeprefix("experts.")]
-            for expert, weight in enumerate(tensor.unbind()):
-                yield f"{layer}.{matrix.format(expert)}.weight", weight
-        else:
-            yield name, tensor
+        for published, expert in published_names(name, len(tensor), model):
+            yield published, tensor if expert is None else tensor[expert]

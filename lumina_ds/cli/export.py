@@ -1,0 +1,56 @@
+"""`lumina export`: a trained model in Hugging Face's format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from lumina_ds.config.schema import ModelConfig
+
+EXAMPLES = """Examples:
+
+\b
+  lumina export runs/debug --out exported
+  lumina export runs/debug/checkpoints/step-00000400 --out exported-bf16 --dtype bfloat16
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="new folder to write")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--no-fast-tokenizer", is_flag=True, help="without tokenizer.json, chat template and their check")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document")
+def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: bool) -> None:
+    """Write a model as a folder that transformers, vLLM and llama.cpp load.
+
+    RUN is a run folder (its newest sound checkpoint), one of its step folders, or what `lumina import` made.
+    """
+    from lumina_ds.export.folder import export_model
+
+    model, weights, step = _source(run)
+    tokenizer = weights / "tokenizer.model"
+    made = export_model(model, weights, tokenizer, out, dtype, with_fast_tokenizer=not no_fast_tokenizer)
+    if as_json:
+        click.echo(json.dumps({"run": str(run), "step": step, **made}))
+        return
+    place = "" if step is None else f" of step {step}"
+    size = f"{made['weight_bytes'] / 2**20:.1f} MiB"
+    click.echo(f"wrote {out}: {made['family']}{place}, {made['tensors']} tensors, {size} in {dtype}")
+    if no_fast_tokenizer:
+        click.echo("without a fast tokenizer: other programs must not make one themselves, its ids may differ")
+
+
+def _source(run: Path) -> tuple[ModelConfig, Path, int | None]:
+    """Shape, folder of the whole weights, and step of what `run` names."""
+    from lumina_ds.export.start_folder import read_start_folder
+    from lumina_ds.train.checkpoint import find_checkpoint, read_manifest
+
+    imported = read_start_folder(run)
+    if imported is not None:
+        return imported, run, None
+    folder = find_checkpoint(run)
+    manifest = read_manifest(folder)
+    return ModelConfig.model_validate(manifest["model"]), folder, manifest["step"]

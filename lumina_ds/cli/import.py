@@ -1,0 +1,44 @@
+"""`lumina import`: a model in Hugging Face's format as the start of a training run.
+
+The module's name is a keyword; the verb table loads modules by name, so nothing has to write it as one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+EXAMPLES = """Example:
+
+\b
+  lumina import exported --out start
+  lumina train --config start/config.yaml --train-data chats.jsonl
+"""
+
+
+@click.command("import", epilog=EXAMPLES)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="new folder to write")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document")
+def command(folder: Path, out: Path, as_json: bool) -> None:
+    """Make a Llama, Qwen3, Mixtral or Qwen3-MoE in FOLDER the starting point of training.
+
+    FOLDER holds config.json and safetensors; its tokenizer is taken along when it has one.
+    """
+    from lumina_ds.export.start_folder import import_model
+
+    made = import_model(folder, out)
+    if as_json:
+        click.echo(json.dumps(made))
+        return
+    click.echo(f"wrote {out}: {made['family']}, {made['tensors']} tensors, {made['weight_bytes'] / 2**20:.1f} MiB")
+    if made["num_added_rows"]:
+        click.echo(
+            f"the vocabulary grew by {made['num_added_rows']} rows for the markers of the chat template, "
+            f"to {made['model']['vocab_size']}"
+        )
+    if made["tokenizer"] is None:
+        click.echo(f"{folder} holds no tokenizer; name one with --tokenizer when training")
+    click.echo(f"start with: lumina train --config {out / 'config.yaml'} --train-data FILE.jsonl")

@@ -1,0 +1,205 @@
+"""Whole weights between files: ours to published names and back, one output file in memory at a time.
+
+Every tensor is planned from the headers before one is read, so a missing, foreign, empty or misshapen one is
+refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lumina_ds.config.schema import ModelConfig
+from lumina_ds.errors import CheckpointError, DataError
+from lumina_ds.files import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_FILE_BYTES = 2 << 30
+# Bytes of one value, by the name in a safetensors header.
+VALUE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+MAX_FAULTS = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of a file, or one row of it: where it lies and its shape."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    row: int | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to write: one part as it is, or several stacked; then `num_added_rows` rows at their mean."""
+
+    name: str
+    parts: tuple[Part, ...]
+    stacked: bool = False
+    num_added_rows: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = self.parts[0].shape
+        if self.stacked:
+            return (len(self.parts), *shape)
+        return (shape[0] + self.num_added_rows, *shape[1:])
+
+
+def model_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of ours, in the model's order; a tied head does not count."""
+    import torch
+
+    from lumina_ds.model.transformer import CausalLM
+
+    with torch.device("meta"):
+        network = CausalLM(model)
+    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+
+
+def read_headers(folder: Path) -> dict[str, Part]:
+    """Every tensor of a folder's safetensors files by name, from the index where there is one.
+
+    Raises CheckpointError when there is no such file, one is damaged, or the index names what is not there.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    files = _listed_files(folder)
+    found: dict[str, Part] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
+                    tensor = opened.get_slice(name)
+                    if name in found:
+                        raise CheckpointError(f"{name} stands in both {found[name].file} and {file}; keep one of them")
+                    found[name] = Part(file, name, tuple(tensor.get_shape()), tensor.get_dtype())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} is missing or damaged ({error}); copy the folder again") from error
+    return found
+
+
+def coverage_faults(found: Mapping[str, Part], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What keeps `found` from being exactly `expected`: names and shapes, one line each."""
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is not part of this model" for name in found if name not in expected]
+    for name, shape in expected.items():
+        part = found.get(name)
+        if part is not None and part.shape != shape:
+            faults.append(f"{name} has shape {list(part.shape)} instead of {list(shape)}")
+        elif part is not None and part.dtype not in VALUE_BYTES:
+            faults.append(f"{name} holds {part.dtype} values; only {', '.join(VALUE_BYTES)} are taken")
+    return faults
+
+
+def refuse(folder: Path, faults: Sequence[str]) -> None:
+    """Raise CheckpointError with the first of `faults`, if there is one."""
+    if faults:
+        more = f"; and {len(faults) - MAX_FAULTS} more" if len(faults) > MAX_FAULTS else ""
+        raise CheckpointError(f"the weights in {folder} do not fit: {'; '.join(faults[:MAX_FAULTS])}{more}")
+
+
+def write_weights(
+    planned: Sequence[Planned], out: Path, dtype: torch.dtype | None, max_file_bytes: int = MAX_FILE_BYTES
+) -> int:
+    """Write `planned` as safetensors with Hugging Face's file names and index; returns the bytes of the values.
+
+    dtype None keeps each tensor's own. Raises CheckpointError for values that are not finite.
+    """
+    from safetensors.torch import save_file
+
+    groups = list(_groups(planned, dtype, max_file_bytes))
+    weight_map: dict[str, str] = {}
+    total = 0
+    reader = _Reader()
+    for number, group in enumerate(groups, 1):
+        name = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        tensors = {one.name: reader.read(one, dtype) for one in group}
+        save_file(tensors, out / name, metadata={"format": "pt"})
+        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        weight_map |= dict.fromkeys(tensors, name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_atomically(out / INDEX, json.dumps(index, indent=1))
+    return total
+
+
+def _listed_files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(weight_map.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is damaged ({error}); copy the folder again") from error
+        if outside := [name for name in names if Path(str(name)).name != name]:
+            raise CheckpointError(f"{index} names {outside[0]!r}, which is outside the folder; copy the folder again")
+        return [folder / name for name in names]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no safetensors weights; save the model in that format first")
+    return files
+
+
+def _groups(planned: Sequence[Planned], dtype: torch.dtype | None, max_file_bytes: int) -> Iterator[list[Planned]]:
+    group: list[Planned] = []
+    size = 0
+    for one in planned:
+        value_bytes = dtype.itemsize if dtype is not None else VALUE_BYTES[one.parts[0].dtype]
+        num_bytes = prod(one.shape) * value_bytes
+        if group and size + num_bytes > max_file_bytes:
+            yield group
+            group, size = [], 0
+        group.append(one)
+        size += num_bytes
+    yield group
+
+
+class _Reader:
+    """Reads parts, keeping the last file open: the plan follows the files' order."""
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
+        self._opened: Any = None
+
+    def read(self, planned: Planned, dtype: torch.dtype | None) -> torch.Tensor:
+        import torch
+
+        parts = [self._part(part) for part in planned.parts]
+        tensor = torch.stack(parts) if planned.stacked else parts[0]
+        if planned.num_added_rows:
+            mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
+            tensor = torch.cat([tensor, mean.expand(planned.num_added_rows, *tensor.shape[1:])])
+        tensor = tensor.to(dtype or tensor.dtype).contiguous()
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{planned.name} holds values that are not finite; use an earlier checkpoint")
+        return tensor
+
+    def _part(self, part: Part) -> torch.Tensor:
+        from safetensors import safe_open
+
+        if part.file != self._file:
+            self._opened, self._file = safe_open(part.file, framework="pt"), part.file
+        if part.row is None:
+            return self._opened.get_tensor(part.name)
+        return self._opened.get_slice(part.name)[part.row]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder; DataError when it is missing or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is missing or no JSON; give a folder in Hugging Face's format") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no JSON object; give a folder in Hugging Face's format")
+    return content
