@@ -18,6 +18,7 @@ from lumina_ds.config.suggest import nearest
 from lumina_ds.errors import DataError, LuminaError, MachineError, OutOfMemory
 
 VERBS: dict[str, str] = {
+    "doctor": "check this machine, and say what to mend",
     "presets": "list the shipped model presets, or show one",
     "plan": "memory of a run per rank, before a GPU is touched",
     "tokenizer": "train or inspect a SentencePiece tokenizer",

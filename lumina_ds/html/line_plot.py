@@ -33,6 +33,7 @@ _NARROW = Frame(width=440, height=200, left=56, right=10, top=16, bottom=42)
 _NUM_GRID_LINES = 4
 _NUM_LABELS = 6
 _NUM_STRIPS = 100
+_DIGIT_WIDTH = 7.5
 # Gradient norms span decades when a run is unstable; below this ratio a linear axis shows more.
 _LOG_RATIO = 30
 
@@ -223,7 +224,11 @@ def _steps(scale: _Scale) -> Iterator[str]:
     """Round steps below the plot."""
     every = max(1, int(round_step(max(1, scale.last - scale.first) / (_NUM_LABELS * scale.frame.width / _WIDE.width))))
     for step in range(-(-scale.first // every) * every, scale.last + 1, every):
-        yield f'<text x="{scale.x(step):.1f}" y="{scale.frame.floor + 17}" text-anchor="middle">{step:,}</text>'
+        label, x = f"{step:,}", scale.x(step)
+        # A long number at the right border would be cut in the middle.
+        reaches_out = x + len(label) * _DIGIT_WIDTH / 2 > scale.frame.width
+        place, anchor = (scale.frame.width - 1, "end") if reaches_out else (x, "middle")
+        yield f'<text x="{place:.1f}" y="{scale.frame.floor + 17}" text-anchor="{anchor}">{label}</text>'
 
 
 def _label(value: float) -> str:

@@ -27,7 +27,7 @@ body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 62rem; backgroun
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
 h3 { font-size: 1rem; margin: 1.1rem 0 .3rem; }
-p { margin: .4rem 0; } .muted { color: var(--muted); }
+p { margin: .4rem 0; } a { color: var(--accent); } .muted { color: var(--muted); }
 code, .mono { font: .86em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Noto Sans Mono", "DejaVu Sans Mono", monospace; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 .tile { background: var(--panel); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }

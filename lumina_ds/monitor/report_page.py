@@ -99,7 +99,7 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str, str]]:
             f"at step {best.first:,}" if best else "no evaluation ran",
             "",
         ),
-        ("Tokens", f"{run.tokens:,}", "" if speed is None else f"{speed:,.0f} per second", ""),
+        ("Tokens", _count(run.tokens), "" if speed is None else f"{speed:,.0f} per second", ""),
         ("Skipped steps", f"{run.skipped:,}", "non-finite gradients", "warning" if run.skipped else "good"),
     ]
     if memory is not None:
@@ -107,6 +107,14 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str, str]]:
     if loss.num_missing:
         entries.append(("Not finite", f"{loss.num_missing:,}", "losses", "error"))
     return entries
+
+
+def _count(number: int) -> str:
+    """All digits while they fit into a tile, then four of them."""
+    for size, unit in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if number >= 10 * size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number:,}"
 
 
 def _loss(runs: Sequence[RunRecord]) -> str:

@@ -1,0 +1,1 @@
+"""What `lumina doctor` looks at: libraries, devices, memory, disks, hosts. Nothing is changed on the machine."""
