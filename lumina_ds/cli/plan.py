@@ -11,10 +11,12 @@ import click
 
 from lumina_ds.cli.plan_check import check
 from lumina_ds.cli.plan_choice import render_explanations, render_search, search_record, write_choice
+from lumina_ds.cli.plan_options import overrides, setting_options
+from lumina_ds.cli.plan_time import time
 from lumina_ds.cli.presets import format_bytes, format_count
 from lumina_ds.config.deepspeed import compose_deepspeed
-from lumina_ds.config.load import Override, load_config
-from lumina_ds.config.precision import PRECISIONS, resolve_precision
+from lumina_ds.config.load import load_config
+from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.explain import explain
@@ -27,16 +29,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 GRID_GPUS = (1, 2, 4, 8, 16, 32, 64)
-# Click parameter -> configuration field and the flag that origins name.
-_FIELDS = {
-    "zero": ("deepspeed.zero_stage", "--zero"),
-    "expert_parallel": ("deepspeed.expert_parallel_size", "--expert-parallel"),
-    "deepspeed_config": ("deepspeed.config", "--deepspeed_config"),
-    "micro_batch": ("train.micro_batch_size", "--micro-batch"),
-    "seq_length": ("data.seq_length", "--seq-length"),
-    "activation_checkpointing": ("train.activation_checkpointing", "--activation-checkpointing"),
-    "precision": ("train.precision", "--precision"),
-}
 
 
 @click.group(
@@ -46,13 +38,7 @@ _FIELDS = {
 @click.option(
     "--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of a machine: ranks of the run."
 )
-@click.option("--zero", type=click.IntRange(0, 3), help="ZeRO stage.")
-@click.option("--expert-parallel", type=click.IntRange(min=1), help="Ranks that share one set of experts.")
-@click.option("--deepspeed_config", help="A DeepSpeed JSON: a file, or a name such as zero3_offload.")
-@click.option("--micro-batch", type=click.IntRange(min=1), help="Packed rows per GPU and forward pass.")
-@click.option("--seq-length", type=click.IntRange(min=2), help="Tokens of a packed row.")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="auto: bf16 on a GPU, fp32 on a CPU.")
-@click.option("--activation-checkpointing", type=click.Choice(["none", "full"]), help="Recompute every block.")
+@setting_options
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--gpu-memory", type=click.FloatRange(min=1), default=80, show_default=True, help="GB, for the grid.")
 @click.option("--gpu", "gpu_name", help="A card, such as h100-80 or rtx4090: find the cheapest plan that fits it.")
@@ -87,8 +73,7 @@ def command(
         return
     if source is None:
         raise click.UsageError("--config is missing; give a preset or a YAML file", context)
-    overrides = [Override(*_field_and_value(name, value)) for name, value in settings.items() if value is not None]
-    config = load_config(source, overrides).config
+    config = load_config(source, overrides(settings)).config
     # Planned for any GPU of today; a run asks the GPU that it has.
     precision, reason = resolve_precision(config.train.precision, device, bf16_supported=True)
     world_size = gpus * nodes
@@ -133,6 +118,7 @@ def command(
 
 
 command.add_command(check)
+command.add_command(time)
 
 
 def render_plan(plan: MemoryPlan, console: Console) -> None:
@@ -217,11 +203,6 @@ def plan_record(plan: MemoryPlan, grid: list[dict[str, Any]], gpu_memory: float)
         "gpu_memory_gb": gpu_memory,
         "grid": [{**cell, "fits": cell["peak_bytes"] is not None and cell["peak_bytes"] <= limit} for cell in grid],
     }
-
-
-def _field_and_value(name: str, value: Any) -> tuple[str, Any, str]:
-    field, flag = _FIELDS[name]
-    return field, value, flag
 
 
 def _cell(peak: int | None, limit: int) -> str:

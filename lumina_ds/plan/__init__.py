@@ -4,6 +4,7 @@ Everything here takes a RunConfig (lumina_ds.config.load.load_config) and return
 """
 
 from lumina_ds.plan.communication import Communication
+from lumina_ds.plan.duration import CheckpointBytes, TimePlan, checkpoint_bytes, plan_time
 from lumina_ds.plan.explain import Explanation, explain
 from lumina_ds.plan.flops import flops_per_token
 from lumina_ds.plan.hardware import CARDS, GPUS, Card, Gpu, cards_that_fit, find_gpu
@@ -16,6 +17,7 @@ __all__ = [
     "CARDS",
     "GPUS",
     "Card",
+    "CheckpointBytes",
     "Choice",
     "Communication",
     "Explanation",
@@ -25,11 +27,14 @@ __all__ = [
     "MemoryPlan",
     "ParameterCounts",
     "SearchResult",
+    "TimePlan",
     "cards_that_fit",
+    "checkpoint_bytes",
     "count_parameters",
     "explain",
     "find_cheapest",
     "find_gpu",
     "flops_per_token",
     "plan_memory",
+    "plan_time",
 ]

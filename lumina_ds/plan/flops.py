@@ -15,9 +15,19 @@ def flops_per_token(model: ModelConfig, seq_length: int) -> int:
     one sees on average. Activation checkpointing repeats the forward third of it; that is not counted, as
     usual for MFU.
     """
+    return sum(flops_by_part(model, seq_length).values())
+
+
+def flops_by_part(model: ModelConfig, seq_length: int) -> dict[str, int]:
+    """The same, split into the parts of the model; `experts` are the top-k that a token visits."""
     counts = count_parameters(model)
-    head = model.vocab_size * model.hidden_size
-    multiplied = counts.active - counts.embedding - counts.norm - counts.head + head
+    visited = counts.experts // model.num_experts * model.num_experts_per_tok if model.num_experts else 0
     attention_width = model.num_attention_heads * model.attention_head_dim
-    attention = 2 * attention_width * (seq_length + 1) * model.num_hidden_layers
-    return 6 * multiplied + 3 * attention
+    return {
+        "attention projections": 6 * counts.attention,
+        "attention scores": 3 * 2 * attention_width * (seq_length + 1) * model.num_hidden_layers,
+        "dense feed-forward": 6 * (counts.dense_feed_forward + counts.shared_experts),
+        "router": 6 * counts.router,
+        "experts": 6 * visited,
+        "head": 6 * model.vocab_size * model.hidden_size,
+    }

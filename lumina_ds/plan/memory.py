@@ -187,7 +187,7 @@ def _autocast_copies(model: ModelConfig, expert_parallel_size: int) -> int:
     AutoEP casts its own rank's experts to the input's type. The router and the embedding's look-up take no part."""
     cast = ("attention", "shared_experts", "dense_feed_forward", "head")
     tied_head = model.vocab_size * model.hidden_size if model.tie_word_embeddings else 0
-    tensors = parameter_tensors(model)
+    tensors = list(parameter_tensors(model))
     experts = sum(tensor.numel for tensor in tensors if tensor.kind == "experts") // expert_parallel_size
     return 2 * (tied_head + experts + sum(tensor.numel for tensor in tensors if tensor.kind in cast))
 

@@ -151,8 +151,8 @@ def test_expert_parallelism_divides_the_experts():
 
 def test_autocast_keeps_bf16_copies_of_what_it_casts():
     plan = plan_memory(config(), 1, "mixed_bf16")
-    # Attention, the tied head, and the experts: 2 layers x 4 experts x 3 matrices of 56 x 128.
-    assert plan.phases["forward"]["gathered parameters"] == 2 * (98_304 + 131_072 + 172_032)
+    # Attention, the tied head, and the experts: 2 layers x 4 experts x 3 matrices of 88 x 128.
+    assert plan.phases["forward"]["gathered parameters"] == 2 * (98_304 + 131_072 + 270_336)
 
 
 def test_offload_moves_states_to_the_host():
