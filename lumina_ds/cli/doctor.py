@@ -49,8 +49,10 @@ def command(verbose: bool, hostfile: Path | None, runs_dir: Path, as_json: bool)
 
 
 def _hosts(hostfile: Path) -> dict[str, int]:
-    from lumina_ds.engine.resources import planned_resources
-
+    try:
+        from lumina_ds.engine.resources import planned_resources
+    except ImportError as error:
+        raise MachineError(f"--hostfile needs PyTorch ({error}); lumina doctor without it says what to mend") from error
     return {host: len(slots) for host, slots in planned_resources(["--hostfile", str(hostfile)]).items()}
 
 

@@ -11,8 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
-
 from lumina_ds.doctor.devices import gpus
 from lumina_ds.doctor.finding import Finding, Surroundings
 from lumina_ds.engine.distributed import free_port, launched_world
@@ -29,6 +27,8 @@ _DEFAULT_PORT = 29500
 
 
 def memory(around: Surroundings) -> Finding:
+    import psutil  # here, so that a machine without it still gets its other lines
+
     available, total = psutil.virtual_memory().available, psutil.virtual_memory().total
     limit = _memory_limit()
     if limit is not None and limit < total:

@@ -111,9 +111,9 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str, str]]:
 
 def _count(number: int) -> str:
     """All digits while they fit into a tile, then four of them."""
-    for size, unit in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
-        if number >= 10 * size:
-            return f"{number / size:.4g} {unit}"
+    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if number >= max(size, 10**7):
+            return f"{number / size:.4g}{letter}"
     return f"{number:,}"
 
 

@@ -43,13 +43,29 @@ class Series:
 
     def add(self, step: int, value: Any) -> None:
         """Take a value; what is no finite number is counted as missing at its step."""
-        self._widen(step)
+        if step >= self.max_bins * self.width:
+            self._widen(step)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             self.num_missing += 1
             self._missing.add(step // self.width)
             return
-        self.last = float(value)
-        self._put(step // self.width, _Bin(step, step, 1, float(value), float(value), float(value)))
+        self.last = value = float(value)
+        place = step // self.width
+        # The usual case without a second object: a long run has millions of values.
+        b = self._bins.get(place)
+        if b is None:
+            self._bins[place] = _Bin(step, step, 1, value, value, value)
+            return
+        b.count += 1
+        b.total += value
+        if value < b.low:
+            b.low = value
+        elif value > b.high:
+            b.high = value
+        if step > b.last:
+            b.last = step
+        elif step < b.first:
+            b.first = step
 
     @property
     def points(self) -> list[Point]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -172,8 +173,19 @@ def test_mpi_without_its_program(around: Surroundings, monkeypatch: pytest.Monke
 def test_memory(around: Surroundings, monkeypatch: pytest.MonkeyPatch, gib: float, level: str) -> None:
     monkeypatch.setattr(storage, "_memory_limit", lambda: int(gib * storage.GIB))
     amount = type("Memory", (), {"available": 128 * storage.GIB, "total": 256 * storage.GIB})
-    monkeypatch.setattr(storage.psutil, "virtual_memory", lambda: amount)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: amount)
     assert storage.memory(around).level == level
+
+
+def test_a_missing_library_costs_one_line_only() -> None:
+    """As a user runs it: without psutil, which the memory is read with, all other checks still answer."""
+    program = (
+        "import sys; sys.modules['psutil'] = None; from lumina_ds.doctor.checks import examine;"
+        "from lumina_ds.doctor.finding import Surroundings;"
+        "print([f.check for f in examine(Surroundings()) if 'check itself failed' in f.says])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "['memory']\n"), done.stderr
 
 
 @pytest.mark.parametrize(
