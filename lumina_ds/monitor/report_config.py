@@ -23,12 +23,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
-    """(field, left, right) of all fields that are not equal, in the order in which they stand."""
+    """(field, left, right) of all fields that are not equal, in the order in which they stand.
+
+    A field that a configuration of an older version lacks equals one that is unset.
+    """
     ours, theirs = flatten(left), flatten(right)
     return [
         (name, show(ours.get(name, "absent")), show(theirs.get(name, "absent")))
         for name in {**ours, **theirs}
-        if (name in ours) != (name in theirs) or ours.get(name) != theirs.get(name)
+        if ours.get(name) != theirs.get(name)
     ]
 
 

@@ -228,7 +228,7 @@ def test_faults_in_one_line(
 
 def test_differences_of_configurations() -> None:
     left = {"a": {"x": 1, "y": None}, "b": True}
-    right = {"a": {"x": 2, "y": None, "z": [1]}, "b": False}
+    right = {"a": {"x": 2, "z": [1]}, "b": False, "added": None}
     assert differences(left, right) == [("a.x", "1", "2"), ("b", "true", "false"), ("a.z", "absent", "[1]")]
     assert differences(left, left) == []
     assert starting_point({"preset": "b1"})[0] == "preset b1"
