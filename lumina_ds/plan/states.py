@@ -176,8 +176,8 @@ def _stage_1_and_2(
     g = zero.gradient_bytes
     dedicated_bf16 = zero.stage == 1 and b == 2 and g == 4 and zero.offload_optimizer == "none"
     if dedicated_bf16:
-        # runtime/bf16_optimizer.py keeps fp32 gradients of the whole model, besides the backward's own.
-        gradients, in_step, resident = 4 * padded + 2 * n, 4 * padded, 4 * padded
+        # runtime/bf16_optimizer.py keeps fp32 gradients of the whole model, and zeroes the backward's own in place.
+        gradients = in_step = resident = 4 * padded + 2 * n
     elif g != b:
         # A compact buffer of this rank's share; stage 1 has the whole gradients beside it until the boundary.
         in_step = g * partition
@@ -227,10 +227,13 @@ def _stage_3(
     `max_live_parameters` only throttles prefetching, so any model below it ends up gathered as a whole.
     """
     shards = sum(group.shards for group in groups)
-    partitioned = sum(numel for group in groups for numel in group.tensors if numel > zero.persistence_threshold)
+    parameters_on_host = zero.offload_param != "none"
+    # A partition of a single rank is the whole tensor: gathering it copies nothing unless it comes from the host.
+    copied = [group for group in groups if group.data_parallel_size > 1 or parameters_on_host]
+    partitioned = sum(numel for group in copied for numel in group.tensors if numel > zero.persistence_threshold)
     persistent = sum(
         -(-numel // group.data_parallel_size) * group.data_parallel_size
-        for group in groups
+        for group in copied
         for numel in group.tensors
         if numel <= zero.persistence_threshold
     )
@@ -239,7 +242,6 @@ def _stage_3(
     g = zero.gradient_bytes
     stepped = min(max(group.shards for group in groups), zero.sub_group_size)
     optimizer_on_host = zero.offload_optimizer != "none"
-    parameters_on_host = zero.offload_param != "none"
     return StateBytes(
         parameters=b * (persistent if parameters_on_host else shards + persistent),
         master_weights=0 if optimizer_on_host else 4 * shards,

@@ -74,7 +74,7 @@ def test_an_unfused_optimizer_needs_two_more_copies():
 def test_stage_1_with_fp32_gradients_keeps_them_all():
     json_config = {**settings(1), "data_types": {"grad_accum_dtype": "fp32"}}
     found = states(json_config, parameter_bytes=2)
-    assert (found.gradients, found.resident_gradients) == (4 * 32 + 2 * 28, 4 * 32)
+    assert found.gradients == found.resident_gradients == found.step_gradients == 4 * 32 + 2 * 28
 
 
 def test_stage_2_keeps_whole_tensors():
@@ -196,7 +196,9 @@ def state_bytes(optimizer):
     masters = optimizer.fp32_partitioned_groups_flat if stage_3 else optimizer.single_partition_of_fp32_groups
     moments = [s[k] for s in optimizer.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
     if stage_3:
-        parameters = nbytes([optimizer.lp_param_buffer]) + nbytes(p.data for p in optimizer.persistent_parameters)
+        # A persistent parameter of a single rank is its own partition.
+        kept = [optimizer.lp_param_buffer, *(p.data for p in optimizer.persistent_parameters)]
+        parameters = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
     else:
         parameters = nbytes(optimizer.bit16_groups_flat)
     return {"parameters": parameters, "master_weights": nbytes(masters), "moments": nbytes(moments)}
