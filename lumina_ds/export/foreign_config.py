@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from lumina_ds.config.checks import model_faults
 from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.errors import ConfigError
-from lumina_ds.export.hugging_face import ARCHITECTURES
+from lumina_ds.export.hugging_face import ARCHITECTURES, ROUTERS
 
 # Ours -> theirs, where the value is taken as it is. Every one of them must stand in config.json.
 SAME = (
@@ -73,11 +73,11 @@ def _feed_forward(config: Mapping[str, Any], family: str) -> dict[str, Any]:
     }
     if family == "mixtral":
         width = config["intermediate_size"]
-        return {**experts, "num_experts": config["num_local_experts"], "moe_intermediate_size": width}
+        return {**experts, "num_experts": _num_experts(config), "moe_intermediate_size": width}
     num_dense = len(config.get("mlp_only_layers") or [])
     return {
         **experts,
-        "num_experts": config["num_experts"],
+        "num_experts": _num_experts(config),
         "moe_intermediate_size": config["moe_intermediate_size"],
         "norm_topk_prob": bool(config["norm_topk_prob"]),
         "first_k_dense_layers": num_dense,
@@ -90,10 +90,12 @@ def _faults(config: Mapping[str, Any], family: str) -> list[str]:
     if family in OWN_HEAD_DIM:
         needed.append("head_dim")
     if family == "mixtral":
-        needed += ["num_local_experts", "num_experts_per_tok"]
+        needed.append("num_experts_per_tok")
     if family == "qwen3_moe":
-        needed += ["num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"]
+        needed += ["num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"]
     faults = [f"config.json lacks {name}; add it" for name in needed if config.get(name) is None]
+    if family in ROUTERS and _num_experts(config) is None:
+        faults.append("config.json lacks num_experts (or num_local_experts); add it")
     for name, allowed in REQUIRED_VALUES.items():
         if config.get(name) not in allowed:
             faults.append(
@@ -116,6 +118,11 @@ def _faults(config: Mapping[str, Any], family: str) -> list[str]:
     if _rope_theta(config) is None:
         faults.append("config.json lacks rope_theta; add it")
     return faults
+
+
+def _num_experts(config: Mapping[str, Any]) -> Any:
+    """Under either name: transformers 5 writes num_local_experts for Qwen3-MoE too."""
+    return config.get("num_experts", config.get("num_local_experts"))
 
 
 def _rope_theta(config: Mapping[str, Any]) -> Any:

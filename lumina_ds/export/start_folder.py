@@ -18,12 +18,11 @@ import yaml
 from pydantic import ValidationError
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer import MARKERS, Tokenizer
 from lumina_ds.errors import CheckpointError
 from lumina_ds.export.folder import new_folder, write_json
 from lumina_ds.export.foreign_config import model_from_hugging_face
 from lumina_ds.export.hugging_face import published_names
-from lumina_ds.export.tokenizer import source_files
 from lumina_ds.export.weight_files import (
     MAX_FILE_BYTES,
     Part,
@@ -52,8 +51,7 @@ def import_model(source: Path, out: Path, max_file_bytes: int = MAX_FILE_BYTES) 
     """
     config = read_json(source / "config.json")
     model = model_from_hugging_face(config)
-    files = source_files(source)
-    tokenizer = Tokenizer.load(files[0]) if files else None
+    tokenizer = _tokenizer(source)
     num_added = max(0, tokenizer.vocab_size - model.vocab_size) if tokenizer is not None else 0
     planned = _plan(model, source, num_added)
     model = model.model_copy(update={"vocab_size": model.vocab_size + num_added})
@@ -86,6 +84,20 @@ def read_start_folder(folder: Path) -> ModelConfig | None:
         return ModelConfig.model_validate(made.get("model"))
     except ValidationError as error:
         raise CheckpointError(f"{folder / MARK} was altered; import the model again") from error
+
+
+def _tokenizer(source: Path) -> Tokenizer | None:
+    """The folder's SentencePiece model, or its tokenizer.json where that has tokens of its own; None without both."""
+    model, fast = source / "tokenizer.model", source / "tokenizer.json"
+    if not model.is_file():
+        return Tokenizer.load(fast) if fast.is_file() else None
+    tokenizer = Tokenizer.load(model)
+    added = read_json(fast).get("added_tokens") or [] if fast.is_file() else []
+    # Chat models often add tokens to a SentencePiece vocabulary; our markers must not take their ids.
+    taken = {*tokenizer.role_ids.values(), tokenizer.end_id}
+    others = [token["id"] for token in added if token["content"] not in MARKERS]
+    has_own = any(number in taken or number >= tokenizer.vocab_size for number in others)
+    return Tokenizer.load(fast) if has_own else tokenizer
 
 
 def _plan(model: ModelConfig, source: Path, num_added: int) -> list[Planned]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,7 @@ def _conversations(tokenizer: Tokenizer, document: dict[str, Any]) -> list[Conve
     texts = [*SAMPLE, *(f"a{name}b {name}{name}" for name in names), *names]
     texts += [character * length for character in RUNS_OF for length in range(1, LONGEST_RUN)]
     texts += _random_texts(tokenizer)
-    # A tokenizer.json has no way to tell the symbol from the space that it stands for; see the module's limits.
+    # A tokenizer.json has no way to tell the symbol from the space that it stands for; the README says so.
     texts = [text for text in texts if text and "\u2581" not in text and GUARD not in text]
     roles = list(ROLE_MARKERS)
     return [
@@ -151,8 +150,3 @@ def _tokenizer_config(tokenizer: Tokenizer, document: dict[str, Any], template: 
     if tokenizer.bos_id is not None:
         config |= {"bos_token": tokenizer.piece(tokenizer.bos_id), "add_bos_token": True, "add_eos_token": False}
     return config
-
-
-def source_files(folder: Path) -> Sequence[Path]:
-    """The files of a folder that may be its tokenizer, the one to prefer first."""
-    return [path for name in ("tokenizer.model", "tokenizer.json") if (path := folder / name).is_file()]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.errors import CheckpointError, DataError
+from lumina_ds.errors import CheckpointError, DataError, MachineError
 from lumina_ds.files import write_atomically
 
 if TYPE_CHECKING:
@@ -114,8 +114,10 @@ def write_weights(
 ) -> int:
     """Write `planned` as safetensors with Hugging Face's file names and index; returns the bytes of the values.
 
-    dtype None keeps each tensor's own. Raises CheckpointError for values that are not finite.
+    dtype None keeps each tensor's own. Raises CheckpointError for values that are not finite, MachineError when
+    the disk is full.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     groups = list(_groups(planned, dtype, max_file_bytes))
@@ -125,7 +127,10 @@ def write_weights(
     for number, group in enumerate(groups, 1):
         name = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = {one.name: reader.read(one, dtype) for one in group}
-        save_file(tensors, out / name, metadata={"format": "pt"})
+        try:
+            save_file(tensors, out / name, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise MachineError(f"cannot write {out / name} ({error}); free space or choose another --out") from error
         total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         weight_map |= dict.fromkeys(tensors, name)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -96,6 +96,29 @@ def test_there_and_back_again(family, tmp_path, corpus, monkeypatch):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("family", MODELS)
+def test_what_transformers_saves_is_taken(family, tmp_path):
+    """A folder that our code had no part in: made and saved by transformers alone."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(
+        family, vocab_size=96, hidden_size=48, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+        intermediate_size=32, moe_intermediate_size=16, num_experts=4, num_local_experts=4, num_experts_per_tok=2,
+        head_dim=8, max_position_embeddings=64, initializer_range=0.2, sliding_window=None,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
+    theirs.save_pretrained(tmp_path / "foreign", max_shard_size="60KB")
+    made = import_model(tmp_path / "foreign", tmp_path / "start")
+    assert made["tokenizer"] is None and made["family"] == family
+    ours = CausalLM(read_start_folder(tmp_path / "start")).eval()
+    load_initial_weights(ours, tmp_path / "start")
+    ids = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        assert expected.std() > 0.1
+        torch.testing.assert_close(ours(ids), expected, rtol=1e-5, atol=1e-5)
+
+
 def tensors_of(folder: Path) -> dict[str, tuple[str, bytes]]:
     """Type and bytes of every tensor, whichever file it stands in."""
     tensors = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
@@ -204,6 +227,20 @@ def test_the_vocabulary_grows_for_markers_that_have_no_room(tmp_path):
         rows, before = again.get_parameter(name), network.get_parameter(name)[: num_ids - 4]
         assert torch.equal(rows[: num_ids - 4], before)
         torch.testing.assert_close(rows[num_ids - 4 :], before.mean(dim=0).expand(4, -1))
+
+
+def test_tokens_that_a_chat_model_added_keep_their_ids(tmp_path, corpus):
+    """tokenizer.json goes before tokenizer.model where it has tokens beyond it."""
+    write_weights(MODELS["llama"], tmp_path / "ours")
+    export_model(MODELS["llama"], tmp_path / "ours", corpus.tokenizer, tmp_path / "out")
+    num_ids = Tokenizer.load(corpus.tokenizer).vocab_size
+    document = json.loads((tmp_path / "out/tokenizer.json").read_text())
+    document["added_tokens"].append(document["added_tokens"][-1] | {"id": num_ids, "content": "<|im_end|>"})
+    (tmp_path / "out/tokenizer.json").write_text(json.dumps(document))
+    made = import_model(tmp_path / "out", tmp_path / "start")
+    tokenizer = Tokenizer.load(tmp_path / "start/tokenizer.model")
+    assert tokenizer.piece(num_ids) == "<|im_end|>" and tokenizer.vocab_size == num_ids + 1
+    assert made["num_added_rows"] == max(0, num_ids + 1 - 400)
 
 
 def test_init_from_names_what_does_not_fit(tmp_path):

@@ -144,3 +144,17 @@ def test_a_split_token_is_not_found_again():
     for length in range(1, 9):
         guarded = (" " * length).replace("   ", split_token("   "))
         assert "   " not in guarded and guarded.replace(GUARD, "") == " " * length
+
+
+def test_an_exported_tokenizer_json_gives_itself_and_the_same_ids(tmp_path):
+    """The way of a folder that is imported and exported again."""
+    source = Tokenizer.load(byte_level(tmp_path))
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, tokenizer in ((first, source), (second, None)):
+        folder.mkdir()
+        write_tokenizer(tokenizer or Tokenizer.load(first / "tokenizer.json"), folder, context=64)
+    assert (second / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+    assert (second / "tokenizer_config.json").read_bytes() == (first / "tokenizer_config.json").read_bytes()
+    again = Tokenizer.load(second / "tokenizer.json")
+    conversation = [Conversation(TURNS)]
+    assert encode_conversations(conversation, again) == encode_conversations(conversation, source)
