@@ -24,7 +24,7 @@ EXAMPLES = """Examples:
 @click.option("--no-fast-tokenizer", is_flag=True, help="without tokenizer.json, chat template and their check")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: bool) -> None:
-    """Write a model as a folder that transformers, vLLM and llama.cpp load.
+    """Write a model as a folder that transformers loads, in the layout that vLLM and llama.cpp read.
 
     RUN is a run folder (its newest sound checkpoint), one of its step folders, or what `lumina import` made.
     """

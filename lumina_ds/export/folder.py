@@ -1,4 +1,4 @@
-"""A whole model as a folder that transformers, vLLM and llama.cpp load; written aside and renamed when complete."""
+"""A whole model as a folder that transformers loads; written aside and renamed when complete."""
 
 from __future__ import annotations
 
