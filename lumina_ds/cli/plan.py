@@ -74,10 +74,10 @@ def command(
     if source is None:
         raise click.UsageError("--config is missing; give a preset or a YAML file", context)
     config = load_config(source, overrides(settings)).config
-    # Planned for any GPU of today; a run asks the GPU that it has.
-    precision, reason = resolve_precision(config.train.precision, device, bf16_supported=True)
-    world_size = gpus * nodes
     gpu = find_gpu(gpu_name) if gpu_name else None
+    # Without a card's name, planned for any GPU of today; a run asks the GPU that it has.
+    precision, reason = resolve_precision(config.train.precision, device, bf16_supported=gpu is None or gpu.bf16)
+    world_size = gpus * nodes
     card_gb = gpu.memory_gb if gpu else gpu_memory
     composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
     plan = plan_memory(config, world_size, precision, device, composed)

@@ -69,7 +69,7 @@ def time(
         from lumina_ds.data.manifest import read_manifest
 
         tokens = round(read_manifest(data).totals.tokens * config.train.epochs)
-    precision, _ = resolve_precision(config.train.precision, "cuda", bf16_supported=not gpu.name.startswith("v100"))
+    precision, _ = resolve_precision(config.train.precision, "cuda", bf16_supported=gpu.bf16)
     plan = plan_time(config, gpus * nodes, gpu, precision, tokens, mfu, price)
     if as_json:
         click.echo(json.dumps(_record(plan), indent=2))

@@ -26,11 +26,13 @@ class Card:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A named model. `tflops` is the dense 16-bit tensor rate of the maker's data sheet, without sparsity."""
+    """A named model. `tflops` is the dense 16-bit tensor rate of the maker's data sheet, without sparsity;
+    `bf16` whether it computes in bfloat16."""
 
     name: str
     memory_gb: int
     tflops: float
+    bf16: bool = True
 
     @property
     def usable_bytes(self) -> int:
@@ -58,7 +60,7 @@ GPUS: tuple[Gpu, ...] = (
     Gpu("a10-24", 24, 125),
     Gpu("rtx3090-24", 24, 71),
     Gpu("rtx4090-24", 24, 165),
-    Gpu("v100-32", 32, 125),
+    Gpu("v100-32", 32, 125, bf16=False),
     Gpu("rtx5090-32", 32, 210),
     Gpu("a100-40", 40, 312),
     Gpu("l40s-48", 48, 362),

@@ -201,6 +201,13 @@ def test_command_as_json(run_cli):
     assert sum(line["num_bytes"] for line in record["explain"]) == record["peak_bytes"]
 
 
+def test_a_card_without_bf16_is_planned_in_fp16(run_cli):
+    record = json.loads(run_cli("plan", "--config", "b1", "--gpu", "v100", "--json")[1])
+    assert record["precision"] == "fp16"
+    code, _, err = run_cli("plan", "--config", "b1", "--gpu", "v100", "--precision", "bf16")
+    assert code == 4 and "bf16 needs a GPU of compute capability 8.0" in err
+
+
 def test_command_as_text(run_cli):
     code, out, _ = run_cli("plan", "--config", "b7", "--gpu", "h100-80", "--gpus", "8", "--explain")
     assert code == 0
