@@ -20,10 +20,13 @@ from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 
 
-def build_engine(config: RunConfig, world: World, precision: str, deepspeed_json: dict[str, Any]) -> Any:
+def build_engine(
+    config: RunConfig, world: World, precision: str, deepspeed_json: dict[str, Any], fresh: bool = True
+) -> Any:
     """A deepspeed.DeepSpeedEngine around CausalLM, freshly initialised from the configuration's seed or init_from.
 
-    Every rank draws or reads the same weights, so a run starts alike under every layout.
+    Every rank draws or reads the same weights, so a run starts alike under every layout. `fresh` is false where a
+    checkpoint will replace them: then the folder init_from need not be there any more.
     """
     import deepspeed
 
@@ -32,7 +35,7 @@ def build_engine(config: RunConfig, world: World, precision: str, deepspeed_json
         backend=choose_backend(config.train.flash_attention, world.device, precision),
         activation_checkpointing=config.train.activation_checkpointing == "full",
     )
-    if config.train.init_from is None:
+    if config.train.init_from is None or not fresh:
         initialize(model, config.model, config.train.seed)
     else:
         load_initial_weights(model, Path(config.train.init_from))

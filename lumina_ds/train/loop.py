@@ -83,7 +83,9 @@ class TrainingRun:
         stop = StopRequest()
         try:
             resume_from = self._open_folder()
-            self.engine = build_engine(self.config, self.world, self.precision, self.deepspeed_json)
+            self.engine = build_engine(
+                self.config, self.world, self.precision, self.deepspeed_json, fresh=resume_from is None
+            )
             if resume_from is not None:
                 manifest = load_checkpoint(self.engine, resume_from)
                 self.progress = Progress(manifest["step"], manifest["tokens"], manifest["skipped"])
