@@ -33,7 +33,7 @@ def render_search(result: SearchResult, card: str, console: Console) -> None:
         lines = [f"[bold]Nothing fits {card}[/bold]; {result.num_tried} layouts tried."]
     else:
         lines = [f"[bold]Cheapest plan that fits {card}[/bold]: {choice.layout.label}", *_choice_lines(choice)]
-    lines.append(f"  bound by {result.binding}")
+    lines.append(f"  limit: {result.binding}")
     lines += [f"  next: {advice}" for advice in result.advice]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

@@ -79,7 +79,7 @@ def find_gpu(name: str) -> Gpu:
     """The GPU that `name` means: `h100-80`, or without the size where only one size exists; case, spaces and a
     trailing gb do not matter. ConfigError names the nearest one."""
     wanted = re.sub(r"[\s_]", "", name.lower()).removesuffix("gb").removeprefix("nvidia")
-    matches = [gpu for gpu in GPUS if wanted in (gpu.name, gpu.name.replace("-", ""), gpu.name.rpartition("-")[0])]
+    matches = [gpu for gpu in GPUS if wanted in _spellings(gpu.name)]
     if len(matches) == 1:
         return matches[0]
     names = [gpu.name for gpu in GPUS]
@@ -92,6 +92,13 @@ def find_gpu(name: str) -> Gpu:
         closest = min(same, key=lambda gpu: abs(gpu.memory_gb - int(size)))
         raise ConfigError(f"--gpu {name} is no known card; did you mean {closest.name}? (known: {', '.join(names)})")
     raise ConfigError(f"--gpu {name} is no known card{nearest(wanted, names)} (known: {', '.join(names)})")
+
+
+def _spellings(name: str) -> set[str]:
+    """h100-80, h10080, h100; of a GeForce or RTX PRO also without rtx."""
+    model = name.rpartition("-")[0]
+    spellings = {name, name.replace("-", ""), model}
+    return spellings | {spelling.removeprefix("rtx") for spelling in spellings}
 
 
 def usable_bytes(memory_gb: float) -> int:

@@ -64,10 +64,11 @@ def layouts(config: RunConfig, world_size: int, gpus_per_node: int, precision: s
         [fixed.expert_parallel_size] if fixed.expert_parallel_size else _expert_sizes(config, gpus_per_node, world_size)
     )
     if config.deepspeed.config is not None:
-        # The user's JSON decides stage, buckets and offload.
+        # The user's JSON decides buckets and offload, and the stage unless the run does.
+        stage = config.deepspeed.zero_stage if fixed.zero_stage is None else fixed.zero_stage
         for size in sizes:
             for kept in checkpointing:
-                yield Layout(fixed.zero_stage, size, kept)
+                yield Layout(stage, size, kept)
         return
     for offload in [fixed.offload] if fixed.offload else OFFLOADS:
         for stages in (low, (3,)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lumina_ds.config.schema import RunConfig
@@ -197,11 +197,13 @@ def _advice(
     advice: list[str] = []
     micro_batch = choice.plan.micro_batch_size
     for layout in dearer if larger else []:
-        if _floor_bytes(config, layout, world_size, precision) > limit:
+        # Offload for a larger micro-batch alone costs more than it brings.
+        if layout.offload != choice.layout.offload or _floor_bytes(config, layout, world_size, precision) > limit:
             continue
         if _choice(config, layout, world_size, precision, larger[0]).plan.peak_bytes <= limit:
             advice.append(f"a micro-batch of {larger[0][0]} fits with {layout.label}")
             break
+    advice += _less_communication(config, choice, dearer, world_size, precision, limit)
     experts = config.model.num_experts
     if experts:
         tokens = micro_batch * config.seq_length * config.model.num_experts_per_tok * choice.layout.expert_parallel_size
@@ -211,6 +213,25 @@ def _advice(
                 "a larger micro-batch or more expert parallelism"
             )
     return advice
+
+
+def _less_communication(
+    config: RunConfig, choice: Choice, dearer: list[Layout], world_size: int, precision: str, limit: int
+) -> list[str]:
+    """Expert parallelism also keeps experts from being gathered and reduced over all ranks: at ZeRO-3 a lot."""
+    batch = (choice.plan.micro_batch_size, choice.plan.gradient_accumulation_steps)
+    own = choice.layout
+    others = [layout for layout in dearer if replace(layout, expert_parallel_size=own.expert_parallel_size) == own]
+    spread = [_choice(config, layout, world_size, precision, batch) for layout in others]
+    fitting = [other for other in spread if other.plan.peak_bytes <= limit]
+    best = min(fitting, key=lambda other: other.communication.network_bytes, default=None)
+    sent = choice.communication.network_bytes
+    if best is None or best.communication.network_bytes > 0.7 * sent:
+        return []
+    return [
+        f"{best.communication.network_bytes / GIB:,.0f} instead of {sent / GIB:,.0f} GiB between the GPUs: "
+        f"{best.layout.label}"
+    ]
 
 
 def _nothing_fits(

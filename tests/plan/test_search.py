@@ -43,6 +43,7 @@ def preset(name, **fields):
         ("H100", "h100-80"),
         ("h100 80GB", "h100-80"),
         ("RTX 4090", "rtx4090-24"),
+        ("4090", "rtx4090-24"),
         ("l4", "l4-24"),
     ],
 )
@@ -132,6 +133,15 @@ def test_what_the_user_decided_stays():
     } == {(3, "full", "none")}
 
 
+def test_a_users_json_decides_stage_and_offload():
+    config = preset("b7", deepspeed__config="zero3_offload")
+    choice = find_cheapest(config, 8, "bf16", H100, 8).choice
+    assert (choice.plan.zero_stage, choice.plan.host_bytes > 0) == (3, True)
+    assert choice.layout.label == "as configured"
+    config = preset("b7", deepspeed__config="zero3", deepspeed__zero_stage=2)
+    assert {layout.zero_stage for layout in layouts(config, 8, 8, "bf16", Fixed())} == {2}
+
+
 def test_the_batch_reaches_the_budget_with_the_largest_micro_batch():
     config = preset("b7")
     result = find_cheapest(config, 8, "bf16", H100, 8, None, 4_000_000)
@@ -144,6 +154,19 @@ def test_the_batch_reaches_the_budget_with_the_largest_micro_batch():
     assert plan.peak_bytes > H100
     assert result.binding.startswith(f"memory: a micro-batch of {larger} peaks at {plan.peak_bytes / GIB:.1f} GiB")
     assert result.advice[0].startswith(f"a micro-batch of {larger} fits with ZeRO-")
+
+
+def test_advice_names_the_layout_that_communicates_less():
+    config = preset("b300")
+    result = find_cheapest(config, 128, "bf16", find_gpu("b200").usable_bytes, 8)
+    assert (result.choice.layout.zero_stage, result.choice.layout.expert_parallel_size) == (3, 1)
+    [advice] = [line for line in result.advice if "between the GPUs" in line]
+    kept = result.choice.layout.activation_checkpointing
+    spread = find_cheapest(config, 128, "bf16", find_gpu("b200").usable_bytes, 8, Fixed(3, 8, kept, "none"))
+    sent = [found.choice.communication.network_bytes / GIB for found in (spread, result)]
+    assert sent[0] < 0.5 * sent[1]
+    assert not any("offload" in line for line in result.advice)
+    assert f"{sent[1]:,.0f} GiB between the GPUs: ZeRO-3, expert parallel" in advice
 
 
 def test_a_small_budget_binds_before_memory():
