@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import re
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Literal
 from lumina_ds.data.conversation import RejectedLine, is_blank, parse_conversation, split_lines
 from lumina_ds.data.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
 from lumina_ds.errors import ConfigError, DataError
+from lumina_ds.files import write_atomically
 from preprocess.quarantine import common_fault
 from preprocess.sources import InputFile, resolve_inputs
 
@@ -64,7 +63,8 @@ def train_tokenizer(
     if not sentences:
         raise DataError(common_fault(rules, ", ".join(files)))
     model = _train(sentences, vocab_size, model_type)
-    _write_atomically(model, Path(out))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(out), model)
     tokenizer = Tokenizer.load(out)
     if tokenizer.vocab_size < vocab_size:
         log.info("the text gives %d ids, fewer than the %d asked for", tokenizer.vocab_size, vocab_size)
@@ -168,16 +168,3 @@ def _without_rare_characters(sentences: list[str], vocab_size: int) -> list[str]
         return sentences
     rare = re.compile(f"[^{re.escape(''.join(kept))}]+")
     return [part for sentence in sentences for part in rare.split(sentence) if part]
-
-
-def _write_atomically(content: bytes, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

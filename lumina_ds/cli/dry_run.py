@@ -16,9 +16,6 @@ from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.plan.memory import plan_memory
 from preprocess.prepare import check_sources
 
-# The plan's JSON names the cards it fits on; this one is for its single yes or no, as `lumina plan` defaults.
-CARD_GB = 80
-
 
 def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
     """Print the resolved configuration with origins, the DeepSpeed JSON, the memory plan and the command."""
@@ -35,7 +32,7 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
         document = {
             "config": {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()},
             "deepspeed": composed,
-            "plan": plan_record(plan, [], CARD_GB),
+            "plan": plan_record(plan),
             "precision": {"value": precision, "reason": reason},
             "command": command,
         }

@@ -95,7 +95,7 @@ def command(
     if folder is not None:
         written = write_choice(result, precision, gpus, folder)
     if as_json:
-        record = plan_record(plan, grid, card_gb)
+        record = plan_record(plan) | grid_record(grid, card_gb)
         if result is not None:
             record["cheapest"] = search_record(result)
         if explained:
@@ -189,9 +189,8 @@ def render_grid(grid: list[dict[str, Any]], gpu_memory: float, console: Console)
     console.print("✔ fits, ✖ does not, - not a valid layout", highlight=False)
 
 
-def plan_record(plan: MemoryPlan, grid: list[dict[str, Any]], gpu_memory: float) -> dict[str, Any]:
+def plan_record(plan: MemoryPlan) -> dict[str, Any]:
     """The plan as one JSON-ready mapping."""
-    limit = usable_bytes(gpu_memory)
     layout = {name: value for name, value in vars(plan).items() if name not in ("parameters", "phases")}
     return {
         **layout,
@@ -200,9 +199,14 @@ def plan_record(plan: MemoryPlan, grid: list[dict[str, Any]], gpu_memory: float)
         "peak_phase": plan.peak_phase,
         "peak_bytes": plan.peak_bytes,
         "fits_on_gb": [card.memory_gb for card in cards_that_fit(plan.peak_bytes)] if plan.device == "cuda" else None,
-        "gpu_memory_gb": gpu_memory,
-        "grid": [{**cell, "fits": cell["peak_bytes"] is not None and cell["peak_bytes"] <= limit} for cell in grid],
     }
+
+
+def grid_record(grid: list[dict[str, Any]], gpu_memory: float) -> dict[str, Any]:
+    """The grid, with what fits a card of `gpu_memory` GB, as one JSON-ready mapping."""
+    limit = usable_bytes(gpu_memory)
+    fits = [{**cell, "fits": cell["peak_bytes"] is not None and cell["peak_bytes"] <= limit} for cell in grid]
+    return {"gpu_memory_gb": gpu_memory, "grid": fits}
 
 
 def _cell(peak: int | None, limit: int) -> str:

@@ -6,10 +6,7 @@ llama.cpp all read; not those of any library's in-memory modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
-
-from torch import Tensor
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
@@ -105,10 +102,3 @@ def published_names(name: str, num_rows: int, model: ModelConfig) -> list[tuple[
         matrix = EXPERT_MATRICES[hugging_face_family(model)][part.removeprefix("experts.")]
         return [(f"{layer}.{matrix.format(expert)}.weight", expert) for expert in range(num_rows)]
     return [(name, None)]
-
-
-def hugging_face_tensors(state: Mapping[str, Tensor], model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Our whole weights under their published names, one tensor at a time; experts are views, not copies."""
-    for name, tensor in state.items():
-        for published, expert in published_names(name, len(tensor), model):
-            yield published, tensor if expert is None else tensor[expert]

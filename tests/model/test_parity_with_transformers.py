@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
-from lumina_ds.export.hugging_face import hugging_face_config, hugging_face_family, hugging_face_tensors
+from lumina_ds.export.hugging_face import hugging_face_config, hugging_face_family, published_names
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 
@@ -51,7 +51,11 @@ def test_logits_equal_transformers(family, tmp_path):
         for name, parameter in ours.named_parameters():
             if parameter.dim() == 1:  # norms at one would hide a swapped or missing norm
                 parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
-    tensors = {name: tensor.contiguous() for name, tensor in hugging_face_tensors(ours.state_dict(), config)}
+    tensors = {
+        published: (tensor if expert is None else tensor[expert]).contiguous()
+        for name, tensor in ours.state_dict().items()
+        for published, expert in published_names(name, len(tensor), config)
+    }
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(hugging_face_config(config)))
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
