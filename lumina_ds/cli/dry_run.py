@@ -19,9 +19,12 @@ from preprocess.prepare import check_sources
 
 def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
     """Print the resolved configuration with origins, the DeepSpeed JSON, the memory plan and the command."""
+    from lumina_ds.model.attention_choice import choose_attention
+
     config = resolved.config
     world_size = planned_world_size(runner)
     device, precision, reason = check_run(config, world_size)
+    attention = choose_attention(config, device, precision)
     check_sources(config)
     composed = compose_deepspeed(config, world_size, precision)
     plan = plan_memory(config, world_size, precision, device)
@@ -34,6 +37,7 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
             "deepspeed": composed,
             "plan": plan_record(plan),
             "precision": {"value": precision, "reason": reason},
+            "attention": {"value": attention.backend, "reason": attention.reason},
             "command": command,
         }
         print(json.dumps(document, indent=2))
@@ -47,7 +51,7 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
         style = "dim" if resolved.origins[name] == "default" else None
         table.add_row(name, "" if value is None else str(value), resolved.origins[name], style=style)
     console.print(table)
-    console.print(f"\nPrecision: {reason}\n\nDeepSpeed JSON:")
+    console.print(f"\nPrecision: {reason}\nAttention: {attention.reason}\n\nDeepSpeed JSON:")
     console.print_json(data=composed)
     render_plan(plan, console)
     console.print("Command (started from this folder; the data is prepared first):")

@@ -100,7 +100,7 @@ def _rank_environment() -> dict[str, str]:
 def check_run(config: RunConfig, world_size: int) -> tuple[str, str, str]:
     """Refuse everything that can be refused before a rank starts; (device, precision, why that precision)."""
     from lumina_ds.config.deepspeed import compose_deepspeed
-    from lumina_ds.model.attention import choose_backend
+    from lumina_ds.model.attention_choice import choose_attention
     from lumina_ds.model.device import device_and_precision
 
     device, precision, reason = device_and_precision(config.train.precision)
@@ -108,7 +108,7 @@ def check_run(config: RunConfig, world_size: int) -> tuple[str, str, str]:
     if faults:
         raise ConfigError.from_faults(faults)
     compose_deepspeed(config, world_size, precision)
-    choose_backend(config.train.flash_attention, device, precision)
+    choose_attention(config, device, precision)
     return device, precision, reason
 
 

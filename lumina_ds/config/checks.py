@@ -54,6 +54,18 @@ def _feed_forward_faults(config: RunConfig) -> list[str]:
     return faults
 
 
+def attention_faults(config: RunConfig) -> list[str]:
+    """Two options about attention that contradict each other."""
+    backend, flash = config.train.attention_backend, config.train.flash_attention
+    is_flash = backend in ("flash", "varlen")
+    if backend == "auto" or flash == "auto" or is_flash == (flash == "on"):
+        return []
+    return [
+        f"train.attention_backend is {backend} and --flash-attention is {flash}, which contradict each other; "
+        "drop one of them"
+    ]
+
+
 def device_faults(config: RunConfig, device: str, precision: str) -> list[str]:
     """Faults that depend on where the run trains, cuda or cpu, and in which resolved precision."""
     if config.train.compile and config.model.num_experts and device == "cpu" and precision != "bf16":

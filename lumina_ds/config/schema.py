@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Precision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16"]
+AttentionBackend = Literal["auto", "flash", "varlen", "flex", "sdpa", "reference"]
 Schedule = Literal["cosine", "linear", "onecycle", "constant"]
 
 
@@ -113,7 +114,10 @@ class TrainConfig(Section):
         "auto", description="auto: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU"
     )
     activation_checkpointing: Literal["none", "full"] = Field("none", description="full recomputes every block")
-    flash_attention: Literal["auto", "on", "off"] = Field("auto", description="the flash-attn kernels (extra: flash)")
+    flash_attention: Literal["auto", "on", "off"] = Field(
+        "auto", description="FlashAttention kernels, of flash-attn (extra: flash) or of torch; auto: where they gain"
+    )
+    attention_backend: AttentionBackend = Field("auto", description="kernel by name; auto leaves it to flash_attention")
     compile: bool = Field(False, description="torch.compile through DeepSpeed; needs a C++ compiler on CPU")
     seed: int = Field(42, ge=0, description="of the initial weights and the order of the rows")
     init_from: str | None = Field(

@@ -15,9 +15,11 @@ from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.expert_parallel import install_routers
 from lumina_ds.errors import CheckpointError
-from lumina_ds.model.attention import choose_backend
+from lumina_ds.model.attention_choice import choose_attention
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
+
+log = logging.getLogger(__name__)
 
 
 def build_engine(
@@ -30,9 +32,11 @@ def build_engine(
     """
     import deepspeed
 
+    attention = choose_attention(config, world.device, precision)
+    log.info("attention: %s", attention.reason)
     model = CausalLM(
         config.model,
-        backend=choose_backend(config.train.flash_attention, world.device, precision),
+        backend=attention.backend,
         activation_checkpointing=config.train.activation_checkpointing == "full",
     )
     if config.train.init_from is None or not fresh:

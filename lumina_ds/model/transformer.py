@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.model.attention import Attention, DocumentLayout
+from lumina_ds.model.attention import Attention
+from lumina_ds.model.attention_backends import DocumentLayout
 from lumina_ds.model.feed_forward import RMSNorm, SwiGLU
 from lumina_ds.model.kv_cache import LayerCache
 from lumina_ds.model.loss import summed_cross_entropy

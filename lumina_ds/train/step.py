@@ -14,7 +14,7 @@ from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.loader import MicroBatch
 from lumina_ds.engine.build import clip_gradients, clips_by_itself
 from lumina_ds.engine.distributed import World
-from lumina_ds.model.attention import DocumentLayout
+from lumina_ds.model.attention_backends import DocumentLayout
 
 
 @dataclass(frozen=True)

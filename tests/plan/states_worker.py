@@ -10,7 +10,7 @@ from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.distributed import start, stop
-from lumina_ds.model.attention import DocumentLayout
+from lumina_ds.model.attention_backends import DocumentLayout
 
 LENGTH = 8
 

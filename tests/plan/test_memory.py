@@ -81,7 +81,7 @@ def test_checkpointing_keeps_inputs_and_one_block():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_activations_equal_what_autograd_saves(precision):
     torch = pytest.importorskip("torch")
-    from lumina_ds.model.attention import DocumentLayout
+    from lumina_ds.model.attention_backends import DocumentLayout
     from lumina_ds.model.transformer import CausalLM
 
     model = CausalLM(DENSE).to(torch.float32 if precision == "fp32" else torch.bfloat16)
