@@ -41,6 +41,10 @@ class MachineError(LuminaError):
     exit_code = 4
 
 
+class SharedFault(MachineError):
+    """What one rank found out about all of them and told to all: rank 0 alone prints it."""
+
+
 class CheckpointError(LuminaError):
     """A checkpoint that is missing, damaged, or belongs to another model or layout."""
 

@@ -136,6 +136,7 @@ class DeepSpeedConfig(Section):
     config: str | None = Field(None, description="DeepSpeed JSON: a file, or a name in ds_configs")
     zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="ZeRO stage; overrides the JSON's")
     expert_parallel_size: int = Field(1, ge=1, description="ranks that share one set of experts (AutoEP)")
+    rendezvous_seconds: float = Field(60, gt=0, description="how long a rank waits for the others at the start")
 
 
 class InferenceConfig(Section):

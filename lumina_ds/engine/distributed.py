@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, meet
 from lumina_ds.errors import MachineError
 
 DEEPSPEED_VERSION = "0.19.8"
@@ -69,8 +70,11 @@ def check_deepspeed_version() -> None:
         )
 
 
-def start(timeout_minutes: float = 30) -> World:
-    """Join the process group of the launcher that started this rank, or form a group of one."""
+def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float = 30) -> World:
+    """Join the process group of the launcher that started this rank, or form a group of one.
+
+    `rendezvous_seconds` limits the wait for missing ranks and hosts, `timeout_minutes` each collective after that.
+    """
     check_deepspeed_version()
     rank, local_rank, size = launched_world(os.environ) or (0, 0, 1)
     _complete_environment(rank, local_rank, size)
@@ -92,10 +96,20 @@ def start(timeout_minutes: float = 30) -> World:
     # DeepSpeed calls collectives by names that torch 2.13 is about to retire; nothing a user can act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     _skip_shared_memory_op()
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes)
-    )
-    return World(rank, local_rank, size, device)
+    world = World(rank, local_rank, size, device)
+    backend, timeout = "nccl" if device == "cuda" else "gloo", timedelta(minutes=timeout_minutes)
+    if size > 1:
+        # DeepSpeed takes a group that is there already as it is (deepspeed/comm/comm.py, init_distributed).
+        torch.distributed.init_process_group(
+            backend,
+            store=meet(rank, size, rendezvous_seconds),
+            rank=rank,
+            world_size=size,
+            timeout=timeout,
+            device_id=world.torch_device if device == "cuda" else None,
+        )
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout)
+    return world
 
 
 def stop(code: int, clean: bool) -> NoReturn:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.distributed import World, start, stop
-from lumina_ds.errors import ConfigError, DataError, Interrupted, LuminaError, MachineError, OutOfMemory
+from lumina_ds.errors import ConfigError, DataError, Interrupted, LuminaError, MachineError, OutOfMemory, SharedFault
 from lumina_ds.logs import CONSOLE_LOGGER, configure_logging
 from lumina_ds.train.run_folder import RunFolder
 
@@ -32,7 +32,7 @@ def run_rank(config: RunConfig, shards: Path, eval_shards: Path | None) -> NoRet
     """
     rank, code, clean = 0, 1, False
     try:
-        world = start()
+        world = start(config.deepspeed.rendezvous_seconds)
         rank = world.rank
         folder = RunFolder.of(config)
         folder.create()
@@ -101,7 +101,7 @@ def report_error(rank: int, error: LuminaError) -> None:
     if rank == 0:
         # A stop that was asked for is no error.
         print(str(error) if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr, flush=True)
-    elif isinstance(error, DataError | MachineError):
+    elif isinstance(error, DataError | MachineError) and not isinstance(error, SharedFault):
         print(f"[rank {rank}] error: {error}", file=sys.stderr, flush=True)
 
 
