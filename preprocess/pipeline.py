@@ -40,7 +40,7 @@ from preprocess.encode import EncodedBlock
 from preprocess.journal import Journal, SealedBlock, pass_over_sealed
 from preprocess.progress import show_progress
 from preprocess.quarantine import Quarantine, nothing_accepted, too_many_rejected
-from preprocess.sources import BLOCK_BYTES, Block, InputFile, resolve_inputs
+from preprocess.sources import BLOCK_BYTES, Block, InputFile, UnreadableInput, resolve_inputs
 from preprocess.split_writer import SplitWriter
 from preprocess.workers import EncodeOptions, Workers, encode_blocks, local_workers
 
@@ -78,19 +78,22 @@ def preprocess_files(
     if finished is not None and not partial_folder(run.out).exists():
         return finished
     try:
-        with staging_folder(run.out) as staging:
+        with staging_folder(run.out, keep_for=UnreadableInput) as staging:
             # A run may have ended between the look above and the lock, or been killed while it cleared up.
             finished = run.find_finished(overwrite)
             if finished is not None:
                 return finished
             pool: AbstractContextManager[Workers] = nullcontext(workers) if workers else local_workers(num_workers)
             with pool as encoders:
-                manifest = run.compile(staging, encoders, max_rejected)
+                try:
+                    manifest = run.compile(staging, encoders, max_rejected)
+                except UnreadableInput as error:
+                    raise run.unfinished(staging, error) from error
             publish(staging / _RESULT, run.out)
     except OSError as error:
-        raise MachineError(
-            f"cannot write {out}: {error.strerror or error}; the same command goes on from here"
-        ) from error
+        is_begun = partial_folder(run.out).exists()
+        remedy = "make room, and the same command goes on from here" if is_begun else "choose another --out"
+        raise MachineError(f"cannot write {out}: {error.strerror or error}; {remedy}") from error
     return manifest
 
 
@@ -172,7 +175,7 @@ class _Run:
         difference = describe_difference(manifest, self.manifest([file.entry() for file in self.files]))
         if difference:
             raise DataError(f"{self.out} holds other shards ({difference}); use --overwrite or choose another --out")
-        ShardFolder.open(self.out)
+        ShardFolder.open(self.out, force_streaming=True)  # sizes only: no shard is read
         log.info("%s is up to date: same inputs, tokenizer and settings", self.out)
         return manifest
 
@@ -198,6 +201,12 @@ class _Run:
                     break
             journal.seal(outputs.sync)
         return self._finish(outputs)
+
+    def unfinished(self, staging: Path, error: UnreadableInput) -> DataError:
+        """The error to end with where an input breaks off: an UnreadableInput if there is something to go on from."""
+        if not Journal(staging / _JOURNAL, self._journal_header()).read():
+            return DataError(str(error))
+        return UnreadableInput(f"{error}; mend it, and the same command goes on after the blocks in {staging}")
 
     def _resume(self, staging: Path, journal: Journal) -> tuple[_Outputs, Iterator[Block]]:
         """The outputs as an unfinished run left them, and the blocks that are still to be encoded."""

@@ -22,7 +22,7 @@ from lumina_ds.config.schema import DataConfig, RunConfig
 from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
 from lumina_ds.data.manifest import VERSION, InputEntry, Settings
 from lumina_ds.data.shards import EVAL_FOLDER, ShardFolder
-from lumina_ds.data.tokenizer import Tokenizer, check_vocabulary
+from lumina_ds.data.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
 from lumina_ds.errors import ConfigError, DataError
 from preprocess.pipeline import preprocess_files
 from preprocess.sources import STDIN, resolve_inputs
@@ -59,7 +59,7 @@ def prepare_training_data(config: RunConfig, cache: Path) -> PreparedData:
     settings = _settings(config, data.max_conversations, eval_fraction)
     shards, reused = _cached_shards(data.train_data, tokenizer, settings, cache, data.num_workers)
     eval_shards, eval_reused = _evaluation_shards(config, shards, tokenizer, cache)
-    return PreparedData(shards, eval_shards, shards / "tokenizer.model", reused and eval_reused)
+    return PreparedData(shards, eval_shards, tokenizer_in(shards), reused and eval_reused)
 
 
 def check_sources(config: RunConfig) -> None:
@@ -70,7 +70,7 @@ def check_sources(config: RunConfig) -> None:
     if not data.shards and not data.train_data:
         raise ConfigError("no training data; give JSONL files with --train-data, or a shard folder with --data")
     for folder in filter(None, (data.shards, data.eval_shards)):
-        ShardFolder.open(folder)
+        _look_into(folder)
     for files in filter(None, (data.train_data, data.eval_data)):
         resolve_inputs(files)
 
@@ -78,7 +78,7 @@ def check_sources(config: RunConfig) -> None:
 def _open_shards(config: RunConfig, cache: Path) -> PreparedData:
     data = config.data
     assert data.shards is not None
-    folder = ShardFolder.open(data.shards)
+    folder = _look_into(data.shards)
     tokenizer = Tokenizer.load(folder.tokenizer_path)
     if data.tokenizer != AUTO:
         _check_same_tokenizer(folder, Tokenizer.load(data.tokenizer))
@@ -92,13 +92,18 @@ def _evaluation_shards(config: RunConfig, shards: Path, tokenizer: Tokenizer, ca
     """The folder to evaluate on, if any, and whether it was there already: eval_shards, eval_data, or the split."""
     data = config.data
     if data.eval_shards:
-        folder = ShardFolder.open(data.eval_shards)
+        folder = _look_into(data.eval_shards)
         _check_same_tokenizer(folder, tokenizer)
         return folder.path, True
     if data.eval_data:
         return _cached_shards(data.eval_data, tokenizer, _settings(config), cache, data.num_workers)
     held_out = shards / EVAL_FOLDER
-    return (ShardFolder.open(held_out).path, True) if held_out.is_dir() else (None, True)
+    return (_look_into(held_out).path, True) if held_out.is_dir() else (None, True)
+
+
+def _look_into(folder: str | Path) -> ShardFolder:
+    """A folder of which only the manifest and the files' sizes are read: training reads the rest where it runs."""
+    return ShardFolder.open(folder, force_streaming=True)
 
 
 def _check_same_tokenizer(folder: ShardFolder, tokenizer: Tokenizer) -> None:
@@ -183,10 +188,10 @@ def _cached_shards(
 def _is_intact(folder: Path) -> bool:
     """A cache may be rebuilt at will, so damage that opening notices is a reason to, not an error."""
     try:
-        ShardFolder.open(folder)
+        _look_into(folder)
         held_out = folder / EVAL_FOLDER
         if held_out.is_dir():
-            ShardFolder.open(held_out)
+            _look_into(held_out)
     except DataError as error:
         log.warning("%s; making it again", error)
         return False

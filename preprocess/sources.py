@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -33,7 +34,15 @@ COMPRESSION_BOMB = "compression bomb"
 MAX_EXPANSION = 250
 EXPANSION_FREE_BYTES = 256 << 20
 
-_CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+# Magic numbers; a zstd file may begin with a skippable frame, as pzstd writes them (RFC 8878, 3.1.2).
+_CODECS = {
+    re.compile(rb"\x1f\x8b"): "gzip",
+    re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"): "zstd",
+}
+
+
+class UnreadableInput(DataError):
+    """An input that breaks off or is damaged on the way: once it is mended, a run can go on with it."""
 
 
 class Place(NamedTuple):
@@ -63,6 +72,11 @@ class Block:
     @property
     def place(self) -> Place:
         return Place(self.source, self.first_line, self.byte_offset, self.input_digest)
+
+    @property
+    def is_blank(self) -> bool:
+        """No line to look at, only line ends and spaces: millions of them, maybe, in a compression bomb."""
+        return not self.data.strip(b" \t\r\n")
 
     @property
     def fault(self) -> tuple[str, str] | None:
@@ -104,7 +118,7 @@ class InputFile:
             raise DataError(f"cannot read {self.path}: {error.strerror}") from error
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-        """Read the input. Raises DataError when it cannot be read or its compression is damaged."""
+        """Read the input. Raises UnreadableInput when it cannot be read or its compression is damaged."""
         shown = self.path or "standard input"
         try:
             with self.path.open("rb") if self.path else nullcontext(sys.stdin.buffer) as file:
@@ -112,7 +126,7 @@ class InputFile:
                 for block in read_blocks(_decompressed(file, self._raw), self.name, block_bytes):
                     yield replace(block, input_digest=self._raw.digest.copy().hexdigest())
         except OSError as error:
-            raise DataError(f"cannot read {shown}: {error.strerror or error}") from error
+            raise UnreadableInput(f"cannot read {shown}: {error.strerror or error}") from error
 
 
 def resolve_inputs(patterns: Sequence[str]) -> list[InputFile]:
@@ -125,6 +139,8 @@ def resolve_inputs(patterns: Sequence[str]) -> list[InputFile]:
             paths.append(Path(pattern))
         elif Path(pattern).is_dir():
             raise DataError(f"{pattern} is a folder; name its files, for instance '{pattern}/*.jsonl'")
+        elif Path(pattern).exists():  # a pipe, such as <(...): it could not be read again for its digest
+            raise DataError(f"{pattern} is no ordinary file; write `- < {pattern}` to read it as standard input")
         else:
             matches = sorted(match for match in glob.glob(pattern, recursive=True) if Path(match).is_file())
             if not matches:
@@ -177,7 +193,7 @@ def _read_fully(stream: Any, size: int) -> bytes:
 def _decompressed(file: BinaryIO, raw: _CountingStream) -> Any:
     """Sniff the compression from the first bytes: a name may be wrong, and standard input has none."""
     first = file.peek(4)[:4]  # type: ignore[attr-defined]
-    codec = next((name for magic, name in _CODECS.items() if first.startswith(magic)), None)
+    codec = next((name for magic, name in _CODECS.items() if magic.match(first)), None)
     if codec is None:
         return raw
     import pyarrow as pa

@@ -13,7 +13,6 @@ from lumina_ds.data.manifest import FileEntry, Manifest, Settings, ShardEntry, T
 from lumina_ds.data.packing import pack
 from lumina_ds.data.packing_file import packing_file, write_packing
 from lumina_ds.data.shard_writer import HashingFile, ShardWriter, shard_schema
-from lumina_ds.data.shards import TOKENIZER_FILE
 from lumina_ds.data.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
@@ -125,6 +124,6 @@ class SplitWriter:
         return np.fromfile(self._lengths_path, "<i4").reshape(-1, 2)
 
     def _copy_tokenizer(self) -> FileEntry:
-        path = self.folder / TOKENIZER_FILE
+        path = self.folder / self._tokenizer.file_name
         shutil.copyfile(self._tokenizer.path, path)
         return FileEntry(file=path.name, size_bytes=path.stat().st_size, sha256=file_digest(path))

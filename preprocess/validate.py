@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from lumina_ds.data.conversation import (
-    LINE_TOO_LONG,
-    MAX_LINE_BYTES,
     RejectedLine,
     is_blank,
     split_lines,
@@ -124,9 +122,12 @@ class _Validation:
     def _conversations(self, block: Block) -> Iterator[tuple[int, Turns]]:
         """(line, turns) of every line that can be used; breaches of all of them are counted on the way."""
         count = self.findings.inputs[-1]
-        if block.is_oversized:
+        if block.fault is not None:
+            rule, reason = block.fault
             count.lines += 1
-            self._count(LINE_TOO_LONG, block.first_line, f"longer than {MAX_LINE_BYTES} bytes", "")
+            self._count(rule, block.first_line, reason, "")
+        if block.is_blank:
+            return
         for line, (_, text) in enumerate(split_lines(block.data), block.first_line):
             if is_blank(text):
                 continue

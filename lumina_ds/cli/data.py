@@ -1,4 +1,4 @@
-"""`lumina data stats|verify|inspect`: look into a shard folder."""
+"""`lumina data stats|verify|inspect|pack`: look into a shard folder, or plan its rows anew."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lumina_ds.errors import DataError
+from lumina_ds.errors import DataError, MachineError
 
 if TYPE_CHECKING:
     from lumina_ds.data.shards import ShardFolder
@@ -23,7 +23,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 
 @click.group()
 def command() -> None:
-    """Inspect, verify or summarise a shard folder."""
+    """Inspect, verify or summarise a shard folder, or plan rows of another length."""
 
 
 @command.command()
@@ -96,6 +96,35 @@ def inspect(
         raise click.BadParameter(f"{row_id} is beyond the last row, {plan.num_rows - 1}", param_hint="--row")
     chosen = _sample(plan.num_rows, num_rows, seed) if num_rows else [row_id or 0]
     _show_rows((read_row(shards, tokenizer, plan, number) for number in chosen), folder, html, as_json, bool(num_rows))
+
+
+@command.command()
+@_FOLDER
+@click.option("--seq-length", required=True, type=click.IntRange(min=2), help="Tokens of a packed row.")
+@_JSON
+def pack(folder: Path, seq_length: int, as_json: bool) -> None:
+    """Plan rows of another length for DIR and DIR/eval, from the lengths alone: nothing is tokenized again.
+
+    The plan is kept beside the shards, as packing-N.arrow. Training makes one by itself where it needs one.
+    """
+    from lumina_ds.data.packing_file import packing_file
+    from lumina_ds.data.shards import EVAL_FOLDER, ShardFolder
+
+    plans = []
+    for path in (folder, folder / EVAL_FOLDER):
+        if path is not folder and not path.is_dir():
+            continue
+        shards = ShardFolder.open(path, force_streaming=True)
+        plan = shards.packing(seq_length)
+        file = path / packing_file(seq_length)
+        if not file.is_file():
+            raise MachineError(f"cannot write {file}; make {path} writable")
+        plans.append({"file": str(file), "rows": plan.num_rows, "fullness": round(plan.fullness, 4)})
+        if not as_json:
+            losses = plan.describe_losses(shards.manifest.totals.tokens)
+            click.echo(f"{file}: {plan.num_rows:,} rows, {plan.fullness:.1%} full" + (f"; {losses}" if losses else ""))
+    if as_json:
+        click.echo(json.dumps({"seq_length": seq_length, "plans": plans}))
 
 
 def _sample(total: int, count: int, seed: int) -> list[int]:

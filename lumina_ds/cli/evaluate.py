@@ -38,7 +38,7 @@ def command(
     loaded, manifest = load_run(run, inference_precision)
     folder = ShardFolder.open(data)
     if folder.manifest.tokenizer.digest != manifest["tokenizer"]["sha256"]:
-        raise DataError(f"{data} was made with another tokenizer than {run}; preprocess it with {run}/tokenizer.model")
+        raise DataError(f"{data} was made with another tokenizer than {run}; preprocess it with the tokenizer in {run}")
     context = loaded.model.config.max_position_embeddings
     if (seq_length or context) > context:
         raise ConfigError(f"--seq-length {seq_length} is above the model's context of {context} tokens; lower it")

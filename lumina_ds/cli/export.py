@@ -28,10 +28,11 @@ def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: 
 
     RUN is a run folder (its newest sound checkpoint), one of its step folders, or what `lumina import` made.
     """
+    from lumina_ds.data.tokenizer import tokenizer_in
     from lumina_ds.export.folder import export_model
 
     model, weights, step = _source(run)
-    tokenizer = weights / "tokenizer.model"
+    tokenizer = tokenizer_in(weights)
     made = export_model(model, weights, tokenizer, out, dtype, with_fast_tokenizer=not no_fast_tokenizer)
     if as_json:
         click.echo(json.dumps({"run": str(run), "step": step, **made}))

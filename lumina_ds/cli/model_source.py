@@ -37,6 +37,7 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     """The model of a run folder's newest sound checkpoint, or of a step folder, and that checkpoint's manifest."""
+    from lumina_ds.data.tokenizer import tokenizer_in
     from lumina_ds.generate.chat import load_model
     from lumina_ds.train.checkpoint import find_checkpoint, read_manifest, weight_files
 
@@ -44,7 +45,7 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     manifest = read_manifest(folder)
     model = ModelConfig.model_validate(manifest["model"])
     precision = precision or manifest["config"]["inference"]["precision"]
-    return load_model(model, weight_files(folder), folder / "tokenizer.model", precision), manifest
+    return load_model(model, weight_files(folder), tokenizer_in(folder), precision), manifest
 
 
 def clean_text(text: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from lumina_ds.logs import configure_logging
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True)
-@click.option("--tokenizer", "tokenizer_path", required=True, metavar="FILE", help="SentencePiece model.")
+@click.option("--tokenizer", "tokenizer_path", required=True, metavar="FILE", help="SentencePiece or tokenizer.json.")
 @click.option("--seq-length", required=True, type=click.IntRange(min=2), help="Tokens of a packed row.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Shard folder to write.")
 @click.option("--workers", "--num-workers", "num_workers", default=1, show_default=True, type=click.IntRange(min=1))
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
     default="truncate",
     show_default=True,
     type=click.Choice(["truncate", "split", "drop"]),
-    help="What happens to conversations longer than a row.",
+    help="What happens to conversations longer than a row; --packing concat cuts them at row ends.",
 )
 @click.option("--max-rejected", type=click.IntRange(min=0), help="Fail above this many refused lines (exit code 3).")
 @click.option("--overwrite", is_flag=True, help="Replace a shard folder made with other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON document.")
+@click.pass_context
 def command(
+    ctx: click.Context,
     files: tuple[str, ...],
     tokenizer_path: str,
     out: Path,
@@ -65,6 +68,12 @@ def command(
 
     if mpi and num_workers != 1:
         raise click.UsageError("--mpi makes the ranks the workers; leave --workers out, or --mpi")
+    is_set = ctx.get_parameter_source("overlong") is not ParameterSource.DEFAULT
+    if is_set and settings["packing"] == "concat" and settings["overlong"] != "split":
+        raise click.UsageError(
+            f"--packing concat cuts conversations at row ends, which --overlong {settings['overlong']} contradicts; "
+            "leave it out, or use --packing best_fit"
+        )
     configure_logging()
     with _mpi_workers() if mpi else local_workers(num_workers) as workers:
         if workers is None:  # a rank that only encodes

@@ -30,6 +30,16 @@ def model_faults(config: RunConfig) -> list[str]:
     return faults
 
 
+def data_faults(config: RunConfig) -> list[str]:
+    """Faults of how conversations share rows."""
+    if config.data.packing == "concat" and config.data.overlong == "drop":
+        return [
+            "data.packing concat cuts every conversation at row ends and drops none; leave data.overlong drop out, "
+            "or set data.packing best_fit"
+        ]
+    return []
+
+
 def _feed_forward_faults(config: RunConfig) -> list[str]:
     model = config.model
     faults: list[str] = []

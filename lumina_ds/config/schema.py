@@ -78,7 +78,9 @@ class DataConfig(Section):
     tokenizer: str = Field("auto", description="SentencePiece model; auto trains one of model.vocab_size")
     seq_length: int | None = Field(None, ge=2, description="tokens of a packed row; the model's context when unset")
     packing: Literal["best_fit", "concat", "none"] = Field("best_fit", description="how conversations share rows")
-    overlong: Literal["truncate", "split", "drop"] = Field("truncate", description="conversations above seq_length")
+    overlong: Literal["truncate", "split", "drop"] = Field(
+        "truncate", description="longer conversations, but for concat"
+    )
     shard_size_mb: int = Field(256, ge=1, description="size at which a new shard file begins")
     disable_sharding: bool = Field(False, description="write one shard file whatever its size")
     force_streaming: bool = Field(False, description="map shards from disk even when they would fit in memory")

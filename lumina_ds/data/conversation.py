@@ -137,6 +137,8 @@ def _parse_json(line: bytes) -> Any:
     try:
         document = _DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
+        if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise RejectedLine(INVALID_UTF8, "starts with the byte order mark of UTF-16; convert it to UTF-8") from None
         raise RejectedLine(INVALID_UTF8, f"invalid UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise RejectedLine(INVALID_JSON, f"invalid JSON: {error.msg} at character {error.pos}") from None

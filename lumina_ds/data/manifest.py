@@ -97,7 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check a folder's manifest. Raises DataError when it is missing, damaged or of another version."""
     path = folder / MANIFEST_FILE
     try:
-        document = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        document = json.loads(content)
     except FileNotFoundError:
         what = "has no manifest.json, so it is no finished shard folder" if folder.is_dir() else "does not exist"
         raise DataError(f"{folder} {what}; `lumina preprocess` makes one") from None
@@ -110,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest:
     if document.get("version") != VERSION:
         raise DataError(f"{path} has format version {document.get('version')}, not {VERSION}; preprocess again")
     digest = document.pop("digest", None)
-    if digest != _digest(document):
+    if digest != _digest(document) or not content.endswith(b"\n"):  # the digest is of the values, not of the text
         raise DataError(f"{path} is damaged: its content does not match its digest; preprocess again")
     try:
         return Manifest.model_validate(document)

@@ -187,11 +187,11 @@ def partial_folder(out: Path) -> Path:
 
 
 @contextmanager
-def staging_folder(out: Path) -> Iterator[Path]:
+def staging_folder(out: Path, keep_for: type[Exception] = MachineError) -> Iterator[Path]:
     """partial_folder(out), to write into; held by one process at a time.
 
-    A process that is killed or interrupted, or that the machine fails, leaves it to the next one, which finds there
-    what was written. It is removed after success, and after any other error. Raises ConfigError when another
+    A process that is killed or interrupted, or that the machine or an error of kind `keep_for` ends, leaves it to the
+    next one, which finds there what was written. It is removed after success, and after any other error. Raises ConfigError when another
     process is at work in it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ def staging_folder(out: Path) -> Iterator[Path]:
         staging.mkdir(exist_ok=True)
         try:
             yield staging
-        except (KeyboardInterrupt, MachineError, OSError):
+        except (KeyboardInterrupt, MachineError, OSError, keep_for):
             raise
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)

@@ -1,6 +1,7 @@
 """A finished shard folder, opened for reading: documents by number, and packing plans by row length.
 
-    manifest.json  shard-00000.arrow ...  packing-SEQ.arrow  tokenizer.model  rejected.jsonl  [eval/]
+    manifest.json  shard-00000.arrow ...  packing-SEQ.arrow  tokenizer.model or .json  rejected.jsonl
+    [eval/]
 
 How a folder is read goes by the size of its shards:
 
@@ -32,13 +33,14 @@ from lumina_ds.data.manifest import MANIFEST_FILE, FileEntry, Manifest, ShardEnt
 from lumina_ds.data.packing import PackingPlan, pack
 from lumina_ds.data.packing_file import packing_file, read_packing, write_packing
 from lumina_ds.data.shard_writer import shard_schema
+from lumina_ds.data.tokenizer import tokenizer_in
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
 
 log = logging.getLogger(__name__)
 
-TOKENIZER_FILE = "tokenizer.model"
 REJECTED_FILE = "rejected.jsonl"
+REPORT_FILE = "report.html"  # a user may put one here; it has no digest and is made again at will
 EVAL_FOLDER = "eval"
 MEMORY_LIMIT_BYTES = 500 << 20
 SHARDED_LIMIT_BYTES = 10 << 30
@@ -93,7 +95,7 @@ class ShardFolder:
 
     @property
     def tokenizer_path(self) -> Path:
-        return self.path / TOKENIZER_FILE
+        return tokenizer_in(self.path)
 
     def document(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(input ids, loss mask) of one document: read-only views of uint16 or uint32, and of uint8."""
@@ -136,7 +138,7 @@ class ShardFolder:
         """Read every byte; raises DataError that names each damaged, missing or foreign file."""
         faults = folder_faults(self.path)
         if faults:
-            raise DataError(f"{self.path} is damaged: " + "; ".join(faults))
+            raise DataError(f"{self.path} is damaged: {'; '.join(faults)}; {_REMEDY}")
 
     def _locate(self, index: int) -> tuple[_Batch, int]:
         number = bisect_right(self._first_documents, index) - 1
@@ -158,23 +160,34 @@ def folder_faults(path: Path) -> list[str]:
     manifest = read_manifest(path)
     entries: list[FileEntry] = [*manifest.shards, *manifest.files]
     faults = file_faults(path, entries)
-    known = {entry.file for entry in entries} | {MANIFEST_FILE, EVAL_FOLDER}
+    known = {entry.file for entry in entries} | {MANIFEST_FILE, EVAL_FOLDER, REPORT_FILE}
+    has_sound_shards = not faults
     for file in sorted(path.iterdir()):
         if file.name in known or file.name.startswith("."):
             continue
         if not re.fullmatch(r"packing-\d+\.arrow", file.name):
             faults.append(f"{file.name}: not part of this folder")
-        elif not faults and not _is_own_packing(ShardFolder.open(path), file):
+        elif not _is_own_packing(path, file) if has_sound_shards else _is_damaged(file):
             faults.append(f"{file.name}: damaged, or made from other shards")
     return faults
 
 
-def _is_own_packing(folder: ShardFolder, path: Path) -> bool:
+def _is_own_packing(folder: Path, path: Path) -> bool:
     """A plan added later is in no manifest, but the shards tell every byte that it must hold."""
+    shards = ShardFolder.open(folder, force_streaming=True)
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / path.name
-        write_packing(folder.compute_packing(int(path.stem.removeprefix("packing-"))), expected)
+        write_packing(shards.compute_packing(int(path.stem.removeprefix("packing-"))), expected)
         return file_digest(path) == file_digest(expected)
+
+
+def _is_damaged(path: Path) -> bool:
+    """What a plan's own digest tells, where damaged shards cannot vouch for it."""
+    try:
+        read_packing(path)
+    except DataError:
+        return True
+    return False
 
 
 def file_faults(folder: Path, entries: Sequence[FileEntry]) -> list[str]:
@@ -235,7 +248,7 @@ class _Shard:
         return batches[number], row - self._first_rows[number]
 
 
-_REMEDY = "restore it or preprocess again"
+_REMEDY = "restore it, or delete the folder and preprocess again"
 
 
 def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: bool) -> list[_Batch]:

@@ -22,12 +22,14 @@ END_MARKER = "<|end|>"
 MARKERS = (*ROLE_MARKERS.values(), END_MARKER)
 
 _SPACE_SYMBOL = "\u2581"
+# What a copied tokenizer is called, by kind.
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
 class Model(Protocol):
     """What a kind of tokenizer file has to offer; tokenizer_sentencepiece.py and tokenizer_json.py have one each."""
 
-    file_name: str  # how the file is usually called
+    file_name: str  # one of TOKENIZER_FILES
     num_ids: int
     bos_id: int | None
 
@@ -116,6 +118,15 @@ class Tokenizer:
             if token_id == marker_id:
                 return marker
         return self._model.piece(token_id) if 0 <= token_id < self._model.num_ids else f"<unused {token_id}>"
+
+
+def tokenizer_in(folder: Path) -> Path:
+    """The tokenizer of a shard, step or imported folder, whether or not it is there.
+
+    Where both kinds lie, tokenizer.model counts; folders of earlier versions call a tokenizer.json so too.
+    """
+    model, document = (folder / name for name in TOKENIZER_FILES)
+    return document if document.is_file() and not model.exists() else model
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -1,7 +1,7 @@
 """A folder in Hugging Face's format as the starting point of training: our names, the tokenizer, a configuration.
 
     model-*.safetensors, model.safetensors.index.json    whole weights in our names, values as they were
-    tokenizer.model                                      the tokenizer's file, whichever kind it is
+    tokenizer.model or tokenizer.json                    the tokenizer's file
     config.yaml                                          for `lumina train --config`: shape, tokenizer, init_from
     import.json                                          written last: shape, family, and what was added
 
@@ -66,8 +66,8 @@ def import_model(source: Path, out: Path, max_file_bytes: int = MAX_FILE_BYTES) 
     with new_folder(out) as staging:
         num_bytes = write_weights(planned, staging, None, max_file_bytes)
         if tokenizer is not None:
-            shutil.copyfile(tokenizer.path, staging / "tokenizer.model")
-        settings = _run_settings(model, out.resolve(), tokenizer is not None)
+            shutil.copyfile(tokenizer.path, staging / tokenizer.file_name)
+        settings = _run_settings(model, out.resolve(), tokenizer)
         (staging / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         write_json(staging / MARK, made)
     return {"out": str(out), **made, "tensors": len(planned), "weight_bytes": num_bytes}
@@ -126,8 +126,8 @@ def _parts(name: str, shape: tuple[int, ...], model: ModelConfig, found: dict[st
     return tuple(found[published] for published, _ in published_names(name, shape[0], model))
 
 
-def _run_settings(model: ModelConfig, out: Path, has_tokenizer: bool) -> dict[str, Any]:
+def _run_settings(model: ModelConfig, out: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
     settings: dict[str, Any] = {"model": model.model_dump(exclude_none=True)}
-    if has_tokenizer:
-        settings["data"] = {"tokenizer": str(out / "tokenizer.model")}
+    if tokenizer is not None:
+        settings["data"] = {"tokenizer": str(out / tokenizer.file_name)}
     return {**settings, "train": {"init_from": str(out)}}

@@ -40,6 +40,7 @@ def save_checkpoint(engine: Any, checkpoints: Path, manifest: dict[str, Any], to
     """Write and publish the checkpoint of manifest["step"]. A collective; returns its folder.
 
     `manifest` is what a resumed run must know: step, rows, topology, config, digests of tokenizer and data.
+    `tokenizer` is copied under its own name.
     """
     import torch.distributed as dist
 
@@ -50,7 +51,7 @@ def save_checkpoint(engine: Any, checkpoints: Path, manifest: dict[str, Any], to
         for unfinished in checkpoints.glob("step-*.tmp"):
             shutil.rmtree(unfinished, ignore_errors=True)
         staging.mkdir(parents=True)
-        shutil.copyfile(tokenizer, staging / "tokenizer.model")
+        shutil.copyfile(tokenizer, staging / tokenizer.name)
     dist.barrier()
     engine.save_checkpoint(str(checkpoints), tag=staging.name, save_latest=False)
     _save_random_state(staging, rank)

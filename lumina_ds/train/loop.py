@@ -109,7 +109,8 @@ class TrainingRun:
                 self.folder.path / "config.yaml", yaml.safe_dump(self._effective_config(), sort_keys=False)
             )
             write_atomically(self.folder.path / "ds_config.json", json.dumps(self.deepspeed_json, indent=2))
-            shutil.copyfile(self.rows.folder.tokenizer_path, self.folder.tokenizer)
+            tokenizer = self.rows.folder.tokenizer_path
+            shutil.copyfile(tokenizer, self.folder.path / tokenizer.name)
         dist.barrier()
         return resume_from
 

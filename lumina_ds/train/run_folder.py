@@ -17,7 +17,6 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
-        self.tokenizer = path / "tokenizer.model"
         self._lock: IO[str] | None = None
 
     @classmethod

@@ -175,6 +175,9 @@ def test_a_shard_folder_keeps_it(path: Path, tmp_path: Path, workers: int) -> No
     folder.verify()
     tokenizer = Tokenizer.load(folder.tokenizer_path)
     assert tokenizer.digest == folder.manifest.tokenizer.digest == Tokenizer.load(path).digest
+    assert folder.tokenizer_path.name == "tokenizer.json" and not (tmp_path / "out/tokenizer.model").exists()
+    (tmp_path / "out/tokenizer.json").rename(tmp_path / "out/tokenizer.model")  # as earlier versions called it
+    assert Tokenizer.load(ShardFolder.open(tmp_path / "out").tokenizer_path).digest == tokenizer.digest
     ids, mask = folder.document(0)
     user, assistant = (tokenizer.encode_batch([turn["content"]])[0] for turn in messages)
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]

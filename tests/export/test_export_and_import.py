@@ -238,7 +238,10 @@ def test_tokens_that_a_chat_model_added_keep_their_ids(tmp_path, corpus):
     document["added_tokens"].append(document["added_tokens"][-1] | {"id": num_ids, "content": "<|im_end|>"})
     (tmp_path / "out/tokenizer.json").write_text(json.dumps(document))
     made = import_model(tmp_path / "out", tmp_path / "start")
-    tokenizer = Tokenizer.load(tmp_path / "start/tokenizer.model")
+    assert load_config(str(tmp_path / "start/config.yaml")).config.data.tokenizer == str(
+        tmp_path / "start/tokenizer.json"
+    )
+    tokenizer = Tokenizer.load(tmp_path / "start/tokenizer.json")
     assert tokenizer.piece(num_ids) == "<|im_end|>" and tokenizer.vocab_size == num_ids + 1
     assert made["num_added_rows"] == max(0, num_ids + 1 - 400)
 

@@ -20,6 +20,7 @@ from lumina_ds.data.tokenizer import Tokenizer
 from preprocess import sources
 from preprocess.pipeline import preprocess_files
 from preprocess.sources import resolve_inputs
+from preprocess.validate import validate_files
 
 CHECKOUT = Path(__file__).parent.parent.parent
 
@@ -112,6 +113,9 @@ def test_compression_bombs(
     assert rejected[-1]["source"] == "bomb.jsonl" and "decompress it first" in rejected[-1]["reason"]
     assert rejected[-1]["byte_offset"] < 100 << 20
     assert manifest.inputs[0].size_bytes == hidden.stat().st_size
+    findings = validate_files([str(hidden)])
+    assert findings.rules["compression bomb"].count == 1 == findings.num_errors and findings.conversations == 300
+    assert "decompress it first" in findings.rules["compression bomb"].examples[0].reason
 
 
 def test_ordinary_compression_is_no_bomb(chats: Path, tokenizer: Tokenizer, tmp_path: Path, small_limit: int) -> None:

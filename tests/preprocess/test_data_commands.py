@@ -71,6 +71,12 @@ def test_python_m_preprocess(chats: Path, tokenizer: Tokenizer, tmp_path: Path) 
     (["{bad}", "--tokenizer", "{tok}"], 3, "no assistant turn anywhere"),
     (["{bad}", "{chats}", "--tokenizer", "{tok}", "--max-rejected", "0"], 3, "more than --max-rejected 0"),
     (["{chats}", "--tokenizer", "{tok}", "--overlong", "cut"], 2, "'cut' is not one of"),
+    (["{chats}", "--tokenizer", "{tok}", "--packing", "concat", "--overlong", "truncate"], 2, "--overlong truncate contradicts"),
+    (["{chats}", "--tokenizer", "{tok}", "--packing", "concat", "--overlong", "drop"], 2, "--overlong drop contradicts"),
+    (["{empty}", "--tokenizer", "{tok}"], 3, "it is empty"),
+    (["{utf16}", "--tokenizer", "{tok}"], 3, "starts with the byte order mark of UTF-16; convert it to UTF-8"),
+    (["{folder}", "--tokenizer", "{tok}"], 3, "is a folder; name its files"),
+    (["{folder}/*.json", "--tokenizer", "{tok}"], 3, "no such file"),
     (["{chats}"], 2, "Missing option '--tokenizer'"),
     (["--tokenizer", "{tok}"], 2, "Missing argument 'FILES...'"),
     (["{chats}", "--tokenizer", "{tok}", "--eval-fraction", "1"], 2, "1.0 is not in the range"),
@@ -80,10 +86,43 @@ def test_preprocess_errors(
 ) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages":[{"role":"user","content":"x"}]}\n')
-    filled = [word.format(chats=chats, tok=tokenizer.path, bad=bad) for word in words]
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "utf16.jsonl").write_text(chats.read_text(), encoding="utf-16")
+    places = {"empty": tmp_path / "empty.jsonl", "utf16": tmp_path / "utf16.jsonl", "folder": tmp_path}
+    filled = [word.format(chats=chats, tok=tokenizer.path, bad=bad, **places) for word in words]
     got, out, error = lumina("preprocess", *filled, "--seq-length", 64, "--out", tmp_path / "out")
     assert (got, out) == (code, "")
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_outputs_that_cannot_be_written(lumina: Command, chats: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A file in the way, a parent that is a file, a kernel's folder, and a file size limit as a full disk."""
+    words = ["preprocess", chats, "--tokenizer", tokenizer.path, "--seq-length", 64, "--out"]
+    for out, code, message in (
+        (chats, 3, "exists and is no shard folder; choose another --out"),
+        (chats / "out", 4, "choose another --out"),
+        ("/proc/none/out", 4, "cannot write /proc/none/out: No such file or directory; choose another --out"),
+    ):
+        got, text, error = lumina(*words, out)
+        assert (got, text) == (code, "") and message in error and error.count("\n") == 1
+    command = ["bash", "-c", 'ulimit -f 20; exec "$@"', "-", sys.executable, "-m", *map(str, words), tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 4 and "File too large; make room, and the same command goes on" in done.stderr
+    assert done.stderr.count("\n") == 1 and (tmp_path / "out.partial").is_dir()
+    assert lumina(*words, tmp_path / "out")[0] == 0 == lumina("data", "verify", tmp_path / "out")[0]
+    assert lumina(*words, tmp_path / "other")[0] == 0
+    for name in ("manifest.json", "shard-00000.arrow"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_pack(lumina: Command, shards: Path) -> None:
+    code, text, _ = lumina("data", "pack", shards, "--seq-length", 32)
+    assert code == 0 and "packing-32.arrow: " in text and "eval/packing-32.arrow: " in text
+    plans = json.loads(lumina("data", "pack", shards, "--seq-length", 128, "--json")[1])["plans"]
+    assert [plan["file"] for plan in plans] == [f"{shards}/packing-128.arrow", f"{shards}/eval/packing-128.arrow"]
+    assert json.loads(lumina("data", "stats", shards, "--seq-length", 128, "--json")[1])["rows"] == plans[0]["rows"]
+    assert lumina("data", "verify", shards)[0] == 0
+    assert lumina("data", "pack", shards / "none", "--seq-length", 128)[0] == 3
 
 
 def test_tokenizer_commands(lumina: Command, chats: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_rejected_lines_reconcile(mixed: Path, tokenizer: Tokenizer, tmp_path: P
 def test_same_bytes_for_any_number_of_workers(mixed: Path, chats: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     options = {"eval_fraction": 0.2, "max_conversations": 300, "block_bytes": 4000}
     outputs = []
-    for workers in (1, 2, 3):
+    for workers in (1, 2, 7):
         out = tmp_path / f"elsewhere-{workers}" / "out"
         run([mixed, chats], tokenizer, out, num_workers=workers, **options)
         outputs.append(content(out))
@@ -88,6 +88,17 @@ def test_same_bytes_for_any_number_of_workers(mixed: Path, chats: Path, tokenize
         outputs[0]
     )
     assert {"eval/manifest.json", "eval/shard-00000.arrow", "eval/tokenizer.model"} <= set(outputs[0])
+
+
+def test_datasets_opens_the_shards(chats: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    run([chats], tokenizer, tmp_path / "out", block_bytes=5000)
+    rows = datasets.Dataset.from_file(str(tmp_path / "out/shard-00000.arrow"))
+    assert rows.column_names == ["input_ids", "loss_mask", "num_tokens", "source", "line"] and len(rows) == 300
+    for index in (0, 150, 299):
+        expected = encode_conversations([parse_conversation(chats.read_bytes().split(b"\n")[index])], tokenizer)[0]
+        assert (rows[index]["input_ids"], rows[index]["loss_mask"]) == expected
+        assert (rows[index]["source"], rows[index]["line"]) == ("chats.jsonl", index + 1)
 
 
 def test_gzip_gives_the_same_shards(chats: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

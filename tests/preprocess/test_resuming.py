@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import random
@@ -34,7 +35,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def run(inputs: Path | str, tokenizer: Tokenizer, out: Path, **options: Any) -> Manifest:
     settings = Settings(seq_length=options.pop("seq_length", 64), eval_fraction=0.2)
-    return preprocess_files([str(inputs)], tokenizer.path, out, settings, block_bytes=BLOCK_BYTES, **options)
+    return preprocess_files(
+        [str(inputs)], tokenizer.path, out, settings, block_bytes=options.pop("block_bytes", BLOCK_BYTES), **options
+    )
 
 
 @pytest.fixture
@@ -230,11 +233,33 @@ def test_a_full_disk_is_one_line_and_resumable(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            MachineError, match=r"cannot write .*out: No space left on device; the same command goes on"
+            MachineError, match=r"cannot write .*out: No space left on device; make room, and the same command goes on"
         ):
             run(chats, tokenizer, tmp_path / "out")
     run(chats, tokenizer, tmp_path / "out")
     assert content(tmp_path / "out") == expected
+
+
+def test_an_input_that_breaks_off_loses_nothing(
+    chats: Path, tokenizer: Tokenizer, tmp_path: Path, encoder: Encoder
+) -> None:
+    packed = gzip.compress(chats.read_bytes() * 20)
+    broken = tmp_path / "broken.jsonl.gz"
+    broken.write_bytes(packed[: len(packed) // 2])
+    for _ in range(2):  # again without mending it
+        with pytest.raises(DataError, match=r"Truncated .*; mend it, and the same command goes on after the blocks in"):
+            run(broken, tokenizer, tmp_path / "out", block_bytes=100_000)
+    encoder.lines = []
+    broken.write_bytes(packed)
+    run(broken, tokenizer, tmp_path / "out", block_bytes=100_000)
+    assert encoder.lines[0] > 100
+    run(broken, tokenizer, tmp_path / "again", block_bytes=100_000)
+    assert content(tmp_path / "out") == content(tmp_path / "again")
+    # nothing to go on from, so nothing left
+    broken.write_bytes(packed[:12])
+    with pytest.raises(DataError, match=r"Truncated compressed stream$"):
+        run(broken, tokenizer, tmp_path / "none")
+    assert not list(tmp_path.glob("none*"))
 
 
 def test_two_runs_into_one_folder(chats: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

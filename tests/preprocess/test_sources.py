@@ -92,6 +92,15 @@ def test_compression_is_told_by_content(tmp_path: Path, name: str) -> None:
     assert file.bytes_read == file.size_bytes == path.stat().st_size
 
 
+def test_zstd_frames(tmp_path: Path) -> None:
+    """Several, as cat makes them, after a skippable one, as pzstd writes it."""
+    frame = pa.Codec("zstd").compress(b"one\ntwo\n" * 1000, asbytes=True)
+    path = tmp_path / "c.jsonl.zst"
+    path.write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + frame * 3)
+    blocks = resolve_inputs([str(path)])[0].blocks(100)
+    assert b"".join(block.data for block in blocks) == b"one\ntwo\n" * 3000
+
+
 @pytest.mark.parametrize("codec", ["gzip", "zstd"])
 def test_damaged_compression_names_the_file(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "c.jsonl"
@@ -128,5 +137,8 @@ def test_errors(tmp_path: Path) -> None:
         resolve_inputs([f"{tmp_path}/none.jsonl"])
     with pytest.raises(DataError, match=r"is a folder; name its files"):
         resolve_inputs([str(tmp_path)])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=r"pipe is no ordinary file; write `- < .*pipe` to read it as standard input"):
+        resolve_inputs([f"{tmp_path}/pipe"])
     with pytest.raises(DataError, match="named twice"):
         resolve_inputs(["-", "-"])
