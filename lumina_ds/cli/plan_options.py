@@ -27,7 +27,11 @@ _OPTIONS = (
     click.option("--micro-batch", type=click.IntRange(min=1), help="Packed rows per GPU and forward pass."),
     click.option("--seq-length", type=click.IntRange(min=2), help="Tokens of a packed row."),
     click.option("--precision", type=click.Choice(PRECISIONS), help="auto: bf16 on a GPU, fp32 on a CPU."),
-    click.option("--activation-checkpointing", type=click.Choice(["none", "full"]), help="Recompute every block."),
+    click.option(
+        "--activation-checkpointing",
+        type=click.Choice(["none", "full", "attention", "experts"]),
+        help="What the backward pass recomputes.",
+    ),
 )
 
 

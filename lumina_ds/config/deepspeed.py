@@ -38,6 +38,7 @@ _MAX_BUCKET = 200_000_000
 # Below this many parameters a step is bound by launches, not by bandwidth: overlap only costs time.
 _SMALL_MODEL = 50_000_000
 _NEVER = 1_000_000_000_000
+_AUTOCAST_MODULES = ("torch.nn.Linear", "lumina_ds.model.loss.LanguageHead")
 _HALF_PRECISION = ("bf16", "fp16")
 
 
@@ -196,6 +197,8 @@ def _merge_precision(merger: _Merger, precision: str) -> None:
             merger.impose(f"{section}.enabled", wanted, f"--precision {precision}")
     if precision == "mixed_bf16":
         merger.impose("torch_autocast.dtype", "bfloat16", "--precision mixed_bf16")
+        # DeepSpeed reduces the gradients of exactly these classes in bf16.
+        merger.propose("torch_autocast.lower_precision_safe_modules", list(_AUTOCAST_MODULES))
 
 
 def _merge_zero(merger: _Merger, config: RunConfig, stage: int) -> None:

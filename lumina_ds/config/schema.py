@@ -12,6 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Precision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16"]
+Checkpointing = Annotated[
+    Literal["none", "full", "attention", "experts"],
+    BeforeValidator(lambda value: "none" if value == "off" else value),
+]
 AttentionBackend = Literal["auto", "flash", "varlen", "flex", "sdpa", "reference"]
 Schedule = Literal["cosine", "linear", "onecycle", "constant"]
 
@@ -115,7 +119,13 @@ class TrainConfig(Section):
     precision: Precision = Field(
         "auto", description="auto: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU"
     )
-    activation_checkpointing: Literal["none", "full"] = Field("none", description="full recomputes every block")
+    activation_checkpointing: Checkpointing = Field(
+        "none", description="recompute in the backward pass: full blocks, or their attention or feed-forward half"
+    )
+    checkpoint_interval: int = Field(1, ge=1, description="recompute in every so many blocks only, from the first on")
+    loss_chunk_tokens: int | None = Field(
+        None, ge=0, description="tokens whose logits exist at a time; by the vocabulary when unset, 0 for all at once"
+    )
     flash_attention: Literal["auto", "on", "off"] = Field(
         "auto", description="FlashAttention kernels, of flash-attn (extra: flash) or of torch; auto: where they gain"
     )

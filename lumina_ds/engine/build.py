@@ -37,7 +37,9 @@ def build_engine(
     model = CausalLM(
         config.model,
         backend=attention.backend,
-        activation_checkpointing=config.train.activation_checkpointing == "full",
+        activation_checkpointing=config.train.activation_checkpointing,
+        checkpoint_interval=config.train.checkpoint_interval,
+        loss_chunk_tokens=config.train.loss_chunk_tokens,
     )
     if config.train.init_from is None or not fresh:
         initialize(model, config.model, config.train.seed)

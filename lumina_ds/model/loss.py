@@ -1,19 +1,107 @@
-"""Cross-entropy of the next token, summed so that the caller can divide by the global token count."""
+"""The output head and the cross-entropy of the next token, without ever holding the logits of all tokens.
+
+The loss is summed, so that the caller can divide by the global token count. Loss and head are one module because
+ZeRO-3 gathers a module's weight around its own call.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lumina_ds.config.loss_chunk import loss_chunk_tokens
 
 IGNORED = -100
 
 
-def summed_cross_entropy(hidden_BSD: Tensor, head: nn.Linear, labels_BS: Tensor) -> Tensor:
-    """Sum over trained positions of -log p(label), fp32 scalar.
+class LanguageHead(nn.Linear):
+    """Hidden states to logits, or, given labels, to the summed loss of the trained positions."""
 
-    Logits are computed for trained positions only: prompts and padding never reach the head, which
-    saves their share of the largest tensor of the step.
+    def __init__(self, hidden_size: int, vocab_size: int, chunk_tokens: int | None = None) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False)
+        self.chunk_tokens = loss_chunk_tokens(chunk_tokens, vocab_size)
+
+    def forward(self, hidden_BSD: Tensor, labels_BS: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Logits [B, S, V]; with labels [B, S] (-100: not trained) the sum of -log p(label), an fp32 scalar.
+
+        Prompts and padding never reach the product with the vocabulary.
+        """
+        if labels_BS is None:
+            return super().forward(hidden_BSD)
+        trained_BS = labels_BS != IGNORED
+        hidden_ND, labels_N = hidden_BSD[trained_BS], labels_BS[trained_BS]
+        if not self.chunk_tokens or len(labels_N) == 0:
+            return F.cross_entropy(super().forward(hidden_ND).float(), labels_N, reduction="sum")
+        return chunked_cross_entropy(hidden_ND, self.weight, labels_N, self.chunk_tokens)
+
+
+@torch.compiler.disable
+def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int) -> Tensor:
+    """Sum of -log softmax(hidden @ weight.T)[label], fp32, with at most `chunk_tokens` rows of logits alive.
+
+    The matrix products are in autocast's type where it is on, else in the hidden states' own; softmax is in fp32.
     """
-    trained = labels_BS != IGNORED
-    logits_NV = head(hidden_BSD[trained]).float()
-    return F.cross_entropy(logits_NV, labels_BS[trained], reduction="sum")
+    device = hidden_ND.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    with torch.autocast(device, enabled=False):
+        if torch.is_grad_enabled():
+            return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk_tokens, dtype)
+        weight_VD = weight_VD.to(dtype)
+        losses = [
+            -_log_probabilities(hidden_CD.to(dtype), weight_VD).gather(1, labels_C.unsqueeze(1)).sum()
+            for hidden_CD, labels_C in zip(hidden_ND.split(chunk_tokens), labels_N.split(chunk_tokens), strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Loss and gradients of a chunk while its logits are there: three matrix products, none of them twice.
+
+    The loss is a sum, so its gradients only wait for one factor. The weight's gradient is added up in fp32, for
+    in bf16 every chunk would round it once more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int, dtype: torch.dtype
+    ) -> Tensor:
+        weight = weight_VD.to(dtype)
+        loss = hidden_ND.new_zeros((), dtype=torch.float32)
+        hidden_gradient = torch.empty_like(hidden_ND)
+        single = len(labels_N) <= chunk_tokens
+        weight_gradient = None if single else torch.zeros_like(weight, dtype=torch.float32)
+        for start in range(0, len(labels_N), chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
+            hidden_CD, labels_C1 = hidden_ND[chunk].to(dtype), labels_N[chunk].unsqueeze(1)
+            log_p_CV = _log_probabilities(hidden_CD, weight)
+            loss -= log_p_CV.gather(1, labels_C1).sum()
+            # d loss / d logits = p - 1 at the label, in the memory of the log-probabilities.
+            gradient_CV = log_p_CV.exp_().scatter_add_(
+                1, labels_C1, log_p_CV.new_full((1, 1), -1.0).expand_as(labels_C1)
+            )
+            gradient_CV = gradient_CV.to(dtype)
+            hidden_gradient[chunk] = gradient_CV @ weight
+            if weight_gradient is None:
+                weight_gradient = gradient_CV.T @ hidden_CD
+            elif dtype == torch.float32:
+                weight_gradient.addmm_(gradient_CV.T, hidden_CD)
+            else:
+                weight_gradient += gradient_CV.T @ hidden_CD
+            del log_p_CV, gradient_CV
+        assert weight_gradient is not None
+        ctx.gradients = hidden_gradient, weight_gradient.to(weight_VD.dtype)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        hidden_gradient, weight_gradient = ctx.gradients
+        del ctx.gradients  # scaled in place, so good for one backward
+        return hidden_gradient.mul_(factor), weight_gradient.mul_(factor), None, None, None
+
+
+def _log_probabilities(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    """log softmax of the logits [C, V] in fp32."""
+    return torch.log_softmax(hidden_CD @ weight_VD.T, dim=-1, dtype=torch.float32)

@@ -7,6 +7,7 @@ Qwen3-MoE (export/hugging_face.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from lumina_ds.model.attention import Attention
 from lumina_ds.model.attention_backends import DocumentLayout
 from lumina_ds.model.feed_forward import RMSNorm, SwiGLU
 from lumina_ds.model.kv_cache import LayerCache
-from lumina_ds.model.loss import summed_cross_entropy
+from lumina_ds.model.loss import LanguageHead
 from lumina_ds.model.moe import MoE
 from lumina_ds.model.rope import rotary_tables
 
@@ -28,8 +29,10 @@ RouterOutput = tuple[Tensor, Tensor, Tensor]
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int, backend: str) -> None:
+    def __init__(self, config: ModelConfig, layer: int, backend: str, recomputed: str = "none") -> None:
+        """`recomputed` names what the backward pass computes anew: none, full, attention, or experts."""
         super().__init__()
+        self.recomputed = recomputed
         self.is_moe = config.is_moe_layer(layer)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, backend)
@@ -53,7 +56,36 @@ class Block(nn.Module):
         Router losses are returned, not kept on the side: as outputs of the block they stay right under
         activation checkpointing, where the block runs twice.
         """
-        x_BSD = x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, documents, cache)
+        if self.recomputed == "full" and torch.is_grad_enabled():
+            return checkpoint(self._forward, x_BSD, rotary, documents, token_mask_T, cache, use_reentrant=False)
+        return self._forward(x_BSD, rotary, documents, token_mask_T, cache)
+
+    def _forward(
+        self,
+        x_BSD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        documents: DocumentLayout | None,
+        token_mask_T: Tensor | None,
+        cache: LayerCache | None,
+    ) -> tuple[Tensor, RouterOutput | None]:
+        attention, feed_forward = self._attention, self._feed_forward
+        if torch.is_grad_enabled():
+            if self.recomputed == "attention":
+                attention = partial(checkpoint, attention, use_reentrant=False)
+            elif self.recomputed == "experts":
+                feed_forward = partial(checkpoint, feed_forward, use_reentrant=False)
+        return feed_forward(attention(x_BSD, rotary, documents, cache), token_mask_T)
+
+    def _attention(
+        self,
+        x_BSD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        documents: DocumentLayout | None,
+        cache: LayerCache | None,
+    ) -> Tensor:
+        return x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, documents, cache)
+
+    def _feed_forward(self, x_BSD: Tensor, token_mask_T: Tensor | None) -> tuple[Tensor, RouterOutput | None]:
         normed_BSD = self.post_attention_layernorm(x_BSD)
         if not self.is_moe:
             return x_BSD + self.mlp(normed_BSD), None
@@ -72,12 +104,16 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Token ids [B, S] to normed hidden states [B, S, D]."""
 
-    def __init__(self, config: ModelConfig, backend: str, activation_checkpointing: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, backend: str, activation_checkpointing: str = "none", checkpoint_interval: int = 1
+    ) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = activation_checkpointing
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer, backend) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Block(config, layer, backend, "none" if layer % checkpoint_interval else activation_checkpointing)
+            for layer in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
@@ -93,11 +129,8 @@ class Decoder(nn.Module):
         token_mask_T = None if padding_mask is None else padding_mask.flatten()
         router_outputs: list[RouterOutput] = []
         for layer, block in enumerate(self.layers):
-            inputs = (x_BSD, rotary, documents, token_mask_T, None if caches is None else caches[layer])
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BSD, measured = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                x_BSD, measured = block(*inputs)
+            cache = None if caches is None else caches[layer]
+            x_BSD, measured = block(x_BSD, rotary, documents, token_mask_T, cache)
             if measured is not None:
                 router_outputs.append(measured)
         return self.norm(x_BSD), router_outputs
@@ -106,11 +139,19 @@ class Decoder(nn.Module):
 class CausalLM(nn.Module):
     """The language model; `forward` gives logits, or the parts of a training step's loss."""
 
-    def __init__(self, config: ModelConfig, backend: str = "sdpa", activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        backend: str = "sdpa",
+        activation_checkpointing: str = "none",
+        checkpoint_interval: int = 1,
+        loss_chunk_tokens: int | None = None,
+    ) -> None:
+        """`activation_checkpointing` (none, full, attention, experts) holds for every `checkpoint_interval`-th block."""
         super().__init__()
         self.config = config
-        self.model = Decoder(config, backend, activation_checkpointing)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.model = Decoder(config, backend, activation_checkpointing, checkpoint_interval)
+        self.lm_head = LanguageHead(config.hidden_size, config.vocab_size, loss_chunk_tokens)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -134,7 +175,7 @@ class CausalLM(nn.Module):
         hidden_BSD, router_outputs = self.model(input_ids, position_ids, documents, padding_mask, caches)
         if labels is None:
             return self.lm_head(hidden_BSD)
-        loss = summed_cross_entropy(hidden_BSD, self.lm_head, labels)
+        loss = self.lm_head(hidden_BSD, labels)
         if not router_outputs:
             zero = loss.new_zeros(())
             return loss, zero, zero, loss.new_zeros((0, 0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lumina_ds.config.loss_chunk import loss_chunk_tokens
 from lumina_ds.config.schema import ModelConfig
 
 # Routing is dropless: with experts on several ranks the fullest rank gets more than an even share.
@@ -33,9 +34,19 @@ class ActivationBytes:
 
 
 def activation_bytes(
-    model: ModelConfig, tokens: int, precision: str, checkpointing: bool, expert_parallel_size: int
+    model: ModelConfig,
+    tokens: int,
+    precision: str,
+    checkpointing: str,
+    expert_parallel_size: int,
+    interval: int = 1,
+    loss_chunk: int | None = None,
 ) -> ActivationBytes:
-    """Bytes for `tokens` tokens of one micro-batch; `checkpointing` keeps block inputs and one block at a time."""
+    """Bytes for `tokens` tokens of one micro-batch.
+
+    `checkpointing` (none, full, attention, experts) keeps the inputs of what every `interval`-th block recomputes,
+    and the contents of one such part at a time. `loss_chunk` is train.loss_chunk_tokens.
+    """
     b, r = _OPERAND_BYTES[precision], _RESIDUAL_BYTES[precision]
     d, layers = model.hidden_size, range(model.num_hidden_layers)
     spread = EXPERT_LOAD_IMBALANCE if expert_parallel_size > 1 else 1.0
@@ -43,23 +54,29 @@ def activation_bytes(
     feed_forward = [
         _mixture(model, tokens, rows, b) if model.is_moe_layer(layer) else _dense(model, tokens, b) for layer in layers
     ]
-    # Norm before the head and the head's operand; the embedding's output is the first residual.
-    other = _norm(d) + b * d + r * d
-    if checkpointing:
-        attention_kept, feed_forward_kept = _attention(model, b), max(feed_forward)
-        other += r * d * len(layers) + 2 * _norm(d)
-    else:
-        attention_kept, feed_forward_kept = _attention(model, b) * len(layers), sum(feed_forward)
-        other += 2 * _norm(d) * len(layers)
+    anew = recomputed_layers(model, checkpointing, interval)
+    attention_anew = anew if checkpointing in ("full", "attention") else []
+    feed_forward_anew = anew if checkpointing in ("full", "experts") else []
+    # Norm before the head and the head's operand; cosines and sines in fp32, which all layers share.
+    other = _norm(d) + b * d + 8 * model.attention_head_dim
+    for recomputed in (attention_anew, feed_forward_anew):
+        other += _norm(d) * (len(layers) - len(recomputed) + bool(recomputed))
+    other += r * d * len(anew)
+    kept = [size for layer, size in enumerate(feed_forward) if layer not in feed_forward_anew]
     width = max(_feed_forward_width(model, layer) for layer in layers)
     return ActivationBytes(
-        attention=tokens * attention_kept,
-        feed_forward=round(feed_forward_kept),
+        attention=tokens * _attention(model, b) * (len(layers) - len(attention_anew) + bool(attention_anew)),
+        feed_forward=round(sum(kept) + max((feed_forward[layer] for layer in feed_forward_anew), default=0)),
         other=tokens * other,
         workspace=tokens * b * (2 * width + d),
-        logits=_logits(model, tokens),
+        logits=_logits(model, tokens, b, r, loss_chunk_tokens(loss_chunk, model.vocab_size)),
         all_to_all=round(_all_to_all(model, tokens, spread, b)) if expert_parallel_size > 1 else 0,
     )
+
+
+def recomputed_layers(model: ModelConfig, checkpointing: str, interval: int) -> list[int]:
+    """The blocks that activation checkpointing touches, as model/transformer.py picks them."""
+    return [] if checkpointing == "none" else list(range(0, model.num_hidden_layers, interval))
 
 
 def _norm(width: int) -> int:
@@ -98,10 +115,22 @@ def _feed_forward_width(model: ModelConfig, layer: int) -> int:
     return (model.num_experts_per_tok + model.num_shared_experts) * (model.moe_intermediate_size or 0)
 
 
-def _logits(model: ModelConfig, tokens: int) -> int:
-    """12 V T: model/loss.py casts to fp32 whatever the precision, and the backward of log-softmax holds its
-    output, the incoming and the outgoing gradient. Every position counts as trained, the worst case."""
-    return 12 * model.vocab_size * tokens
+def _logits(model: ModelConfig, tokens: int, b: int, r: int, chunk: int) -> int:
+    """Peak of model/loss.py, every position counted as trained, the worst case.
+
+    A chunk of c tokens holds its product with the vocabulary and fp32 logits and log-probabilities, then the
+    latter, the gradient, and the weight's gradient, which several chunks add up in fp32; beside them the hidden
+    states' gradient. All at once, log-softmax keeps three fp32 tensors: 12 V T.
+    """
+    vocabulary, width = model.vocab_size, model.hidden_size
+    if chunk == 0:
+        return 12 * vocabulary * tokens
+    rows, low = min(chunk, tokens), 0 if b == 4 else b
+    total = 4 * vocabulary * width if tokens > chunk else 0
+    summand = low * vocabulary * width if total else b * vocabulary * width
+    softmax = rows * vocabulary * (8 + low)
+    product = rows * vocabulary * (4 + low) + summand
+    return total + max(softmax, product) + r * width * tokens
 
 
 def _all_to_all(model: ModelConfig, tokens: int, spread: float, b: int) -> float:

@@ -15,6 +15,7 @@ from lumina_ds.config.checks import world_faults
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
+from lumina_ds.plan.activations import recomputed_layers
 from lumina_ds.plan.flops import flops_by_part
 from lumina_ds.plan.hardware import Gpu
 from lumina_ds.plan.memory import PARAMETER_BYTES
@@ -24,8 +25,12 @@ from lumina_ds.plan.states import ZeroSettings, optimizer_groups
 # (utilization, where it was published), all on H100: the lower ends, since none was measured with this program.
 MFU_DENSE = (0.35, "torchtitan reports 33 to 39 % for Llama 3 8B on 8 H100")
 MFU_EXPERTS = (0.25, "NeMo AutoModel reports 28 % for Qwen3 30B-A3B on H100, Megatron-Bridge 20 to 30 %")
-# Recomputing every block repeats the forward pass, a third of the counted work.
-_RECOMPUTATION = 4 / 3
+_RECOMPUTED_PARTS = {
+    "none": (),
+    "full": ("attention projections", "attention scores", "dense feed-forward", "router", "experts"),
+    "attention": ("attention projections", "attention scores"),
+    "experts": ("dense feed-forward", "router", "experts"),
+}
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,8 @@ def plan_time(
     if mfu is not None:
         assumed, source = mfu, "as given"
     flops = flops_by_part(config.model, config.seq_length)
-    recomputed = _RECOMPUTATION if train.activation_checkpointing == "full" else 1.0
-    step_seconds = recomputed * sum(flops.values()) * tokens_per_step / (world_size * gpu.tflops * 1e12 * assumed)
+    performed = sum(flops.values()) + _recomputed_flops(config, flops)
+    step_seconds = performed * tokens_per_step / (world_size * gpu.tflops * 1e12 * assumed)
     total = steps * step_seconds
     checkpoint = checkpoint_bytes(config, world_size, precision)
     saves = 1 + ((steps - 1) // train.save_every_n_batches if train.save_every_n_batches else 0)
@@ -129,6 +134,14 @@ def plan_time(
         disk_bytes=kept * checkpoint.total,
         cost=None if price_per_gpu_hour is None else total * world_size / 3600 * price_per_gpu_hour,
     )
+
+
+def _recomputed_flops(config: RunConfig, flops: Mapping[str, int]) -> float:
+    """Recomputing repeats the forward pass, a third of the counted work, of its parts of its blocks; never the head."""
+    mode = config.train.activation_checkpointing
+    layers = recomputed_layers(config.model, mode, config.train.checkpoint_interval)
+    share = len(layers) / config.model.num_hidden_layers
+    return share * sum(flops[part] for part in _RECOMPUTED_PARTS[mode]) / 3
 
 
 def checkpoint_bytes(

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lumina_ds.config.loss_chunk import loss_chunk_tokens
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.plan.activations import recomputed_layers
 from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan
 from lumina_ds.plan.states import ZeroSettings, optimizer_groups
 
@@ -97,8 +99,10 @@ def _buckets(plan: MemoryPlan, zero: ZeroSettings) -> tuple[str, str]:
 def _activations(plan: MemoryPlan, config: RunConfig) -> dict[str, tuple[str, str]]:
     model = config.model
     tokens = plan.micro_batch_size * plan.seq_length
-    known = {"logits and loss": ("12 V T", f"12 x {model.vocab_size:,} x {tokens:,}")}
-    layers = 1 if plan.activation_checkpointing == "full" else model.num_hidden_layers
+    known = {"logits and loss": _loss(plan, config, tokens)}
+    layers = model.num_hidden_layers
+    if plan.activation_checkpointing in ("full", "attention"):
+        layers -= len(recomputed_layers(model, plan.activation_checkpointing, config.train.checkpoint_interval)) - 1
     width, head = 4 if plan.precision == "fp32" else 2, model.attention_head_dim
     queries, keys = model.num_attention_heads, model.num_key_value_heads
     filled = (
@@ -109,5 +113,32 @@ def _activations(plan: MemoryPlan, config: RunConfig) -> dict[str, tuple[str, st
     if model.qk_norm:
         filled += f" + {queries + keys} x (8 x {head} + 4)"
         formula += " + (H + K) (8 c + 4)"
-    known["activations: attention"] = (formula + ")" + (", of one layer" if layers == 1 else ""), filled + ")")
+    known["activations: attention"] = (
+        formula + ")" + (", of the layers kept" if layers < model.num_hidden_layers else ""),
+        filled + ")",
+    )
     return known
+
+
+def _loss(plan: MemoryPlan, config: RunConfig, tokens: int) -> tuple[str, str]:
+    model = config.model
+    vocabulary, width = model.vocab_size, model.hidden_size
+    chunk = loss_chunk_tokens(config.train.loss_chunk_tokens, vocabulary)
+    if chunk == 0:
+        return "12 V T", f"12 x {vocabulary:,} x {tokens:,}"
+    rows, low = min(chunk, tokens), 0 if plan.precision == "fp32" else 2
+    residual = 2 if plan.precision in ("bf16", "fp16") else 4
+    several = tokens > chunk
+    summand = low if several else low or 4
+    symbols, parts = ["V c 8"], [f"{rows:,} x {vocabulary:,} x {8 + low}"]
+    if rows * vocabulary * 4 < summand * vocabulary * width:
+        # The product that makes the weight's gradient needs more than the softmax before it.
+        symbols, parts = ["V c 4"], [f"{rows:,} x {vocabulary:,} x {4 + low}"]
+        symbols.append("V d")
+        parts.append(f"{summand} x {vocabulary:,} x {width:,}")
+    if several:
+        symbols.append("4 V d")
+        parts.append(f"4 x {vocabulary:,} x {width:,}")
+    symbols.append("T d")
+    parts.append(f"{residual} x {tokens:,} x {width:,}")
+    return " + ".join(symbols) + f", c = {rows:,} tokens a chunk", " + ".join(parts)

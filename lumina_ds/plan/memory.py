@@ -115,8 +115,10 @@ def plan_memory(
         model,
         config.train.micro_batch_size * config.seq_length,
         precision,
-        config.train.activation_checkpointing == "full",
+        config.train.activation_checkpointing,
         experts,
+        config.train.checkpoint_interval,
+        config.train.loss_chunk_tokens,
     )
     copies = _autocast_copies(model, experts) if precision == "mixed_bf16" else 0
     fixed = _cuda_overhead(world_size, experts) if device == "cuda" else 0

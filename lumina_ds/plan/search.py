@@ -148,7 +148,7 @@ def _choice(config: RunConfig, layout: Layout, world_size: int, precision: str, 
         micro_batch * run.seq_length,
         accumulation,
         experts,
-        layout.activation_checkpointing == "full",
+        layout.activation_checkpointing in ("full", "experts"),
         4 if precision == "fp32" else 2,
     )
     return Choice(layout, run, plan, communication, json)

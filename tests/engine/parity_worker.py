@@ -137,8 +137,10 @@ if __name__ == "__main__":
     for stage in (0, 1, 2, 3):
         for expert_parallel in (1, 2):
             curves[f"zero{stage} ep{expert_parallel}"] = train_engine(configuration(stage, expert_parallel), world)
-    for stage in (0, 3):
-        curves[f"zero{stage} ep2 checkpointed"] = train_engine(configuration(stage, 2, "full"), world)
+    for stage, mode in ((0, "full"), (3, "full"), (2, "attention"), (3, "experts")):
+        recomputing = configuration(stage, 2, mode)
+        recomputing.train.loss_chunk_tokens = 7
+        curves[f"zero{stage} ep2 checkpointing {mode}"] = train_engine(recomputing, world)
     for precision, stage in (("bf16", 1), ("bf16", 2), ("bf16", 3), ("mixed_bf16", 0), ("mixed_bf16", 2)):
         curves[f"{precision} zero{stage}"] = train_engine(configuration(stage, 2), world, precision)
     skips = (("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2), ("mixed_bf16", 0))

@@ -18,7 +18,7 @@ def test_every_layout_trains_like_the_plain_forward(run_ranks):
     odd, odd_plain = curves.pop("odd widths"), curves.pop("odd widths plain")
     np.testing.assert_allclose(odd["losses"], odd_plain["losses"], rtol=TOLERANCE)
     low_precision = {name: curves.pop(name) for name in list(curves) if "bf16" in name}
-    assert len(curves) == 10 and len(low_precision) == 5
+    assert len(curves) == 12 and len(low_precision) == 5
     assert plain["losses"][-1] < 0.8 * plain["losses"][0]  # it learns, so equal curves mean something
     assert np.ptp(plain["norms"]) > 0.1
     worst = {}

@@ -92,15 +92,6 @@ def test_a_model_trains_alike_on_the_reference_backend():
         assert difference < 1e-5, (name, difference)
 
 
-def test_activation_checkpointing_changes_nothing():
-    plain, recomputed = build(), build(activation_checkpointing=True)
-    for model in (plain, recomputed):
-        loss, balance, z_loss, _ = model(**pack(DOCUMENTS, 24))
-        (loss + balance + z_loss).backward()
-    for (name, expected), found in zip(plain.named_parameters(), recomputed.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, expected.grad, msg=name)
-
-
 def test_generation_with_a_cache_equals_reading_everything_at_once():
     model = build().eval()
     ids = torch.tensor([[5, 9, 2, 7, 7, 1, 3, 60]])

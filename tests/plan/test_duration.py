@@ -55,12 +55,19 @@ def test_time_by_hand():
     assert plan.cost is None
 
 
-def test_recomputation_costs_a_third():
-    none, full = (
-        plan_time(config("b7", train__activation_checkpointing=mode), 8, H100, "bf16", 10**9)
-        for mode in ("none", "full")
+def test_recomputation_costs_a_third_of_what_it_repeats():
+    none, full, attention, half = (
+        plan_time(
+            config("b7", train__activation_checkpointing=mode, train__checkpoint_interval=n), 8, H100, "bf16", 1e9
+        )
+        for mode, n in (("none", 1), ("full", 1), ("attention", 1), ("full", 2))
     )
-    assert full.step_seconds == pytest.approx(none.step_seconds * 4 / 3)
+    total, parts = none.flops_per_token, none.flops
+    assert full.step_seconds == pytest.approx(none.step_seconds * (total + (total - parts["head"]) / 3) / total)
+    scores = parts["attention projections"] + parts["attention scores"]
+    assert attention.step_seconds == pytest.approx(none.step_seconds * (total + scores / 3) / total)
+    # 11 of 22 blocks.
+    assert half.step_seconds - none.step_seconds == pytest.approx((full.step_seconds - none.step_seconds) / 2)
     assert full.flops_per_token == none.flops_per_token
 
 

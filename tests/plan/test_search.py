@@ -201,7 +201,18 @@ def test_explanations_evaluate_to_the_bytes(stage, size, offload, precision):
     assert sum(line.num_bytes for line in lines) == plan.peak_bytes
     for line in lines:
         assert eval(line.filled.replace(",", "").replace(" x ", " * ")) == line.num_bytes, line
-    assert any(line.component == "logits and loss" and line.formula == "12 V T" for line in lines)
+    assert any(line.component == "logits and loss" and line.formula.startswith("V c") for line in lines)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32", "mixed_bf16"])
+@pytest.mark.parametrize("chunk", [0, 16, 700, 4096])
+@pytest.mark.parametrize("mode, interval", [("attention", 1), ("experts", 2), ("full", 2)])
+def test_explanations_of_loss_and_checkpointing_evaluate(precision, chunk, mode, interval):
+    changes = {"loss_chunk_tokens": chunk, "activation_checkpointing": mode, "checkpoint_interval": interval}
+    config = preset("debug", **{f"train__{name}": value for name, value in changes.items()})
+    composed = compose_deepspeed(config, 2, precision)
+    for line in explain(plan_memory(config, 2, precision, deepspeed_json=composed), config, composed):
+        assert eval(line.filled.replace(",", "").replace(" x ", " * ")) == line.num_bytes, line
 
 
 def test_offload_needs_its_stage():
@@ -235,7 +246,8 @@ def test_command_as_text(run_cli):
     code, out, _ = run_cli("plan", "--config", "b7", "--gpu", "h100-80", "--gpus", "8", "--explain")
     assert code == 0
     assert "Cheapest plan that fits h100-80: ZeRO-1" in out and "each GPU moves in a step: all-reduce" in out
-    assert "    12 x 32,768 x 8,192 = 3.00 GiB" in out
+    # 8 chunks of 1024 tokens: logits, the product for the weight's gradient and its sum, the hidden states' gradient.
+    assert "    1,024 x 32,768 x 10 + 4 x 32,768 x 2,048 + 2 x 8,192 x 2,048 = 608.00 MiB" in out
     code, out, _ = run_cli("plan", "--config", "b300", "--gpu", "l4", "--gpus", "8")
     assert code == 0 and "Nothing fits l4-24" in out
 

@@ -1,0 +1,84 @@
+"""The activation formulas against the bytes that are really alive after a forward pass, and at a loss's peak."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
+from lumina_ds.config.schema import ModelConfig  # noqa: E402
+from lumina_ds.model.attention_backends import DocumentLayout  # noqa: E402
+from lumina_ds.model.loss import LanguageHead  # noqa: E402
+from lumina_ds.model.transformer import CausalLM  # noqa: E402
+from lumina_ds.plan.activations import activation_bytes  # noqa: E402
+
+DENSE = ModelConfig(
+    vocab_size=512, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+    intermediate_size=700,
+)  # fmt: skip
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that operations made and that are alive: now, and the most so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self.known.setdefault(tensor.untyped_storage(), 0)
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.known:
+                storage = tensor.untyped_storage()
+                self.known[storage] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _free(self, size):
+        self.now -= size
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("mode, interval", [("none", 1), ("full", 1), ("attention", 1), ("experts", 1), ("full", 2)])
+def test_activations_equal_what_is_alive_after_the_forward(precision, mode, interval):
+    model = CausalLM(DENSE, activation_checkpointing=mode, checkpoint_interval=interval).to(DTYPES[precision])
+    ids, positions = torch.zeros(2, 256, dtype=torch.long), torch.arange(256).expand(2, 256)
+    documents = DocumentLayout.from_lengths((128, 128, 128, 128))
+    with LiveBytes() as live:
+        hidden, _ = model.model(ids, positions, documents)
+    planned = activation_bytes(DENSE, 512, precision, mode, 1, interval)
+    # The plan adds the part that is being recomputed, which exists in the backward pass only.
+    none = activation_bytes(DENSE, 512, precision, "none", 1)
+    norm = 512 * (8 * 256 + 4)
+    total = planned.attention + planned.feed_forward + planned.other
+    total -= (none.attention / 4 + norm) * (mode in ("full", "attention"))
+    total -= (none.feed_forward / 4 + norm) * (mode in ("full", "experts"))
+    assert live.now == pytest.approx(total, rel=0.001)
+    del hidden
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("chunk", [0, 64, 200, 4096])
+def test_the_loss_peaks_where_the_plan_says(precision, chunk):
+    model = DENSE.model_copy(update={"vocab_size": 1000})
+    head = LanguageHead(256, 1000, chunk).to(DTYPES[precision])
+    hidden = torch.randn(2, 256, 256, dtype=DTYPES[precision]).requires_grad_()
+    labels = torch.randint(1000, (2, 256))
+    with LiveBytes() as live:
+        head(hidden, labels).backward()
+    planned = activation_bytes(model, 512, precision, "none", 1, 1, chunk).logits
+    # The copy of the trained positions, which the plan counts as the head's operand.
+    operand = hidden.nbytes
+    assert live.peak - operand == pytest.approx(planned, rel=0.02 if chunk else 0.06), (live.peak - operand, planned)
