@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.engine.allocate import allocate, without_storage
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.expert_parallel import install_routers
-from lumina_ds.errors import CheckpointError
+from lumina_ds.engine.weights import WeightSource, drawn_weights, fill_parameters, stored_weights
 from lumina_ds.model.attention_choice import choose_attention
-from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 
 log = logging.getLogger(__name__)
+
+PARAMETER_DTYPES = {
+    "fp32": torch.float32,
+    "mixed_bf16": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def build_engine(
@@ -27,28 +33,30 @@ def build_engine(
 ) -> Any:
     """A deepspeed.DeepSpeedEngine around CausalLM, freshly initialised from the configuration's seed or init_from.
 
-    Every rank draws or reads the same weights, so a run starts alike under every layout. `fresh` is false where a
-    checkpoint will replace them: then the folder init_from need not be there any more.
+    Every rank draws or reads its own part of the same weights, so a run starts alike under every layout and no rank
+    holds more than its part. `fresh` is false where a checkpoint will replace them: then they are zeros, and the
+    folder init_from need not be there any more.
     """
     import deepspeed
 
     attention = choose_attention(config, world.device, precision)
     log.info("attention: %s", attention.reason)
-    model = CausalLM(
-        config.model,
-        backend=attention.backend,
-        activation_checkpointing=config.train.activation_checkpointing,
-        checkpoint_interval=config.train.checkpoint_interval,
-        loss_chunk_tokens=config.train.loss_chunk_tokens,
-    )
-    if config.train.init_from is None or not fresh:
-        initialize(model, config.model, config.train.seed)
-    else:
-        load_initial_weights(model, Path(config.train.init_from))
+    with without_storage():
+        model = CausalLM(
+            config.model,
+            backend=attention.backend,
+            activation_checkpointing=config.train.activation_checkpointing,
+            checkpoint_interval=config.train.checkpoint_interval,
+            loss_chunk_tokens=config.train.loss_chunk_tokens,
+        )
+    weights = initial_weights(model, config) if fresh else None
+    allocate(model, PARAMETER_DTYPES[precision], world.torch_device, deepspeed_json)
     level = deepspeed.utils.logger.level
     # AutoEP warns that its router has no z-loss; ours, which replaces it below, has.
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=parameter_groups(model), config=deepspeed_json)
+    engine, _, _, _ = deepspeed.initialize(
+        model=model, model_parameters=_filled_groups(model, weights), config=deepspeed_json
+    )
     deepspeed.utils.logger.setLevel(level)
     if config.model.num_experts:
         install_routers(engine.module, config.model)
@@ -57,49 +65,34 @@ def build_engine(
     return engine
 
 
-@torch.no_grad()
-def load_initial_weights(model: nn.Module, folder: Path) -> None:
-    """Fill `model` from the safetensors files that the folder's index names, in our names, one tensor at a time.
+def initial_weights(model: nn.Module, config: RunConfig) -> WeightSource:
+    """What a fresh run starts from: the folder train.init_from, or values drawn from train.seed."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if config.train.init_from is not None:
+        return stored_weights(shapes, Path(config.train.init_from))
+    return drawn_weights(shapes, config.model, config.train.seed)
 
-    Raises CheckpointError, before a value is changed, when the folder has no such files or their names and
-    shapes are not exactly the model's.
+
+def _filled_groups(model: nn.Module, weights: WeightSource | None) -> Iterator[dict[str, Any]]:
+    """The optimizer's groups, whose parameters are filled when DeepSpeed asks for them.
+
+    It asks after it has cast, moved and partitioned the parameters and AutoEP has put its experts in, and before
+    the optimizer takes its fp32 copy (deepspeed/runtime/engine.py, DeepSpeedEngine.__init__).
     """
-    parameters = dict(model.named_parameters())
-    found: dict[str, list[int]] = {}
-    try:
-        names = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values()
-        files = [safe_open(folder / name, framework="pt") for name in sorted(set(names))]
-        for file in files:
-            found |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"train.init_from {folder} holds no whole weights ({error}); `lumina import` makes such a folder"
-        ) from error
-    faults = [f"{name} is missing" for name in parameters if name not in found]
-    faults += [f"{name} is not part of the configured model" for name in found if name not in parameters]
-    faults += [
-        f"{name} has shape {found[name]}, the configuration {list(parameter.shape)}"
-        for name, parameter in parameters.items()
-        if name in found and list(parameter.shape) != found[name]
-    ]
-    if faults:
-        more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise CheckpointError(
-            f"train.init_from {folder} does not fit the section `model`: {'; '.join(faults[:8])}{more}; "
-            "use the config.yaml of that folder"
-        )
-    for file in files:
-        for name in file.keys():  # noqa: SIM118 - no mapping
-            parameters[name].copy_(file.get_tensor(name))
+    if weights is not None:
+        fill_parameters(model, weights)
+    yield from parameter_groups(model)
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Matrices decay; norms do not. Names are needed by DeepSpeed, which splits the experts off by itself."""
-    parameters = list(model.parameters())
-    return [
-        {"name": "decay", "params": [p for p in parameters if p.dim() > 1]},
-        {"name": "no_decay", "params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        # A ZeRO-3 partition is flat; ds_shape is what the parameter was.
+        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        (decay if is_matrix else no_decay).append(parameter)
+    return [{"name": "decay", "params": decay}, {"name": "no_decay", "params": no_decay, "weight_decay": 0.0}]
 
 
 def set_learning_rate(engine: Any, value: float) -> None:

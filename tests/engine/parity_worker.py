@@ -2,13 +2,16 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import MicroBatch
+from lumina_ds.engine import weights
 from lumina_ds.engine.build import build_engine, parameter_groups, set_learning_rate
 from lumina_ds.engine.consolidate import full_parameters
 from lumina_ds.engine.distributed import start, stop
@@ -68,8 +71,24 @@ def micro_batch(step: int, index: int, rank: int) -> MicroBatch:
     )  # fmt: skip
 
 
+def plain_model(config, seed):
+    plain = CausalLM(config.model)
+    initialize(plain, config.model, seed)
+    return plain
+
+
+def starts_like(engine, plain):
+    """Whether every parameter, put together from all ranks, has the bits of the plain model."""
+    expected = dict(plain.named_parameters())
+    found = {name: tensor for name, tensor in full_parameters(engine) if tensor is not None}
+    return not found or (
+        found.keys() == expected.keys() and all(torch.equal(found[n], expected[n].to(found[n].dtype)) for n in found)
+    )
+
+
 def train_engine(config, world, precision="fp32"):
     engine = build_engine(config, world, precision, compose_deepspeed(config, world.size, precision))
+    exact_start = starts_like(engine, plain_model(config, config.train.seed))
     losses, norms, skipped = [], [], 0
     for step in range(NUM_STEPS):
         batches = [micro_batch(step, index, world.rank) for index in range(ACCUMULATION)]
@@ -81,7 +100,7 @@ def train_engine(config, world, precision="fp32"):
         skipped += outcome.skipped
     usage = outcome.expert_usage
     engine.destroy()
-    return {"losses": losses, "norms": norms, "usage": usage, "skipped": skipped}
+    return {"losses": losses, "norms": norms, "usage": usage, "skipped": skipped, "exact_start": exact_start}
 
 
 def skip_a_poisoned_step(config, world, precision):
@@ -103,10 +122,31 @@ def skip_a_poisoned_step(config, world, precision):
     return found
 
 
+def starts_from_a_folder(world, folder):
+    """Engines of several layouts that read their parts of stored weights, by their partitions and by gathering."""
+    plain = plain_model(configuration(0, 1), seed=7)
+    if world.rank == 0:
+        parameters = dict(plain.named_parameters())
+        save_file({name: parameter.detach() for name, parameter in parameters.items()}, folder / "a.safetensors")
+        index = {"weight_map": dict.fromkeys(parameters, "a.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    torch.distributed.barrier()
+    found = {}
+    plain_partitions = weights._is_plain_partition
+    for stage, expert_parallel, gather in ((0, 2, False), (1, 2, False), (3, 1, False), (3, 2, False), (3, 2, True)):
+        config = configuration(stage, expert_parallel)
+        config.train.init_from = str(folder)
+        weights._is_plain_partition = (lambda parameter: False) if gather else plain_partitions
+        engine = build_engine(config, world, "fp32", compose_deepspeed(config, world.size, "fp32"))
+        found[f"zero{stage} ep{expert_parallel} gathered={gather}"] = starts_like(engine, plain)
+        engine.destroy()
+    weights._is_plain_partition = plain_partitions
+    return found
+
+
 def train_plain(config):
     """One process, plain forward, torch's own AdamW and clipping: what the engines are measured against."""
-    model = CausalLM(config.model)
-    initialize(model, config.model, config.train.seed)
+    model = plain_model(config, config.train.seed)
     train = config.train
     optimizer = torch.optim.AdamW(
         parameter_groups(model), lr=1.0, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_epsilon,
@@ -148,6 +188,7 @@ if __name__ == "__main__":
         f"{precision} zero{stage}": skip_a_poisoned_step(configuration(stage, 2), world, precision)
         for precision, stage in skips
     }
+    curves["from a folder"] = starts_from_a_folder(world, Path(sys.argv[1]).parent)
     odd = configuration(2, 2)
     odd.model.hidden_size, odd.model.head_dim, odd.model.moe_intermediate_size = 30, 8, 21
     curves["odd widths plain"], curves["odd widths"] = train_plain(odd), train_engine(odd, world)

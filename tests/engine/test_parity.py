@@ -14,10 +14,13 @@ def test_every_layout_trains_like_the_plain_forward(run_ranks):
     for name, (sound, poisoned, again) in curves.pop("poisoned").items():
         assert sound == again == {"skipped": False, "changed": True, "finite": True}, name
         assert poisoned == {"skipped": True, "changed": False, "finite": True}, name
+    from_folder = curves.pop("from a folder")
+    assert len(from_folder) == 5 and all(from_folder.values()), from_folder
     # Widths that the grouped product refuses train through the loop over experts.
     odd, odd_plain = curves.pop("odd widths"), curves.pop("odd widths plain")
     np.testing.assert_allclose(odd["losses"], odd_plain["losses"], rtol=TOLERANCE)
     low_precision = {name: curves.pop(name) for name in list(curves) if "bf16" in name}
+    assert all(curve["exact_start"] for curve in (*curves.values(), *low_precision.values(), odd))
     assert len(curves) == 12 and len(low_precision) == 5
     assert plain["losses"][-1] < 0.8 * plain["losses"][0]  # it learns, so equal curves mean something
     assert np.ptp(plain["norms"]) > 0.1

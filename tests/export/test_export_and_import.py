@@ -13,7 +13,7 @@ from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.load import load_config
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.tokenizer import Tokenizer
-from lumina_ds.engine.build import load_initial_weights
+from lumina_ds.engine.weights import load_initial_weights
 from lumina_ds.errors import CheckpointError, ConfigError, DataError
 from lumina_ds.export.folder import export_model
 from lumina_ds.export.foreign_config import model_from_hugging_face
