@@ -109,9 +109,9 @@ def _fill_gathered(parameter: Any, read: Callable[[int, int], Tensor]) -> None:
     import deepspeed
     import torch.distributed as dist
 
-    first_rank = dist.get_global_rank(parameter.ds_process_group, 0)
-    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=first_rank):
-        if dist.get_rank() == first_rank:
+    # The modifier is a rank of the parameter's own group, whose first one fills for all.
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if dist.get_rank(parameter.ds_process_group) == 0:
             _copy(parameter.data.view(-1), read, 0)
 
 
