@@ -12,6 +12,7 @@ import click
 from lumina_ds.cli.plan_check import check
 from lumina_ds.cli.plan_choice import render_explanations, render_search, search_record, write_choice
 from lumina_ds.cli.plan_options import overrides, setting_options
+from lumina_ds.cli.plan_rehearse import rehearse
 from lumina_ds.cli.plan_time import time
 from lumina_ds.cli.presets import format_bytes, format_count
 from lumina_ds.config.deepspeed import compose_deepspeed
@@ -118,6 +119,7 @@ def command(
 
 
 command.add_command(check)
+command.add_command(rehearse)
 command.add_command(time)
 
 

@@ -95,7 +95,7 @@ def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # DeepSpeed calls collectives by names that torch 2.13 is about to retire; nothing a user can act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    _skip_shared_memory_op()
+    skip_shared_memory_op()
     world = World(rank, local_rank, size, device)
     backend, timeout = "nccl" if device == "cuda" else "gloo", timedelta(minutes=timeout_minutes)
     if size > 1:
@@ -167,7 +167,7 @@ def _extensions_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="lumina-ds-ops-"))
 
 
-def _skip_shared_memory_op() -> None:
+def skip_shared_memory_op() -> None:
     """Keep init_distributed from building deepspeed_shm_comm: it needs a compiler, and leaks 69 MB of /dev/shm
     per rank and run. gloo carries the same traffic."""
     from deepspeed.ops import __compatible_ops__

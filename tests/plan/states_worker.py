@@ -10,44 +10,10 @@ from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.live_tensors import gradient_tensors, master_tensors, moment_tensors, num_bytes, parameter_tensors
 from lumina_ds.model.attention_backends import DocumentLayout
 
 LENGTH = 8
-
-
-def num_bytes(tensors):
-    """Memory that the tensors keep alive: each storage once, whatever views there are."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
-    return sum(storages.values())
-
-
-def parameter_tensors(engine):
-    for parameter in engine.module.parameters():
-        yield parameter.data
-        if hasattr(parameter, "ds_tensor"):
-            yield parameter.ds_tensor
-
-
-def master_tensors(optimizer):
-    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):
-        if hasattr(optimizer, name):
-            return getattr(optimizer, name)
-    return []
-
-
-def moment_tensors(optimizer):
-    inner = getattr(optimizer, "optimizer", optimizer)
-    return [state[key] for state in inner.state.values() for key in ("exp_avg", "exp_avg_sq")]
-
-
-def gradient_tensors(engine):
-    optimizer = engine.optimizer
-    yield from (p.grad for p in engine.module.parameters() if p.grad is not None)
-    if hasattr(optimizer, "grad_partitions_flat_buffer"):
-        yield optimizer.grad_partitions_flat_buffer
-    for tensors in getattr(optimizer, "averaged_gradients", {}).values():
-        yield from tensors or []
-    yield from getattr(optimizer, "fp32_groups_gradients_flat", [])
 
 
 def measure(case, world):
