@@ -1,7 +1,7 @@
 """Single ranks of a cluster that is not there: DeepSpeed's own set-up and its own save, without memory for tensors.
 
 torch's fake process group stands for the other ranks and its FakeTensorMode gives tensors a shape and no storage, so
-deepspeed.initialize converts the experts, makes the groups, partitions and writes checkpoints as it would among any
+that the run's own build_engine converts the experts, makes the groups, partitions and writes checkpoints as it would among any
 number of ranks. Nothing is computed: forward and backward are not part of it.
 """
 
@@ -125,7 +125,7 @@ def _rehearse_rank(
     torch.set_num_threads(1)
     import deepspeed
 
-    from lumina_ds.engine.distributed import skip_shared_memory_op
+    from lumina_ds.engine.distributed import World, skip_shared_memory_op
 
     logging.disable(logging.ERROR)
     skip_shared_memory_op()
@@ -133,7 +133,7 @@ def _rehearse_rank(
     deepspeed.init_distributed(dist_backend="gloo")
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            engine = _engine(config, precision, deepspeed_json)
+            engine = _engine(config, World(rank, 0, world_size, "cpu"), precision, deepspeed_json)
             _take_one_step(engine.optimizer)
             return _describe(engine, rank, _saved_files(engine))
     except LuminaError:
@@ -144,24 +144,21 @@ def _rehearse_rank(
         return RankRehearsal(rank, error=message)
 
 
-def _engine(config: RunConfig, precision: str, deepspeed_json: dict[str, Any]) -> Any:
-    import deepspeed
-    import torch
+def _engine(config: RunConfig, world: Any, precision: str, deepspeed_json: dict[str, Any]) -> Any:
+    """The run's own engine, empty: build_engine with tensors that are made in their type and place.
 
-    from lumina_ds.engine.build import parameter_groups
-    from lumina_ds.engine.expert_parallel import install_routers
-    from lumina_ds.model.transformer import CausalLM
+    A fake tensor cannot be cast or moved in place, which is what DeepSpeed does to every parameter; here it has
+    nothing to do, because allocate has made them right.
+    """
+    from torch import nn
 
-    # In the precision that DeepSpeed would cast to: a fake tensor cannot change its type in place.
-    torch.set_default_dtype(torch.bfloat16 if precision in ("bf16", "fp16") else torch.float32)
-    model = CausalLM(config.model)
-    torch.set_default_dtype(torch.float32)
-    model._apply = lambda fn, recurse=True: model  # type: ignore[method-assign]
-    parameters = parameter_groups(model)
-    engine, _, _, _ = deepspeed.initialize(model=model, model_parameters=parameters, config=deepspeed_json)
-    if config.model.num_experts:
-        install_routers(engine.module, config.model)
-    return engine
+    from lumina_ds.engine.build import build_engine
+
+    nn.Module._apply = lambda self, fn, recurse=True: self  # type: ignore[method-assign]
+    config = config.model_copy(deep=True)
+    config.train.compile = False
+    config.train.flash_attention, config.train.attention_backend = "off", "auto"
+    return build_engine(config, world, "bf16" if precision == "fp16" else precision, deepspeed_json, fresh=False)
 
 
 def _take_one_step(optimizer: Any) -> None:
