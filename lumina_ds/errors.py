@@ -63,6 +63,12 @@ class UnstableError(LuminaError):
     exit_code = 7
 
 
+class StalledError(LuminaError):
+    """A rank made no progress for too long."""
+
+    exit_code = 8
+
+
 class Interrupted(LuminaError):
     """Ended by a signal after saving; starting again resumes (EX_TEMPFAIL)."""
 

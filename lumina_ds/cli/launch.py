@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from types import FrameType
 
 import psutil
@@ -76,41 +78,70 @@ def runner_command(runner: list[str], arguments: list[str]) -> list[str]:
     ]
 
 
-def run_until_done(command: list[str], environment: dict[str, str]) -> int:
-    """Start `command` and wait; the exit status of the ranks as the runner reports it.
+@dataclass(frozen=True)
+class Ended:
+    """How one start of the ranks ended. `started` is in seconds since the epoch; `signalled`: we were told to stop."""
 
-    A signal that comes before any rank is there, or when the ranks are on other machines, ends the runner.
-    """
-    running: list[subprocess.Popen[bytes]] = []
-    early: list[int] = []
-    signalled: list[int] = []
+    code: int
+    signalled: bool
+    started: float
 
-    def forward(number: int, frame: FrameType | None = None) -> None:
-        if not running:
-            early.append(number)
+
+class Signals:
+    """Passes what this process is sent on to whichever ranks run, and remembers it. `with Signals() as signals`."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.running: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Signals:
+        self._previous = {number: signal.signal(number, self._handle) for number in FORWARDED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None = None) -> None:
+        self.received.append(number)
+        self.forward(number)
+
+    def forward(self, number: int) -> None:
+        """To the ranks; to the runner before there are any, or when they are on other machines."""
+        if self.running is None:
             return
-        signalled.append(number)
-        ranks = rank_processes(running[0].pid)
+        ranks = rank_processes(self.running.pid)
         for rank in ranks:
             with contextlib.suppress(psutil.Error):
                 rank.send_signal(FORWARDED[signal.Signals(number)])
         if not ranks:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(running[0].pid, signal.SIGTERM)
+                os.killpg(self.running.pid, signal.SIGTERM)
 
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    def wait(self, seconds: float) -> bool:
+        """Sleep; True at once when a signal comes, or came before."""
+        end = time.monotonic() + seconds
+        while not self.received and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
+        return bool(self.received)
+
+
+def run_until_done(command: list[str], environment: dict[str, str], signals: Signals, started: float = 0.0) -> Ended:
+    """Start `command` and wait; the exit status of the ranks as the runner reports it."""
+    if signals.received:
+        return Ended(Interrupted.exit_code, True, started)
+    signals.running = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        running.append(subprocess.Popen(command, env=environment, start_new_session=True))
-        for number in early:
-            forward(number)
-        code = running[0].wait() % 256
-        if code == -signal.SIGTERM % 256 and signalled:
-            print("stopped by a signal before there was anything to save", file=sys.stderr)
-            return Interrupted.exit_code
-        return code
+        for number in signals.received:  # one that came between the two lines above
+            signals.forward(number)
+        code = signals.running.wait() % 256
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signals.running = None
+    signalled = bool(signals.received)
+    if code == -signal.SIGTERM % 256 and signalled:
+        print("stopped by a signal before there was anything to save", file=sys.stderr)
+        code = Interrupted.exit_code
+    return Ended(code, signalled, started)
 
 
 def rank_processes(runner_pid: int) -> list[psutil.Process]:

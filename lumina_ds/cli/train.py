@@ -7,7 +7,6 @@ train as one rank.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,7 @@ def command(ctx: click.Context, dry_run: bool, as_json: bool, local_rank: int | 
     is_rank = (ctx.obj or {}).get("rank") or (launched_world(os.environ) is not None and not runner)
     if is_rank:
         _train_as_rank(resolved.config)
-    return _launch(resolved, complete_runner_arguments(runner), ctx.meta["arguments"])
+    return _launch(resolved, runner, ctx.meta["arguments"])
 
 
 def main() -> None:
@@ -66,7 +65,8 @@ def main() -> None:
 
 
 def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -> int:
-    from lumina_ds.cli.launch import planned_world_size, run_until_done, runner_command
+    from lumina_ds.cli.launch import complete_runner_arguments, planned_world_size, runner_command
+    from lumina_ds.cli.supervise import supervise
     from lumina_ds.data.shards import ShardFolder
     from lumina_ds.engine.distributed import check_deepspeed_version
     from lumina_ds.logs import configure_logging
@@ -74,7 +74,7 @@ def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -
 
     config = resolved.config
     check_deepspeed_version()
-    check_run(config, planned_world_size(runner))
+    check_run(config, planned_world_size(complete_runner_arguments(runner)))
     RunFolder.of(config).create()
     configure_logging()
     data = _prepare(config)
@@ -85,9 +85,11 @@ def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -
         arguments = [*arguments, "--data.train_data", "[]", "--data", str(data.shards)]
     if data.eval_shards is not None and config.data.eval_shards is None:
         arguments = [*arguments, "--eval-shards", str(data.eval_shards)]
-    command = runner_command(runner, arguments)
-    click.echo("+ " + shlex.join(["deepspeed", *command[3:]]), err=True)
-    return run_until_done(command, _rank_environment())
+    return supervise(
+        config,
+        lambda more: runner_command(complete_runner_arguments(runner), [*arguments, *more]),
+        _rank_environment(),
+    )
 
 
 def _rank_environment() -> dict[str, str]:

@@ -51,5 +51,6 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--experiment-name", "run.name"),
     ShortOption("--runs-dir", "run.runs_dir"),
     ShortOption("--resume", "run.resume"),
+    ShortOption("--max-restarts", "run.max_restarts"),
     ShortOption("--record-samples", "run.record_samples", "true"),
 )

@@ -151,6 +151,34 @@ class DeepSpeedConfig(Section):
     rendezvous_seconds: float = Field(60, gt=0, description="how long a rank waits for the others at the start")
 
 
+class HealthConfig(Section):
+    """What a run does about stalled and slow ranks, unstable steps, and a full card."""
+
+    stall_timeout_seconds: float = Field(
+        900, ge=0, description="end the run when a rank stays in one call for so long; 0 waits for ever"
+    )
+    straggler_ratio: float = Field(
+        2.0, gt=1, description="name a rank that works so many times as long as the median of all"
+    )
+    straggler_window_seconds: float = Field(30, gt=0, description="time over which ranks are compared")
+    max_consecutive_skips: int = Field(8, ge=1, description="skipped steps in a row that a run survives")
+    spike_policy: Literal["warn", "skip", "rollback"] = Field(
+        "warn", description="on a spike: say so, skip the step, or go back to a checkpoint and pass over the samples"
+    )
+    spike_threshold: float = Field(
+        6.0, gt=0, description="a spike is so many robust standard deviations above the median of recent steps"
+    )
+    spike_window_steps: int = Field(128, ge=8, description="recent steps that a spike is measured against")
+    spike_warmup_steps: int = Field(16, ge=4, description="steps before the first one can be a spike")
+    rollback_skip_steps: int = Field(
+        1, ge=1, description="steps up to the spike whose samples are passed over after going back"
+    )
+    max_rollbacks: int = Field(3, ge=0, description="rollbacks of a whole run before it gives up")
+    out_of_memory: Literal["stop", "halve"] = Field(
+        "stop", description="halve: start again with half the micro-batch and twice the accumulation"
+    )
+
+
 class InferenceConfig(Section):
     precision: Precision = Field("auto", description="of evaluate, generate and chat")
 
@@ -164,6 +192,10 @@ class RunSection(Section):
     runs_dir: str = Field("runs", description="folder of all runs, and of the data prepared for them (.data)")
     resume: str = Field("auto", description="auto: newest checkpoint of the run folder; a path; or none")
     record_samples: bool = Field(False, description="write the ids of each step's packed rows into the metrics")
+    max_restarts: int = Field(0, ge=0, description="times that `lumina train` starts failed ranks again")
+    restart_backoff_seconds: float = Field(
+        5, ge=0, description="wait before the first restart; doubles with each, to at most 5 minutes"
+    )
 
 
 class RunConfig(Section):
@@ -175,6 +207,7 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     deepspeed: DeepSpeedConfig = Field(default_factory=DeepSpeedConfig)
+    health: HealthConfig = Field(default_factory=HealthConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     run: RunSection = Field(default_factory=RunSection)
 

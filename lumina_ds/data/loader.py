@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lumina_ds.data.sampler import EpochOrder
-from lumina_ds.data.shards import ShardFolder
+from lumina_ds.data.shards import Origin, ShardFolder
 from lumina_ds.errors import DataError
 
 IGNORED_LABEL = -100
@@ -59,6 +59,10 @@ class PackedRows:
     def describe_losses(self) -> str | None:
         """One sentence on conversations cut or dropped at this row length; None for nothing."""
         return self._plan.describe_losses(self.folder.manifest.totals.tokens)
+
+    def origins(self, row_id: int) -> list[Origin]:
+        """Source file and line of every conversation in a row, in order; none for a filler."""
+        return [self.folder.origin(document) for document, _, _ in self._plan.row(row_id)] if row_id >= 0 else []
 
     def collate(self, row_ids: Sequence[int]) -> MicroBatch:
         """Gather rows by number; -1 gives an all-padding row of PAD_ID.
@@ -129,8 +133,35 @@ class TrainingOrder:
         self.seed = seed
         self.total_rows = total_rows
         self._block: tuple[int, int, list[int]] = (-1, -1, [])  # epoch, number in the epoch, rows
+        self.passed_over: tuple[tuple[int, int], ...] = ()
+
+    def pass_over(self, first: int, count: int) -> list[int]:
+        """Take `count` positions from `first` on out of the stream; what follows moves up. Returns their rows.
+
+        `passed_over` then holds them as (first, count) in the stream without any of this, ascending: all that a
+        resumed run must know of it.
+        """
+        rows = [self.row_at(position) for position in range(first, first + count)]
+        taken = [(start, length) for start, length in self.passed_over]
+        taken += [(self._in_whole_stream(position), 1) for position in range(first, first + count)]
+        self.passed_over = tuple(_merged(sorted(taken)))
+        return rows
+
+    @property
+    def num_positions(self) -> int | None:
+        """Positions before the filler; None for an endless stream."""
+        if self.total_rows is None:
+            return None
+        return self.total_rows - sum(max(0, min(c, self.total_rows - first)) for first, c in self.passed_over)
+
+    def _in_whole_stream(self, position: int) -> int:
+        for first, count in self.passed_over:
+            if position >= first:
+                position += count
+        return position
 
     def row_at(self, position: int) -> int:
+        position = self._in_whole_stream(position)
         if self.total_rows is not None and position >= self.total_rows:
             return FILLER_ROW
         epoch, offset = divmod(position, self.num_rows)
@@ -145,7 +176,7 @@ class TrainingOrder:
 
     def epoch_at(self, position: int) -> float:
         """Passes over the data that are complete before `position`."""
-        return position / self.num_rows
+        return self._in_whole_stream(position) / self.num_rows
 
     def step_rows(
         self, step: int, micro_batch: int, rank: int, world_size: int, micro_batch_size: int, accumulation: int
@@ -158,6 +189,17 @@ class TrainingOrder:
         rows_per_step = micro_batch_size * accumulation * world_size
         first = step * rows_per_step + (micro_batch * world_size + rank) * micro_batch_size
         return [self.row_at(position) for position in range(first, first + micro_batch_size)]
+
+
+def _merged(intervals: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending (first, count) without neighbours that touch."""
+    merged: list[tuple[int, int]] = []
+    for first, count in intervals:
+        if merged and sum(merged[-1]) == first:
+            merged[-1] = (merged[-1][0], merged[-1][1] + count)
+        else:
+            merged.append((first, count))
+    return merged
 
 
 def evaluation_rows(num_rows: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int]]:

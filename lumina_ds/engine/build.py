@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,14 @@ def clips_by_itself(engine: Any) -> bool:
 
 
 @torch.no_grad()
-def clip_gradients(engine: Any, max_norm: float) -> tuple[float, bool]:
+def clip_gradients(
+    engine: Any, max_norm: float, refuses: Callable[[float], bool] = lambda norm: False
+) -> tuple[float, bool]:
     """Clip the reduced gradients of a ZeRO-0 engine; return (norm, whether the step is sound).
 
     Expert gradients differ among the ranks of an expert-parallel group, so their squares are summed over it.
-    A non-finite norm drops all gradients, which makes the optimizer's step do nothing on every rank.
+    A norm that is not finite, or that `refuses`, drops all gradients, which makes the optimizer's step do nothing
+    on every rank.
     """
     import torch.distributed as dist
     from deepspeed.utils import groups
@@ -136,7 +139,7 @@ def clip_gradients(engine: Any, max_norm: float) -> tuple[float, bool]:
         dist.all_reduce(expert_square, group=groups._get_expert_parallel_group(group_name))
         squares[1:] = expert_square
     norm = squares.sum().sqrt()
-    sound = bool(torch.isfinite(norm))
+    sound = bool(torch.isfinite(norm)) and not refuses(float(norm))
     if not sound:
         engine.module.zero_grad(set_to_none=True)
     elif max_norm > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,12 @@ def perplexity(loss: float) -> float:
 
 @torch.no_grad()
 def evaluate(
-    model: Any, rows: PackedRows, micro_batch_size: int, world: World, max_rows: int | None = None
+    model: Any,
+    rows: PackedRows,
+    micro_batch_size: int,
+    world: World,
+    max_rows: int | None = None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """{"loss", "perplexity", "trained_tokens"} of `model` (an engine or a plain CausalLM) on `rows`.
 
@@ -32,6 +38,7 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64, device=world.torch_device)
     num_rows = min(rows.num_rows, max_rows or rows.num_rows)
     for row_ids in evaluation_rows(num_rows, world.rank, world.size, micro_batch_size):
+        on_batch()
         batch = rows.collate(row_ids)
         loss_sum = model(**model_inputs(batch, world.torch_device))[0]
         sums += torch.tensor([float(loss_sum), batch.num_trained_tokens], dtype=torch.float64, device=sums.device)

@@ -7,11 +7,12 @@ Everything that several ranks must do together happens in the same order on each
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lumina_ds.data.loader import MicroBatch, PackedRows, TrainingOrder
 from lumina_ds.data.prefetch import Prefetcher
 from lumina_ds.engine.build import build_engine, set_learning_rate
 from lumina_ds.engine.distributed import World
+from lumina_ds.engine.gradient_norm import NormGate
 from lumina_ds.engine.schedules import learning_rate
 from lumina_ds.errors import ConfigError, Interrupted, UnstableError
 from lumina_ds.files import write_atomically
@@ -34,22 +36,25 @@ from lumina_ds.monitor.console import TrainingConsole
 from lumina_ds.monitor.writers import MetricsWriter
 from lumina_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from lumina_ds.train.evaluate import evaluate, perplexity
+from lumina_ds.train.health import StepHealth, Verdict
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, run_identity
+from lumina_ds.train.rollback import go_back
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.signals import StopRequest
 from lumina_ds.train.step import StepCounts, StepOutcome, agree, run_step
+from lumina_ds.train.watchdog import LOADER, Watchdog
 
-# More skipped steps than this in a row are no passing glitch.
-MAX_CONSECUTIVE_SKIPS = 8
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Progress:
-    """What a resumed run goes on from: steps done, tokens seen, steps skipped."""
+    """What a resumed run goes on from: steps done, tokens seen, steps skipped, times gone back."""
 
     step: int = 0
     tokens: int = 0
     skipped: int = 0
+    rollbacks: int = 0
 
 
 class TrainingRun:
@@ -62,16 +67,17 @@ class TrainingRun:
         self.world = world
         self.leads = world.rank == 0
         self.folder = RunFolder.of(config)
-        self.published_step = 0
+        self.published_step: int | None = None
         _, self.precision, self.precision_reason = device_and_precision(config.train.precision)
         self.deepspeed_json = compose_deepspeed(config, world.size, self.precision)
         self.batch_rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world.size
         self.num_steps, self.total_rows = planned_length(config, rows.num_rows, self.batch_rows)
         self.order = TrainingOrder(rows.num_rows, config.train.seed, self.total_rows)
         self.progress = Progress()
+        self.health = StepHealth(config.health)
         stage = self.deepspeed_json["zero_optimization"]["stage"]
         strategy = f"ZeRO-{stage} EP{config.deepspeed.expert_parallel_size} {self.precision}"
-        self.last_step = min(self.num_steps, config.train.stop_at_step or self.num_steps)
+        self.last_step = self.planned_last_step()
         self.console = TrainingConsole(self.num_steps, self.last_step, strategy, world.size)
 
     def run(self) -> Progress:
@@ -83,18 +89,18 @@ class TrainingRun:
         stop = StopRequest()
         try:
             resume_from = self._open_folder()
-            self.engine = build_engine(
-                self.config, self.world, self.precision, self.deepspeed_json, fresh=resume_from is None
-            )
-            if resume_from is not None:
-                manifest = load_checkpoint(self.engine, resume_from)
-                self.progress = Progress(manifest["step"], manifest["tokens"], manifest["skipped"])
-                self.published_step = self.progress.step
-                for change in changed_settings(manifest, self.config) if self.leads else ():
-                    self.console.say(f"changed since the checkpoint: {change}")
-            self._open_outputs(resume_from)
-            with Prefetcher(self._micro_batches, self.last_step) as batches:
-                self._train(stop, batches)
+            with Watchdog(self.folder.logs, self.world, self.config.health) as self.watchdog:
+                self.engine = build_engine(
+                    self.config, self.world, self.precision, self.deepspeed_json, fresh=resume_from is None
+                )
+                if resume_from is not None:
+                    manifest = load_checkpoint(self.engine, resume_from)
+                    self.take(manifest)
+                    for change in changed_settings(manifest, self.config) if self.leads else ():
+                        self.console.say(f"changed since the checkpoint: {change}")
+                self._open_outputs(resume_from)
+                with Prefetcher(self._micro_batches, self.last_step) as batches:
+                    self._train(stop, batches)
         finally:
             stop.restore()
             self.console.stop()
@@ -129,11 +135,17 @@ class TrainingRun:
             self._evaluate()
         elif self.progress.step >= self.last_step and self.leads:
             self.console.say("nothing is left to train; raise --max-steps or --epochs to go on")
-        skips_in_a_row = 0
+        norm_gate = None
+        if self.health.judges_before_the_update:
+            norm_gate = NormGate(self.engine, lambda norm: self.health.refuses_norm(norm))
+        elif self.config.health.spike_policy == "rollback" and self.published_step != self.progress.step:
+            self._save(None)
         while self.progress.step < self.last_step:
             started = time.perf_counter()
+            self.watchdog.enter(LOADER, self.progress.step + 1)
             batches = batches_ahead.take(self.progress.step)
             data_seconds = time.perf_counter() - started
+            self.watchdog.enter("the training step", self.progress.step + 1)
             counts = agree(batches, stop.requested, self.world)
             if counts.stop_requested:
                 if self.published_step != self.progress.step:
@@ -143,21 +155,52 @@ class TrainingRun:
                     "the checkpoint is saved, start the same command again to go on"
                 )
             set_learning_rate(self.engine, learning_rate(self.progress.step, self.num_steps, train))
-            outcome = run_step(self.engine, batches, counts, self.config.model, train.max_grad_norm, self.world)
+            gate = self.health if norm_gate else None
+            outcome = run_step(self.engine, batches, counts, self.config.model, train.max_grad_norm, self.world, gate)
+            if norm_gate and (refused := norm_gate.take_refused()) is not None:
+                outcome = replace(outcome, grad_norm=refused)
             self.progress.step += 1
             self.progress.tokens += counts.tokens
             self.progress.skipped += outcome.skipped
-            skips_in_a_row = skips_in_a_row + 1 if outcome.skipped else 0
-            self._record(outcome, counts, time.perf_counter() - started, data_seconds)
-            if skips_in_a_row > MAX_CONSECUTIVE_SKIPS:
-                raise UnstableError(
-                    f"{skips_in_a_row} steps in a row had a non-finite gradient, the last at step "
-                    f"{self.progress.step}; lower --learning-rate, or use --precision fp32"
-                )
+            verdict = self.health.observe(self.progress.step, outcome.loss, outcome.grad_norm, outcome.skipped)
+            self._record(outcome, counts, time.perf_counter() - started, data_seconds, verdict.anomaly_score)
+            if not self._goes_on_after(verdict):
+                continue
             self._evaluate_and_save(outcome)
         if self.leads:
-            going_on = "" if self.progress.step >= self.num_steps else "; start again without --stop-at-step to go on"
+            going_on = (
+                ""
+                if self.progress.step >= self.planned_last_step(None)
+                else "; start again without --stop-at-step to go on"
+            )
             self.console.say(f"ended at step {self.progress.step} of {self.num_steps}{going_on}")
+
+    def take(self, manifest: dict[str, Any]) -> None:
+        """Go on from what a checkpoint's manifest says; those of older versions say nothing about health."""
+        state = manifest.get("health", {})
+        self.progress = Progress(manifest["step"], manifest["tokens"], manifest["skipped"], state.get("rollbacks", 0))
+        self.published_step = self.progress.step
+        self.health = StepHealth(self.config.health, state)
+        self.order.passed_over = tuple((first, count) for first, count in state.get("passed_over", ()))
+        self.last_step = self.planned_last_step()
+
+    def planned_last_step(self, stop_at: int | None = 0) -> int:
+        """Where this process ends; with None, where the whole run does: rows passed over make epochs shorter."""
+        positions = self.order.num_positions
+        end = self.num_steps if positions is None else math.ceil(positions / self.batch_rows)
+        stop_at = self.config.train.stop_at_step if stop_at == 0 else stop_at
+        return min(end, stop_at or end)
+
+    def _goes_on_after(self, verdict: Verdict) -> bool:
+        """Say what a step's verdict is; False when the run has gone back because of it. UnstableError at an end."""
+        if verdict.ends_run:
+            raise UnstableError(verdict.message)
+        if verdict.message and self.leads:
+            log.warning("%s", verdict.message)
+        if not verdict.bad_steps:
+            return True
+        go_back(self, verdict)
+        return False
 
     def _open_outputs(self, resumed_from: Path | None) -> None:
         if not self.leads:
@@ -211,7 +254,14 @@ class TrainingRun:
         if self.eval_rows is None:
             return None
         train = self.config.train
-        result = evaluate(self.engine, self.eval_rows, train.micro_batch_size, self.world, train.eval_max_rows)
+        result = evaluate(
+            self.engine,
+            self.eval_rows,
+            train.micro_batch_size,
+            self.world,
+            train.eval_max_rows,
+            on_batch=lambda: self.watchdog.enter("evaluation", self.progress.step),
+        )
         if self.leads:
             self.metrics.write_evaluation({"step": self.progress.step, **result})
             self.console.say(
@@ -220,6 +270,7 @@ class TrainingRun:
         return result["loss"]
 
     def _save(self, eval_loss: float | None) -> None:
+        self.watchdog.enter("saving a checkpoint", self.progress.step)
         manifest = run_identity(self) | {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
@@ -227,6 +278,8 @@ class TrainingRun:
             "rows": self.progress.step * self.batch_rows,
             "eval_loss": eval_loss if eval_loss is None or math.isfinite(eval_loss) else None,
             "config": self._effective_config(),
+            "health": self.health.state()
+            | {"rollbacks": self.progress.rollbacks, "passed_over": [list(each) for each in self.order.passed_over]},
         }
         keep = self.config.train.keep_checkpoints
         tokenizer = self.rows.folder.tokenizer_path
@@ -235,7 +288,9 @@ class TrainingRun:
         if self.leads:
             self.console.say(f"saved {saved}")
 
-    def _record(self, outcome: StepOutcome, counts: StepCounts, seconds: float, data_seconds: float) -> None:
+    def _record(
+        self, outcome: StepOutcome, counts: StepCounts, seconds: float, data_seconds: float, anomaly_score: float
+    ) -> None:
         train, step = self.config.train, self.progress.step
         samples = self._step_samples() if self.config.run.record_samples else None
         if not self.leads or step % train.log_every_n_batches:
@@ -243,7 +298,7 @@ class TrainingRun:
         record: dict[str, Any] = {
             "step": step,
             "time": time.time(),
-            "epoch": self.order.epoch_at(min(step * self.batch_rows, self.total_rows or sys.maxsize)),
+            "epoch": self.order.epoch_at(min(step * self.batch_rows, self.order.num_positions or sys.maxsize)),
             "loss": outcome.loss,
             "perplexity": perplexity(outcome.loss),
             "learning_rate": learning_rate(step - 1, self.num_steps, train),
@@ -257,6 +312,9 @@ class TrainingRun:
             "data_seconds": data_seconds,
             "memory_bytes": memory_bytes(self.world),
             "skipped": self.progress.skipped,
+            "anomaly_score": anomaly_score,
+            **machine_metrics(self.folder.path),
+            **self.watchdog.metrics,
             "expert_usage": outcome.expert_usage,
         }
         if samples is not None:
@@ -289,3 +347,12 @@ def memory_bytes(world: World) -> int:
     if world.device == "cuda":
         return torch.cuda.max_memory_allocated()
     return psutil.Process().memory_info().rss
+
+
+def machine_metrics(folder: Path) -> dict[str, int]:
+    """Memory of this process and of its host, and room on the run folder's disk, in bytes."""
+    return {
+        "host_memory_bytes": psutil.Process().memory_info().rss,
+        "host_memory_available_bytes": psutil.virtual_memory().available,
+        "disk_free_bytes": shutil.disk_usage(folder).free,
+    }

@@ -14,6 +14,8 @@ from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.distributed import World, start, stop
 from lumina_ds.errors import ConfigError, DataError, Interrupted, LuminaError, MachineError, OutOfMemory, SharedFault
 from lumina_ds.logs import CONSOLE_LOGGER, configure_logging
+from lumina_ds.train.heartbeat import tells_of_another_end
+from lumina_ds.train.out_of_memory import is_out_of_memory
 from lumina_ds.train.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -106,13 +108,15 @@ def report_error(rank: int, error: LuminaError) -> None:
 
 
 def _report_unexpected(rank: int, error: BaseException) -> int:
-    import torch
-
     log.error("%s", traceback.format_exc())
-
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         remedy = "lower --batch-size and raise --grad-accum, or use --activation-checkpointing full"
-        print(f"error: rank {rank} ran out of memory ({error}); {remedy}", file=sys.stderr, flush=True)
+        what = str(error).partition("\n")[0]
+        print(f"error: rank {rank} ran out of memory ({what}); {remedy}", file=sys.stderr, flush=True)
         return OutOfMemory.exit_code
+    if isinstance(error, RuntimeError) and tells_of_another_end(str(error)):
+        # Its traceback is in the log; the rank that failed first has the cause.
+        print(f"rank {rank} lost the connection to another rank and ends", file=sys.stderr, flush=True)
+        return 1
     print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     return 130 if isinstance(error, KeyboardInterrupt) else 1

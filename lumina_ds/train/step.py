@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -65,14 +65,31 @@ def agree(batches: Sequence[MicroBatch], stop_requested: bool, world: World) -> 
     return StepCounts(trained, tokens, micro_batches, stops > 0)
 
 
+class Gate(Protocol):
+    """Who may refuse a step before its update: by the global loss, or by the global gradient norm."""
+
+    def refuses_loss(self, loss: float) -> bool: ...
+
+    def refuses_norm(self, norm: float) -> bool: ...
+
+
 def run_step(
-    engine: Any, batches: Sequence[MicroBatch], counts: StepCounts, model: ModelConfig, max_norm: float, world: World
+    engine: Any,
+    batches: Sequence[MicroBatch],
+    counts: StepCounts,
+    model: ModelConfig,
+    max_norm: float,
+    world: World,
+    gate: Gate | None = None,
 ) -> StepOutcome:
     """Forward and backward over this rank's `batches`, then the optimizer step. A collective.
 
     The gradient is that of (sum of token losses over all ranks and micro-batches) / (their trained tokens),
     plus the router losses averaged over all micro-batches that hold a token. DeepSpeed averages gradients over
     ranks, hence the factor world.size.
+
+    `gate` costs one more synchronisation. A loss that it refuses becomes NaN on every rank before the last
+    backward pass, and such a step is skipped at every stage; engine/gradient_norm.py hands it the norm.
     """
     engine.train()
     device = world.torch_device
@@ -83,11 +100,16 @@ def run_step(
         loss_sum, balance, z_loss, usage = engine(**model_inputs(batch, device))
         router_loss = model.router_aux_loss_coef * balance + model.router_z_loss_coef * z_loss
         total = world.size * (loss_sum / max(1, counts.trained_tokens) + router_loss / max(1, counts.micro_batches))
+        if gate is not None and index == len(batches) - 1:
+            so_far = loss_sum.detach().double() + (sums[0] if sums is not None else 0.0)
+            dist.all_reduce(so_far)
+            if gate.refuses_loss(float(so_far) / max(1, counts.trained_tokens)):
+                total = total * float("nan")
         engine.backward(total, scale_wrt_gas=False)
         parts = torch.cat([torch.stack([loss_sum, balance, z_loss]).detach().double(), usage.double().flatten()])
         sums = parts if sums is None else sums + parts
         if index == len(batches) - 1 and not clips_by_itself(engine):
-            norm, sound = clip_gradients(engine, max_norm)
+            norm, sound = clip_gradients(engine, max_norm, *([gate.refuses_norm] if gate is not None else []))
         engine.step()
     assert sums is not None
     dist.all_reduce(sums)

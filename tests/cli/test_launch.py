@@ -50,7 +50,10 @@ def test_one_machine_gets_a_free_port_and_several_agree_on_theirs(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_before_any_rank_is_there_ends_the_runner(number):
-    code = "from lumina_ds.cli.launch import run_until_done; import os, sys; sys.exit(run_until_done(sys.argv[1:], dict(os.environ)))"
+    code = (
+        "import os, sys; from lumina_ds.cli.launch import Signals, run_until_done\n"
+        "with Signals() as signals: sys.exit(run_until_done(sys.argv[1:], dict(os.environ), signals).code)"
+    )
     child = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
     process = subprocess.Popen([sys.executable, "-c", code, *child], stdout=subprocess.PIPE, text=True)
     try:

@@ -1,0 +1,101 @@
+"""What each step says about the run's health, and what follows: nothing, a skip, going back, or giving up.
+
+Every rank sees the same global loss and gradient norm and keeps the same history, so all come to the same
+verdict without asking one another. The history is part of a checkpoint: a resumed run judges as the
+uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lumina_ds.config.schema import HealthConfig
+from lumina_ds.train.spikes import SpikeDetector
+
+# A loss moves little from step to step, a gradient norm by a multiple.
+_LOSS_NOISE = 0.02
+_NORM_NOISE = 0.25
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one step. `message` is for the log; `bad_steps`, if any, are to be gone back before and passed over.
+
+    `ends_run`: there is no going on, for the reason that `message` gives.
+    """
+
+    anomaly_score: float
+    message: str | None = None
+    bad_steps: int = 0
+    ends_run: bool = False
+
+
+class StepHealth:
+    """Judges steps by the policies of the section `health`."""
+
+    def __init__(self, config: HealthConfig, state: Mapping[str, Any] | None = None) -> None:
+        """`state` is what `state()` gave at the checkpoint that is resumed from."""
+        self.config = config
+        state = state or {}
+        limits = (config.spike_threshold, config.spike_window_steps, config.spike_warmup_steps)
+        self._loss = SpikeDetector(*limits, _LOSS_NOISE, state.get("losses", ()))
+        self._norm = SpikeDetector(*limits, _NORM_NOISE, state.get("grad_norms", ()))
+        self.skips_in_a_row: int = state.get("skips_in_a_row", 0)
+
+    @property
+    def judges_before_the_update(self) -> bool:
+        """Whether a step must be judged before its update is applied, which costs one more synchronisation."""
+        return self.config.spike_policy == "skip"
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON for the checkpoint's manifest."""
+        return {
+            "losses": self._loss.values,
+            "grad_norms": self._norm.values,
+            "skips_in_a_row": self.skips_in_a_row,
+        }
+
+    def refuses_loss(self, loss: float) -> bool:
+        """Policy skip: whether the step of this global loss is not to be applied."""
+        return self._loss.is_spike(loss)
+
+    def refuses_norm(self, norm: float) -> bool:
+        """Policy skip: whether a gradient of this global norm is not to be applied."""
+        return self._norm.is_spike(norm)
+
+    def observe(self, step: int, loss: float, grad_norm: float, skipped: bool) -> Verdict:
+        """Take a finished step, counted from 1."""
+        scores = [self._loss.score(loss), self._norm.score(grad_norm)]
+        spikes = [
+            f"{name} {value:.4g} is {detector.score(value):.1f} deviations above its recent median"
+            for name, detector, value in (("loss", self._loss, loss), ("gradient norm", self._norm, grad_norm))
+            if detector.is_spike(value)
+        ]
+        # A refused loss leaves no gradient norm: then the loss alone has a score.
+        score = max((each for each in scores if math.isfinite(each) or not spikes), default=math.inf)
+        if skipped:
+            return self._skipped(step, score, " and ".join(spikes))
+        self.skips_in_a_row = 0
+        if not spikes:
+            if math.isfinite(loss) and math.isfinite(grad_norm):
+                self._loss.learn(loss)
+                self._norm.learn(grad_norm)
+            return Verdict(score)
+        message = f"step {step} is a spike: {' and '.join(spikes)}"
+        back = self.config.rollback_skip_steps if self.config.spike_policy == "rollback" else 0
+        return Verdict(score, message, back)
+
+    def _skipped(self, step: int, score: float, spike: str) -> Verdict:
+        self.skips_in_a_row += 1
+        why = spike or "its loss or gradient is not finite"
+        message = f"step {step} was skipped on all ranks: {why}"
+        if self.skips_in_a_row <= self.config.max_consecutive_skips:
+            return Verdict(score, message)
+        if self.config.spike_policy == "rollback":
+            return Verdict(score, f"{message}; {self.skips_in_a_row} in a row", self.skips_in_a_row)
+        advice = "lower --learning-rate, use --precision fp32, or set --health.spike_policy rollback"
+        in_a_row = f"{self.skips_in_a_row} steps in a row were skipped, the last at step {step} ({why})"
+        return Verdict(score, f"{in_a_row}; {advice}", ends_run=True)

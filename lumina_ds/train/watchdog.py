@@ -1,0 +1,236 @@
+"""A thread beside every rank's training: it tells what the rank does, notices a stall, and names a slow rank.
+
+A rank that stays in one phase for too long takes every other with it, since their collectives wait for it. Each
+rank's watchdog sees that its own training thread does not move, and dumps the stacks of all threads. The first
+one to see it reports for all: which rank is in which call, and which one the others wait for. Then the run
+ends with StalledError's code, so that `lumina train --max-restarts` can go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any
+
+from lumina_ds.config.schema import HealthConfig
+from lumina_ds.engine.distributed import World
+from lumina_ds.errors import LuminaError, OutOfMemory, StalledError
+from lumina_ds.train.heartbeat import Beat, Heartbeat, read_beats
+from lumina_ds.train.out_of_memory import is_out_of_memory
+from lumina_ds.train.stacks import (
+    STACKS_SIGNAL,
+    call_of,
+    close_stacks,
+    is_waiting,
+    open_stacks,
+    read_stacks,
+    stacks_path,
+)
+
+log = logging.getLogger(__name__)
+
+LOADER = "the data loader"
+# Building an engine, or writing a large checkpoint, may take several times as long as any step.
+SLOW_PHASES = {"start": 4, "saving a checkpoint": 4}
+_BEAT_SECONDS = 1.0
+_SAMPLE_SECONDS = 0.05
+_REPORT_SECONDS = 4.0
+_MIN_SAMPLES = 50
+
+
+class Watchdog:
+    """`with Watchdog(...) as watchdog: watchdog.enter("phase", step)`. Starting it is a collective."""
+
+    def __init__(self, logs: Path, world: World, config: HealthConfig) -> None:
+        self.logs = logs
+        self.world = world
+        self.config = config
+        self.straggler: dict[str, Any] = {}
+        self._heartbeat = Heartbeat(logs, world.rank, _common_life())
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def enter(self, phase: str, step: int = 0) -> None:
+        """Called by the training thread: what it does from now on."""
+        self._heartbeat.enter(phase, step)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Of the last comparison of the ranks, on rank 0; empty with one rank or before the first."""
+        found = self.straggler
+        return {"slowest_rank": found["rank"], "straggler_ratio": found["ratio"]} if found else {}
+
+    def __enter__(self) -> Watchdog:
+        if self.world.rank == 0:
+            for old in self.logs.glob("stall-*"):
+                old.unlink(missing_ok=True)
+        self._stacks = open_stacks(self.logs, self.world.rank)
+        self._heartbeat.write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        self._heartbeat.write(_end_code(error), f"{type(error).__name__}: {error}"[:500] if error else "")
+        close_stacks(self._stacks)
+
+    def _watch(self) -> None:
+        working, samples = 0, 0
+        window_began = next_beat = time.monotonic()
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            samples += 1
+            working += not is_waiting(sys._current_frames().get(self._heartbeat.main_thread))
+            now = time.monotonic()
+            if now >= next_beat:
+                next_beat = now + _BEAT_SECONDS
+                self._heartbeat.write()
+                self._check_stall()
+            if now - window_began >= self.config.straggler_window_seconds:
+                self._heartbeat.share_working = working / samples if samples >= _MIN_SAMPLES else None
+                if self.world.rank == 0:
+                    self._compare_ranks()
+                working, samples, window_began = 0, 0, now
+
+    def _compare_ranks(self) -> None:
+        """Rank 0 reads what the others wrote at the end of their last window; nothing is sent between ranks."""
+        shares = {b.rank: b.share_working for b in read_beats(self.logs, self._heartbeat.life)}
+        known = {rank: share for rank, share in shares.items() if share is not None}
+        self.straggler = find_straggler(known)
+        if len(known) == self.world.size and self.straggler.get("ratio", 0) > self.config.straggler_ratio:
+            rank, ratio = self.straggler["rank"], self.straggler["ratio"]
+            log.warning(
+                "rank %d is slow: it works %.0f %% of the time while the others wait for it, %.1f times as long as "
+                "the median rank",
+                *(rank, 100 * known[rank], ratio),
+            )
+
+    def _check_stall(self) -> None:
+        limit = self.config.stall_timeout_seconds * SLOW_PHASES.get(self._heartbeat.phase, 1)
+        if limit == 0:
+            return
+        # Should even this thread not get to run, because foreign code holds the interpreter, C code ends the process.
+        faulthandler.dump_traceback_later(2 * limit + 60, exit=True, file=self._stacks)
+        if self._heartbeat.seconds_in_phase >= limit:
+            self._end_stalled_run()
+
+    def _end_stalled_run(self) -> None:
+        faulthandler.dump_traceback(self._stacks, all_threads=True)
+        reports = self._is_first()
+        if reports:
+            message = self._report()
+            self._heartbeat.write(StalledError.exit_code, f"StalledError: {message}")
+            log.error("%s", message)
+            print(f"error: {message}", file=sys.stderr, flush=True)
+            self._end_the_stopped()
+        else:
+            # The first one ends the run; time for it to read what this rank has just dumped.
+            time.sleep(2 * _REPORT_SECONDS)
+        os._exit(StalledError.exit_code)
+
+    def _is_first(self) -> bool:
+        try:
+            (self.logs / f"stall-{self._heartbeat.life}").touch(exist_ok=False)
+        except OSError:
+            return False
+        return True
+
+    def _report(self) -> str:
+        """Ask the other ranks of this host for their stacks, wait for all, and say who is where."""
+        own = self.world.rank
+        before = {beat.rank: beat.count for beat in read_beats(self.logs, self._heartbeat.life)}
+        for beat in read_beats(self.logs, self._heartbeat.life):
+            if beat.rank != own and beat.is_here:
+                _ask_for_stacks(beat)
+        time.sleep(_REPORT_SECONDS)
+        self._heartbeat.write()
+        beats = read_beats(self.logs, self._heartbeat.life)
+        silent = {beat.rank for beat in beats if beat.count == before.get(beat.rank)}
+        lines = stall_lines(beats, silent, self.logs)
+        step = max(beat.step for beat in beats)
+        return (
+            f"no progress for {self._heartbeat.seconds_in_phase - _REPORT_SECONDS:.0f} s at step {step}: "
+            f"{'; '.join(lines)}; stacks in {self.logs}/stacks-rank-*.txt"
+        )
+
+    def _end_the_stopped(self) -> None:
+        """A stopped process cannot end by itself, and the deepspeed runner would wait for it half a minute."""
+        for beat in read_beats(self.logs, self._heartbeat.life):
+            if beat.rank != self.world.rank and beat.is_stopped:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(beat.pid, signal.SIGKILL)
+
+
+def _ask_for_stacks(beat: Beat) -> None:
+    """Have a rank of this host dump its stacks; one that was stopped goes on for just that moment."""
+    stopped = beat.is_stopped
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(beat.pid, STACKS_SIGNAL)
+        if stopped:
+            os.kill(beat.pid, signal.SIGCONT)
+            time.sleep(0.2)
+            os.kill(beat.pid, signal.SIGSTOP)
+
+
+def stall_lines(beats: list[Beat], silent: set[int], logs: Path) -> list[str]:
+    """`rank 1 is in collate (...) during the data loader`, the ranks that the others wait for first."""
+    places: dict[str, list[int]] = {}
+    for beat in beats:
+        places.setdefault(_place(beat, beat.rank in silent, logs), []).append(beat.rank)
+    ordered = sorted(places.items(), key=lambda item: (item[0].startswith("waits in"), item[1]))
+    return [f"{_ranks(ranks)} {place}" for place, ranks in ordered]
+
+
+def _place(beat: Beat, silent: bool, logs: Path) -> str:
+    during = f"in {beat.phase} of step {beat.step}" if beat.step else f"in {beat.phase}"
+    if silent and not beat.is_here:
+        return f"is gone, or its host is, since it was {during}"
+    call = call_of(read_stacks(stacks_path(logs, beat.rank)), beat.main_thread, beat.phase == LOADER)
+    if beat.is_stopped:
+        return f"was stopped by a signal {during}" + (f", where it {call}" if call else "")
+    if silent and call is None:
+        return f"does not answer {during}"
+    return f"{call or 'is'} {during}"
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
+def find_straggler(shares: dict[int, float]) -> dict[str, Any]:
+    """The rank that works most while others wait: {"rank", "ratio"} over the median rank; {} below two ranks."""
+    if len(shares) < 2:
+        return {}
+    rank = max(shares, key=lambda each: shares[each])
+    others = median(share for each, share in shares.items() if each != rank)
+    return {"rank": rank, "ratio": shares[rank] / max(others, 0.01)}
+
+
+def _end_code(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    if is_out_of_memory(error):
+        return OutOfMemory.exit_code
+    return error.exit_code if isinstance(error, LuminaError) else 1
+
+
+def _common_life() -> str:
+    import torch.distributed as dist
+
+    life = [uuid.uuid4().hex[:12]]
+    if dist.is_initialized():
+        dist.broadcast_object_list(life, src=0)
+    return life[0]
