@@ -28,6 +28,7 @@ from lumina_ds.errors import (
     Interrupted,
     MachineError,
     OutOfMemory,
+    StalledError,
     UnstableError,
 )
 from lumina_ds.monitor.writers import append_record, read_records
@@ -148,7 +149,9 @@ def _failure(folder: RunFolder, ended: Ended) -> Failure:
     step = max([beat.step for beat in beats] + recorded, default=0)
     code, reason = ended.code, f"the ranks ended with {ended.code}"
     if cause is not None and cause.end_code not in (None, 1, Interrupted.exit_code):
-        code, reason = cause.end_code or 1, f"rank {cause.rank}: {cause.end_reason}"
+        code, reason = cause.end_code or 1, cause.end_reason
+        if code != StalledError.exit_code:  # which tells of all ranks
+            reason = f"rank {cause.rank}: {reason}"
     elif cause is not None and cause.end_code is not None:
         reason = f"rank {cause.rank} failed: {cause.end_reason}"
     elif cause is not None and not ended.signalled:

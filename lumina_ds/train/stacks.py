@@ -98,12 +98,16 @@ def call_of(threads: dict[int, list[Frame]], main_thread: int, in_loader: bool) 
     """
     frames = threads.get(main_thread, [])
     if in_loader:
-        loading = (stack for stack in threads.values() if any(f.function == "_micro_batches" for f in stack))
-        frames = next(loading, frames)
+        frames = next((stack for stack in threads.values() if any(map(_runs_work, stack))), frames)
     waits_in = collective(frames)
     if waits_in is not None:
         return f"waits in {waits_in}"
     return f"is in {frames[0].place}" if frames else None
+
+
+def _runs_work(frame: Frame) -> bool:
+    """A frame of a thread of data/prefetch.py's executor that has something to do; an idle one has only _worker."""
+    return frame.function == "run" and frame.file.endswith("concurrent/futures/thread.py")
 
 
 def _is_wait(file: str, function: str) -> bool:

@@ -85,7 +85,7 @@ class Watchdog:
         self._stop.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        self._heartbeat.write(_end_code(error), f"{type(error).__name__}: {error}"[:500] if error else "")
+        self._heartbeat.write(_end_code(error), _in_words(error))
         close_stacks(self._stacks)
 
     def _watch(self) -> None:
@@ -132,9 +132,8 @@ class Watchdog:
         reports = self._is_first()
         if reports:
             message = self._report()
-            self._heartbeat.write(StalledError.exit_code, f"StalledError: {message}")
-            log.error("%s", message)
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            self._heartbeat.write(StalledError.exit_code, message)
+            log.error("error: %s", message)
             self._end_the_stopped()
         else:
             # The first one ends the run; time for it to read what this rank has just dumped.
@@ -191,7 +190,7 @@ def stall_lines(beats: list[Beat], silent: set[int], logs: Path) -> list[str]:
     for beat in beats:
         places.setdefault(_place(beat, beat.rank in silent, logs), []).append(beat.rank)
     ordered = sorted(places.items(), key=lambda item: (item[0].startswith("waits in"), item[1]))
-    return [f"{_ranks(ranks)} {place}" for place, ranks in ordered]
+    return [_subject(ranks, place) for place, ranks in ordered]
 
 
 def _place(beat: Beat, silent: bool, logs: Path) -> str:
@@ -206,8 +205,13 @@ def _place(beat: Beat, silent: bool, logs: Path) -> str:
     return f"{call or 'is'} {during}"
 
 
-def _ranks(ranks: list[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+def _subject(ranks: list[int], place: str) -> str:
+    """`rank 1 waits in ...`, `ranks 0, 2 wait in ...`."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]} {place}"
+    verb, _, rest = place.partition(" ")
+    plural = {"waits": "wait", "is": "are", "was": "were", "does": "do"}[verb]
+    return f"ranks {', '.join(map(str, ranks))} {plural} {rest}"
 
 
 def find_straggler(shares: dict[int, float]) -> dict[str, Any]:
@@ -225,6 +229,13 @@ def _end_code(error: BaseException | None) -> int:
     if is_out_of_memory(error):
         return OutOfMemory.exit_code
     return error.exit_code if isinstance(error, LuminaError) else 1
+
+
+def _in_words(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    named = str(error) if isinstance(error, LuminaError) else f"{type(error).__name__}: {error}"
+    return named.partition("\n")[0][:1000]
 
 
 def _common_life() -> str:
