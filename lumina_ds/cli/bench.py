@@ -1,9 +1,10 @@
-"""`lumina bench loader`: what a shard folder gives, in tokens per second, on this machine."""
+"""`lumina bench`: what the loader gives and what precisions of inference cost, on this machine."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from lumina_ds.data.loader_speed import LoaderSpeed
+    from lumina_ds.train.compare_precisions import PrecisionResult
 
 
 @click.group()
@@ -38,6 +40,57 @@ def loader(
         click.echo(json.dumps({"folder": str(folder), **dataclasses.asdict(speed)}, ensure_ascii=False))
     else:
         _print_speed(folder, speed)
+
+
+@command.command(epilog="Example: lumina bench precision runs/debug --data shards/eval")
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of preprocessed shards.")
+@click.option("--max-rows", type=click.IntRange(min=1), default=64, show_default=True, help="Packed rows to read.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def precision(run: Path, data: Path, max_rows: int, max_new_tokens: int, as_json: bool) -> None:
+    """Memory, speed and perplexity of RUN's model in fp32, fp16, bf16 and int8 (dynamic)."""
+    from lumina_ds.cli.model_source import evaluation_rows_of, load_run
+    from lumina_ds.train.compare_precisions import compare_precisions
+
+    _, manifest = load_run(run, "fp32")
+    results = compare_precisions(
+        lambda name: load_run(run, name)[0],
+        lambda loaded: evaluation_rows_of(data, loaded, manifest, run),
+        max_rows=max_rows,
+        num_new_tokens=max_new_tokens,
+    )
+    if as_json:
+        found = [dataclasses.asdict(result) for result in results]
+        click.echo(json.dumps({"run": str(run), "step": manifest["step"], "precisions": found}))
+    else:
+        _print_precisions(results)
+
+
+def _print_precisions(results: Iterable[PrecisionResult]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table, notes = Table(box=None, pad_edge=False), []
+    for column in ("precision", "weights", "peak", "reading", "writing", "loss", "perplexity", "against fp32"):
+        table.add_column(column, justify="left" if column == "precision" else "right")
+    for result in results:
+        if result.missing is not None:
+            notes.append(f"{result.precision} is left out: {result.missing}")
+            continue
+        table.add_row(
+            result.precision,
+            _megabytes(result.weight_bytes or 0),
+            "-" if result.peak_bytes is None else _megabytes(result.peak_bytes),
+            f"{result.reading_tokens_per_second:,.0f} tok/s",
+            f"{result.writing_tokens_per_second:,.1f} tok/s",
+            f"{result.loss:.4f}",
+            f"{result.perplexity:,.3f}",
+            f"{100 * (result.perplexity_change or 0):+.3f} %",
+        )
+    Console(width=120).print(table)
+    for note in notes:
+        click.echo(note)
 
 
 def _print_speed(folder: Path, speed: LoaderSpeed) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from lumina_ds.cli.model_source import clean_text, load_run, sampling_options, source_options
+from lumina_ds.cli.model_source import clean_text, load_run, sampling_options, sampling_settings, source_options
 
 EXAMPLE = "Example: lumina chat runs/debug --temperature 0.7"
 
@@ -18,26 +19,21 @@ EXAMPLE = "Example: lumina chat runs/debug --temperature 0.7"
 def command(
     run: Path,
     inference_precision: str | None,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    max_new_tokens: int,
-    seed: int | None,
     system: str | None,
+    **sampling: Any,
 ) -> None:
-    """Talk with the model of RUN. An empty line or Ctrl-D ends; /reset forgets the conversation."""
+    """Talk with the model of RUN: a run folder, a step folder or an exported folder. An empty line or Ctrl-D ends; /reset forgets the conversation."""
     from lumina_ds.data.chat_template import encode_prompt
     from lumina_ds.data.conversation import Turn
     from lumina_ds.generate.chat import stream_reply
-    from lumina_ds.generate.sampling import SamplingSettings
 
-    settings = SamplingSettings(temperature, top_p, top_k, max_new_tokens, seed)
-    settings.check()
+    settings = sampling_settings(sampling)
     loaded, manifest = load_run(run, inference_precision)
     # Without a terminal only the replies are printed, one a line.
     prompts = sys.stdin.isatty()
     if prompts:
-        click.echo(f"{run}, step {manifest['step']}. An empty line ends, /reset starts over.")
+        at = "" if manifest["step"] is None else f", step {manifest['step']}"
+        click.echo(f"{run}{at}. An empty line ends, /reset starts over.")
     opening = [Turn("system", system)] if system else []
     turns = list(opening)
     context = loaded.model.config.max_position_embeddings

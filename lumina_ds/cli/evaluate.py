@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from lumina_ds.cli.model_source import load_run, source_options
+from lumina_ds.cli.model_source import evaluation_rows_of, load_run, source_options
 
 EXAMPLE = "Example: lumina evaluate runs/debug --data shards/eval"
 
@@ -29,26 +29,18 @@ def command(
     as_json: bool,
 ) -> None:
     """Loss and perplexity of RUN (a run folder or one of its step folders) on preprocessed shards."""
-    from lumina_ds.data.loader import PackedRows
-    from lumina_ds.data.shards import ShardFolder
     from lumina_ds.engine.distributed import World
-    from lumina_ds.errors import ConfigError, DataError
     from lumina_ds.train.evaluate import evaluate
 
     loaded, manifest = load_run(run, inference_precision)
-    folder = ShardFolder.open(data)
-    if folder.manifest.tokenizer.digest != manifest["tokenizer"]["sha256"]:
-        raise DataError(f"{data} was made with another tokenizer than {run}; preprocess it with the tokenizer in {run}")
-    context = loaded.model.config.max_position_embeddings
-    if (seq_length or context) > context:
-        raise ConfigError(f"--seq-length {seq_length} is above the model's context of {context} tokens; lower it")
-    rows = PackedRows(folder, seq_length or context)
+    rows = evaluation_rows_of(data, loaded, manifest, run, seq_length)
     world = World(0, 0, 1, loaded.device.type)
     result = {"step": manifest["step"], **evaluate(loaded.model, rows, batch_size, world, max_rows)}
     if as_json:
         click.echo(json.dumps(result))
     else:
+        at = "" if result["step"] is None else f"step {result['step']}: "
         click.echo(
-            f"step {result['step']}: loss {result['loss']:.4f}, PPL {result['perplexity']:.2f} "
+            f"{at}loss {result['loss']:.4f}, PPL {result['perplexity']:.2f} "
             f"over {result['trained_tokens']:,} trained tokens"
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lumina_ds.config.schema import ModelConfig, Precision
+from lumina_ds.config.schema import InferencePrecision, ModelConfig
+from lumina_ds.errors import ConfigError, DataError
 
-PRECISIONS = click.Choice(list(Precision.__args__))  # type: ignore[attr-defined]
+PRECISIONS = click.Choice(list(InferencePrecision.__args__))  # type: ignore[attr-defined]
 
 
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,11 +23,15 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--temperature, --top-p, --top-k, --max-new-tokens, --seed, --system."""
+    """--temperature, --top-p, --top-k, --repetition-penalty, --max-new-tokens, --stop, --seed, --system."""
     for option in (
         click.option("--system", help="system turn before the conversation"),
         click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="the same seed gives the same reply"),
+        click.option("--stop", multiple=True, metavar="TEXT", help="end a reply before TEXT; may be given again"),
         click.option("--max-new-tokens", type=int, default=256, show_default=True),
+        click.option(
+            "--repetition-penalty", type=float, default=1.0, show_default=True, help="above 1: repeat less; 1 none"
+        ),
         click.option("--top-k", type=int, default=0, show_default=True, help="keep the k likeliest tokens; 0 all"),
         click.option("--top-p", type=float, default=0.95, show_default=True, help="keep this mass of tokens"),
         click.option("--temperature", type=float, default=0.8, show_default=True, help="0 is greedy"),
@@ -35,17 +40,56 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def sampling_settings(options: Mapping[str, Any]) -> Any:
+    """The SamplingSettings of a verb's options; ConfigError for a value out of range."""
+    from lumina_ds.generate.sampling import SamplingSettings
+
+    names = SamplingSettings.__dataclass_fields__
+    settings = SamplingSettings(**{name: value for name, value in options.items() if name in names})
+    settings.check()
+    return settings
+
+
 def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
-    """The model of a run folder's newest sound checkpoint, or of a step folder, and that checkpoint's manifest."""
+    """The model of a run folder's newest sound checkpoint, of a step folder, or of a folder in Hugging Face's format.
+
+    With it what is known of it: its checkpoint's manifest, or {"step": None, "tokenizer": {"sha256": ...}}.
+    """
     from lumina_ds.data.tokenizer import tokenizer_in
-    from lumina_ds.generate.chat import load_model
+    from lumina_ds.export.start_folder import read_start_folder
+    from lumina_ds.generate.load import load_model, load_published
     from lumina_ds.train.checkpoint import find_checkpoint, read_manifest, weight_files
 
+    if (run / "config.json").is_file():
+        loaded = load_published(run, precision or "auto")
+        return loaded, {"step": None, "tokenizer": {"sha256": loaded.tokenizer.digest}}
+    if (model := read_start_folder(run)) is not None:
+        loaded = load_model(model, sorted(run.glob("*.safetensors")), tokenizer_in(run), precision or "auto")
+        return loaded, {"step": None, "tokenizer": {"sha256": loaded.tokenizer.digest}}
     folder = find_checkpoint(run)
     manifest = read_manifest(folder)
     model = ModelConfig.model_validate(manifest["model"])
     precision = precision or manifest["config"]["inference"]["precision"]
     return load_model(model, weight_files(folder), tokenizer_in(folder), precision), manifest
+
+
+def evaluation_rows_of(
+    data: Path, loaded: Any, manifest: Mapping[str, Any], run: Path, seq_length: int | None = None
+) -> Any:
+    """PackedRows of the shard folder `data` for a loaded model; its context long when `seq_length` is unset.
+
+    Raises DataError for shards of another tokenizer, ConfigError for rows longer than the context.
+    """
+    from lumina_ds.data.loader import PackedRows
+    from lumina_ds.data.shards import ShardFolder
+
+    folder = ShardFolder.open(data)
+    if folder.manifest.tokenizer.digest != manifest["tokenizer"]["sha256"]:
+        raise DataError(f"{data} was made with another tokenizer than {run}; preprocess it with the tokenizer in {run}")
+    context = loaded.model.config.max_position_embeddings
+    if (seq_length or context) > context:
+        raise ConfigError(f"--seq-length {seq_length} is above the model's context of {context} tokens; lower it")
+    return PackedRows(folder, seq_length or context)
 
 
 def clean_text(text: str) -> str:

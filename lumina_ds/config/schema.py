@@ -17,6 +17,7 @@ Checkpointing = Annotated[
     BeforeValidator(lambda value: "none" if value == "off" else value),
 ]
 AttentionBackend = Literal["auto", "flash", "varlen", "flex", "sdpa", "reference"]
+InferencePrecision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16", "dynamic"]
 Schedule = Literal["cosine", "linear", "onecycle", "constant"]
 
 
@@ -180,7 +181,9 @@ class HealthConfig(Section):
 
 
 class InferenceConfig(Section):
-    precision: Precision = Field("auto", description="of evaluate, generate and chat")
+    precision: InferencePrecision = Field(
+        "auto", description="of evaluate, generate and chat; dynamic is int8 in linear layers and experts, on a CPU"
+    )
 
 
 class RunSection(Section):

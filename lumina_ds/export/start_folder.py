@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.tokenizer import MARKERS, Tokenizer
-from lumina_ds.errors import CheckpointError
+from lumina_ds.errors import CheckpointError, ConfigError, DataError
 from lumina_ds.export.folder import new_folder, write_json
 from lumina_ds.export.foreign_config import model_from_hugging_face
 from lumina_ds.export.hugging_face import published_names
@@ -31,9 +31,13 @@ from lumina_ds.export.weight_files import (
     model_shapes,
     read_headers,
     read_json,
+    read_weights,
     refuse,
     write_weights,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 MARK = "import.json"
 FORMAT = 1
@@ -71,6 +75,22 @@ def import_model(source: Path, out: Path, max_file_bytes: int = MAX_FILE_BYTES) 
         (staging / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         write_json(staging / MARK, made)
     return {"out": str(out), **made, "tensors": len(planned), "weight_bytes": num_bytes}
+
+
+def read_published(source: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], Path]:
+    """Shape, tensors by our names, and tokenizer file of a folder in Hugging Face's format, all of it in memory.
+
+    Errors as those of import_model, and a ConfigError for a model that has no tokens for the chat template.
+    """
+    model = model_from_hugging_face(read_json(source / "config.json"))
+    tokenizer = _tokenizer(source)
+    if tokenizer is None:
+        raise DataError(f"{source} holds neither tokenizer.model nor tokenizer.json; copy one of them there")
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ConfigError(
+            f"the model in {source} has no tokens for the turns of a chat; lumina import and train it first"
+        )
+    return model, read_weights(_plan(model, source, 0)), tokenizer.path
 
 
 def read_start_folder(folder: Path) -> ModelConfig | None:

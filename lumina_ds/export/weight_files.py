@@ -109,6 +109,12 @@ def refuse(folder: Path, faults: Sequence[str]) -> None:
         raise CheckpointError(f"the weights in {folder} do not fit: {'; '.join(faults[:MAX_FAULTS])}{more}")
 
 
+def read_weights(planned: Sequence[Planned]) -> dict[str, torch.Tensor]:
+    """All of `planned` in memory, by name. Raises CheckpointError for values that are not finite."""
+    reader = _Reader()
+    return {one.name: reader.read(one, None) for one in planned}
+
+
 def write_weights(
     planned: Sequence[Planned], out: Path, dtype: torch.dtype | None, max_file_bytes: int = MAX_FILE_BYTES
 ) -> int:

@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.chat_template import encode_prompt
 from lumina_ds.data.conversation import Turn
-from lumina_ds.data.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError
-from lumina_ds.generate.sampling import SamplingSettings, sample
-from lumina_ds.model.device import device_and_precision
+from lumina_ds.generate.load import LoadedModel
+from lumina_ds.generate.sampling import SamplingSettings, penalize_repetition, sample
 from lumina_ds.model.kv_cache import LayerCache
-from lumina_ds.model.transformer import CausalLM
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "mixed_bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to answer, in plain PyTorch."""
-
-    model: CausalLM
-    tokenizer: Tokenizer
-    device: torch.device
-
-
-def load_model(model: ModelConfig, weights: Sequence[Path], tokenizer: Path, precision: str = "auto") -> LoadedModel:
-    """Build the model and fill it from safetensors files; on the GPU if there is one."""
-    from safetensors.torch import load_file
-
-    device_name, resolved, _ = device_and_precision(precision)
-    device = torch.device(device_name)
-    with torch.device("meta"):
-        network = CausalLM(model)
-    network.to_empty(device="cpu")
-    state = {name: tensor for path in weights for name, tensor in load_file(path).items()}
-    if model.tie_word_embeddings:
-        network.lm_head.weight = network.model.embed_tokens.weight
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    network.load_state_dict(state)
-    return LoadedModel(network.to(device, DTYPES[resolved]).eval(), Tokenizer.load(tokenizer), device)
 
 
 @torch.inference_mode()
-def generate_ids(loaded: LoadedModel, prompt_ids: Sequence[int], settings: SamplingSettings) -> Iterator[int]:
+def generate_ids(
+    loaded: LoadedModel, prompt_ids: Sequence[int], settings: SamplingSettings, stop_at_end: bool = True
+) -> Iterator[int]:
     """New token ids one by one, until the end of the turn, max_new_tokens, or the context is full."""
     settings.check()
     context = loaded.model.config.max_position_embeddings
@@ -63,14 +32,18 @@ def generate_ids(loaded: LoadedModel, prompt_ids: Sequence[int], settings: Sampl
         generator.seed()
     caches = [LayerCache(context) for _ in range(loaded.model.config.num_hidden_layers)]
     ids = torch.tensor([list(prompt_ids)], device=loaded.device)
+    seen_V = torch.zeros(loaded.tokenizer.vocab_size, dtype=torch.bool, device=loaded.device)
     position = 0
     for _ in range(min(settings.max_new_tokens, context - len(prompt_ids))):
         positions = torch.arange(position, position + ids.shape[1], device=loaded.device).unsqueeze(0)
         logits_BSV = loaded.model(ids, positions, caches=caches)
         position += ids.shape[1]
+        seen_V[ids[0]] = True
         # The head may be larger than the tokenizer; its unused ids must never be drawn.
-        token = sample(logits_BSV[0, -1, : loaded.tokenizer.vocab_size], settings, generator)
-        if token == loaded.tokenizer.end_id:
+        logits_V = logits_BSV[0, -1, : loaded.tokenizer.vocab_size]
+        logits_V = penalize_repetition(logits_V, seen_V, settings.repetition_penalty)
+        token = sample(logits_V, settings, generator)
+        if stop_at_end and token == loaded.tokenizer.end_id:
             return
         yield token
         ids = torch.tensor([[token]], device=loaded.device)
@@ -79,16 +52,45 @@ def generate_ids(loaded: LoadedModel, prompt_ids: Sequence[int], settings: Sampl
 def stream_reply(loaded: LoadedModel, turns: Sequence[Turn], settings: SamplingSettings) -> Iterator[str]:
     """Pieces of the assistant's reply as they become certain; joined they are the whole text.
 
-    A character of several bytes can span tokens, so an unfinished one waits for its rest.
+    A character of several bytes can span tokens, and so can a stop text: an unfinished one waits for its rest. The
+    reply ends before the first of `settings.stop`.
     """
+    shown, text = 0, ""
+    for text in _growing_text(loaded, turns, settings):
+        end = _first_stop(text, settings.stop)
+        if end is not None:
+            yield text[shown:end]
+            return
+        certain = len(text) - _possible_stop(text, settings.stop)
+        if certain > shown:
+            yield text[shown:certain]
+            shown = certain
+    if len(text) > shown:
+        yield text[shown:]
+
+
+def _growing_text(loaded: LoadedModel, turns: Sequence[Turn], settings: SamplingSettings) -> Iterator[str]:
+    """The reply so far, each a prefix of the next; the last one is the whole reply."""
     ids: list[int] = []
-    shown = ""
+    text = ""
     for token in generate_ids(loaded, encode_prompt(turns, loaded.tokenizer), settings):
         ids.append(token)
-        text = loaded.tokenizer.decode(ids)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(shown):
-            yield text[len(shown) :]
-            shown = text
+        longer = loaded.tokenizer.decode(ids)
+        if not longer.endswith("\N{REPLACEMENT CHARACTER}") and longer.startswith(text):
+            text = longer
+            yield text
     rest = loaded.tokenizer.decode(ids) if ids else ""
-    if rest != shown and rest.startswith(shown):
-        yield rest[len(shown) :]
+    if rest != text and rest.startswith(text):
+        yield rest
+
+
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+
+
+def _possible_stop(text: str, stops: Sequence[str]) -> int:
+    """How many of the last characters may be the beginning of a stop text."""
+    return max(
+        (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])),
+        default=0,
+    )

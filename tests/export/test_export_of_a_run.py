@@ -17,7 +17,7 @@ from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import Conversation, Turn
 from lumina_ds.data.tokenizer import Tokenizer
-from lumina_ds.generate.chat import load_model
+from lumina_ds.generate.load import load_model
 from lumina_ds.monitor.writers import read_records
 from lumina_ds.train.checkpoint import find_checkpoint, read_manifest, weight_files
 
@@ -62,7 +62,25 @@ def test_a_run_goes_out_and_comes_back(corpus, tmp_path, capsys, monkeypatch):
     assert after[0]["step"] == 0
     assert after[0]["loss"] == pytest.approx(before[-1]["loss"], rel=1e-6)
     assert run_command(cli, ["export", "runs/second", "--out", "again"]) == 0
+    _every_form_of_the_model_answers_alike(capsys)
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
+
+
+def _every_form_of_the_model_answers_alike(capsys) -> None:
+    """A run folder, the folder exported from it, and the folder imported from that; one prompt, and a file of them."""
+    capsys.readouterr()
+    asked = ["--temperature", "0", "--max-new-tokens", "8", "--inference-precision", "fp32"]
+    replies = []
+    for source in ("runs/first", "out", "start"):
+        assert run_command(cli, ["generate", source, "--prompt", "what is 3 plus 4?", *asked, "--json"]) == 0
+        replies.append(json.loads(capsys.readouterr().out))
+    assert replies[0]["reply"] and {answer["reply"] for answer in replies} == {replies[0]["reply"]}
+    assert [answer["step"] for answer in replies] == [6, None, None]
+    Path("prompts.jsonl").write_text('{"prompt": "what is 3 plus 4?", "id": 1}\n{"prompt": "and one more?"}\n')
+    assert run_command(cli, ["generate", "out", "--prompts", "prompts.jsonl", "--out", "replies.jsonl", *asked]) == 0
+    first, second = (json.loads(line) for line in Path("replies.jsonl").read_text().splitlines())
+    assert first == {"prompt": "what is 3 plus 4?", "id": 1, "reply": replies[0]["reply"]}
+    assert second["prompt"] == "and one more?"
 
 
 def _logits_agree(run: Path, exported: Path) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lumina_ds.errors import ConfigError
-from lumina_ds.generate.sampling import SamplingSettings, sample
+from lumina_ds.generate.sampling import SamplingSettings, penalize_repetition, sample
 
 LOGITS = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
 
@@ -44,8 +44,23 @@ def test_the_seed_decides():
         ("top_p", 1.5),
         ("top_k", -1),
         ("max_new_tokens", 0),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")),
     ],
 )
 def test_values_out_of_range_are_named(name, value):
     with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} {value}"):
         SamplingSettings(**{name: value}).check()
+
+
+def test_an_empty_stop_text_is_refused():
+    with pytest.raises(ConfigError, match="--stop is empty"):
+        SamplingSettings(stop=("end", "")).check()
+
+
+def test_repetition_penalty_lowers_what_was_seen_on_both_sides_of_zero():
+    seen = torch.tensor([True, True, False, False])
+    logits = torch.tensor([2.0, -2.0, 3.0, -3.0])
+    assert penalize_repetition(logits, seen, 2.0).tolist() == [1.0, -4.0, 3.0, -3.0]
+    assert penalize_repetition(logits, seen, 0.5).tolist() == [4.0, -1.0, 3.0, -3.0]
+    assert penalize_repetition(logits, seen, 1.0) is logits

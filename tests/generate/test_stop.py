@@ -10,7 +10,8 @@ from lumina_ds.data.conversation import Turn
 from lumina_ds.data.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError
 from lumina_ds.generate import chat
-from lumina_ds.generate.chat import LoadedModel, generate_ids, stream_reply
+from lumina_ds.generate.chat import generate_ids, stream_reply
+from lumina_ds.generate.load import LoadedModel
 from lumina_ds.generate.sampling import SamplingSettings
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
@@ -58,3 +59,28 @@ def test_pieces_join_to_the_text_and_never_cut_a_character(loaded, monkeypatch):
     pieces = list(stream_reply(loaded, [Turn("user", "sum")], SamplingSettings()))
     assert "".join(pieces) == text
     assert "\N{GRINNING FACE}" in pieces  # its four bytes came as one piece
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [
+        (("8",), "3 plus 4 is 7, 7 is 3 plus 4"),
+        (("is 7",), "3 plus 4 "),
+        (("7 is", "is 7,"), "3 plus 4 "),
+        (("is 7, 8", "plus 4x"), "3 plus 4 is 7, 7 is 3 plus 4"),
+        (("4",), "3 plus "),
+        (("3",), ""),
+    ],
+)
+def test_a_stop_text_ends_the_reply_before_it_and_is_never_shown(loaded, monkeypatch, stops, expected):
+    (ids,) = loaded.tokenizer.encode_batch(["3 plus 4 is 7, 7 is 3 plus 4"])
+    scripted(monkeypatch, [*ids, loaded.tokenizer.end_id])
+    monkeypatch.setattr(loaded.model.config, "max_position_embeddings", 99)
+    assert "".join(stream_reply(loaded, [Turn("user", "sum")], SamplingSettings(stop=stops))) == expected
+
+
+def test_the_penalty_sees_the_prompt_and_the_reply(loaded, monkeypatch):
+    """With a penalty that no logit survives, greedy decoding never says anything twice."""
+    settings = SamplingSettings(temperature=0, repetition_penalty=1e6, max_new_tokens=20)
+    ids = list(generate_ids(loaded, [1, 5, 6], settings, stop_at_end=False))
+    assert len(set(ids)) == len(ids) == 20 and not {1, 5, 6} & set(ids)

@@ -1,0 +1,61 @@
+"""A model ready to answer, in plain PyTorch and in the precision asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lumina_ds.config.schema import ModelConfig
+from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.generate.precision import convert, inference_precision
+from lumina_ds.model.transformer import CausalLM
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to answer, in plain PyTorch."""
+
+    model: CausalLM
+    tokenizer: Tokenizer
+    device: torch.device
+    precision: str = "fp32"
+
+
+def load_model(model: ModelConfig, weights: Sequence[Path], tokenizer: Path, precision: str = "auto") -> LoadedModel:
+    """Build the model and fill it from safetensors files of ours; on the GPU if there is one."""
+    from safetensors.torch import load_file
+
+    # Asked first: what this machine cannot do is known before any weight is read.
+    inference_precision(precision)
+    state = {name: tensor for path in weights for name, tensor in load_file(path).items()}
+    return build_model(model, state, tokenizer, precision)
+
+
+def load_published(folder: Path, precision: str = "auto") -> LoadedModel:
+    """The same from a folder in Hugging Face's format. Errors as those of `read_published`."""
+    from lumina_ds.export.start_folder import read_published
+
+    inference_precision(precision)
+    model, state, tokenizer = read_published(folder)
+    return build_model(model, state, tokenizer, precision)
+
+
+def build_model(
+    model: ModelConfig, state: Mapping[str, Tensor], tokenizer: Path, precision: str = "auto"
+) -> LoadedModel:
+    """The same from tensors by our names; a tied head need not be among them."""
+    device_name, resolved, _ = inference_precision(precision)
+    device = torch.device(device_name)
+    with torch.device("meta"):
+        network = CausalLM(model)
+    network.to_empty(device="cpu")
+    state = dict(state)
+    if model.tie_word_embeddings:
+        network.lm_head.weight = network.model.embed_tokens.weight
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    network.load_state_dict(state)
+    return LoadedModel(convert(network.eval(), resolved, device), Tokenizer.load(tokenizer), device, resolved)

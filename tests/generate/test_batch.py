@@ -1,0 +1,69 @@
+"""Prompts from a file: what is read, what is refused before a model is loaded, and replies beside their documents."""
+
+import json
+
+import pytest
+
+from lumina_ds.data.conversation import Turn
+from lumina_ds.errors import ConfigError, DataError
+from lumina_ds.generate import batch
+from lumina_ds.generate.batch import read_prompts, replies
+from lumina_ds.generate.sampling import SamplingSettings
+
+
+def written(tmp_path, *lines):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def test_a_prompt_or_messages_a_line_and_the_rest_of_the_document_stays(tmp_path):
+    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    path = written(tmp_path, {"prompt": "p", "id": 7}, "", {"messages": talk})
+    assert read_prompts(path, system="be brief") == [
+        ({"prompt": "p", "id": 7}, [Turn("system", "be brief"), Turn("user", "p")]),
+        ({"messages": talk}, [Turn("system", "s"), Turn("user", "u")]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("no json", "line 2: Expecting value"),
+        ([1], "line 2: no JSON object"),
+        ({"prompt": ""}, 'line 2: neither a text "prompt" nor a list "messages"'),
+        ({"messages": []}, 'line 2: neither a text "prompt"'),
+        (
+            {"messages": [{"role": "robot", "content": "x"}]},
+            "line 2: a message needs a role of system, user, assistant",
+        ),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "line 2: the last turn is the assistant's"),
+    ],
+)
+def test_a_line_that_is_no_prompt_is_named(tmp_path, line, says):
+    with pytest.raises(DataError, match=says):
+        read_prompts(written(tmp_path, {"prompt": "good"}, line))
+
+
+def test_a_file_without_prompts_or_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no prompt"):
+        read_prompts(written(tmp_path, "", ""))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}')
+    for name in ("latin.jsonl", "missing.jsonl"):
+        with pytest.raises(DataError, match=f"{name} cannot be read as UTF-8"):
+            read_prompts(tmp_path / name)
+
+
+def test_a_prompt_that_does_not_fit_does_not_lose_the_others(monkeypatch):
+    def answer(loaded, turns, settings):
+        if turns[-1].content == "long":
+            raise ConfigError("the prompt has 99 tokens")
+        yield from ("re", "ply")
+
+    monkeypatch.setattr(batch, "stream_reply", answer)
+    asked = [({"prompt": text}, [Turn("user", text)]) for text in ("a", "long", "b")]
+    assert list(replies(None, asked, SamplingSettings())) == [
+        {"prompt": "a", "reply": "reply"},
+        {"prompt": "long", "reply": "", "error": "the prompt has 99 tokens"},
+        {"prompt": "b", "reply": "reply"},
+    ]
