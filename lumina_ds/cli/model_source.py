@@ -56,12 +56,15 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     With it what is known of it: its checkpoint's manifest, or {"step": None, "tokenizer": {"sha256": ...}}.
     """
     from lumina_ds.data.tokenizer import tokenizer_in
-    from lumina_ds.export.start_folder import read_start_folder
-    from lumina_ds.generate.load import load_model, load_published
+    from lumina_ds.export.start_folder import read_published, read_start_folder
+    from lumina_ds.generate.load import build_model, load_model
+    from lumina_ds.generate.precision import inference_precision
     from lumina_ds.train.checkpoint import find_checkpoint, read_manifest, weight_files
 
     if (run / "config.json").is_file():
-        loaded = load_published(run, precision or "auto")
+        # Asked first: what this machine cannot do is known before any weight is read.
+        inference_precision(precision or "auto")
+        loaded = build_model(*read_published(run), precision or "auto")
         return loaded, {"step": None, "tokenizer": {"sha256": loaded.tokenizer.digest}}
     if (model := read_start_folder(run)) is not None:
         loaded = load_model(model, sorted(run.glob("*.safetensors")), tokenizer_in(run), precision or "auto")

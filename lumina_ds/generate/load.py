@@ -35,15 +35,6 @@ def load_model(model: ModelConfig, weights: Sequence[Path], tokenizer: Path, pre
     return build_model(model, state, tokenizer, precision)
 
 
-def load_published(folder: Path, precision: str = "auto") -> LoadedModel:
-    """The same from a folder in Hugging Face's format. Errors as those of `read_published`."""
-    from lumina_ds.export.start_folder import read_published
-
-    inference_precision(precision)
-    model, state, tokenizer = read_published(folder)
-    return build_model(model, state, tokenizer, precision)
-
-
 def build_model(
     model: ModelConfig, state: Mapping[str, Tensor], tokenizer: Path, precision: str = "auto"
 ) -> LoadedModel:
