@@ -91,15 +91,15 @@ def run_command(
         hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
         _report(error.format_message() + hint)
         return error.exit_code
+    except (click.Abort, KeyboardInterrupt):  # before RuntimeError, which click.Abort is
+        click.echo("interrupted", err=True)
+        return 130
     except RuntimeError as error:
         # torch.OutOfMemoryError, without importing torch for every verb.
         if type(error).__name__ != "OutOfMemoryError":
             raise
         _report(f"out of memory ({error}); use a GPU with more memory, a smaller batch, or a lower precision")
         return OutOfMemory.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        return 130
     except BrokenPipeError:
         # The reader (head, less) is gone; leave quietly, and keep the interpreter from flushing into the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

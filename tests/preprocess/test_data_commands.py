@@ -115,6 +115,19 @@ def test_outputs_that_cannot_be_written(lumina: Command, chats: Path, tokenizer:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
+def test_ctrl_c_is_one_line(
+    lumina: Command, chats: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    words = ["preprocess", chats, "--tokenizer", tokenizer.path, "--seq-length", 64, "--out", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocess.workers.encode_block", interrupt)
+        assert lumina(*words) == (130, "", "\ninterrupted\n") and (tmp_path / "out.partial").is_dir()
+    assert lumina(*words)[0] == 0
+
+
 def test_pack(lumina: Command, shards: Path) -> None:
     code, text, _ = lumina("data", "pack", shards, "--seq-length", 32)
     assert code == 0 and "packing-32.arrow: " in text and "eval/packing-32.arrow: " in text
