@@ -1,18 +1,17 @@
-"""The chat template over whole batches, in numpy: what chat_template.encode_conversations() does, many times faster.
+"""The chat template over whole batches: what chat_template.encode_conversations() does, many times faster.
 
-A test holds the two equal. Like there, a conversation is [BOS] (role marker, content, end marker) per turn, and
+Compiled where numba is there, else in numpy. A test holds all three equal. Like there, a conversation is [BOS] (role marker, content, end marker) per turn, and
 an assistant's content and end marker are trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lumina_ds.data.tokenizer import Tokenizer
-from preprocess.parse import Turns
+from lumina_ds.data.tokenizer import ROLES, Tokenizer
+from preprocess.scan import Conversations
 
 
 class Documents(NamedTuple):
@@ -23,18 +22,48 @@ class Documents(NamedTuple):
     lengths: np.ndarray  # [documents] int32
     first_trained: np.ndarray  # [documents] int32, position of the first trained token in its document
 
+    def where(self, chosen: np.ndarray) -> Documents:
+        """The documents for which `chosen`, bool [documents], is set."""
+        tokens = np.repeat(chosen, self.lengths)
+        return Documents(self.ids[tokens], self.mask[tokens], self.lengths[chosen], self.first_trained[chosen])
 
-def lay_out(conversations: Sequence[Turns], tokenizer: Tokenizer, id_dtype: type[np.generic]) -> Documents:
+
+def lay_out(conversations: Conversations, tokenizer: Tokenizer, id_dtype: type[np.generic]) -> Documents:
     """Tokenize and lay out conversations, each with at least one assistant turn."""
-    contents, offsets = tokenizer.encode_flat([content for turns in conversations for _, content in turns])
+    contents, offsets = tokenizer.encode_utf8(conversations.texts, conversations.has_space_symbol)
+    try:
+        from preprocess.layout_kernel import fill_documents
+    except (ImportError, RuntimeError):  # no numba, or nowhere to keep its code
+        return _lay_out_in_numpy(conversations, contents, offsets, tokenizer, id_dtype)
+    count, has_bos = conversations.count, tokenizer.bos_id is not None
+    num_tokens = len(contents) + 2 * len(conversations.roles) + has_bos * count
+    documents = Documents(
+        np.empty(num_tokens, id_dtype), np.empty(num_tokens, np.uint8), np.empty(count, np.int32),
+        np.empty(count, np.int32),
+    )  # fmt: skip
+    role_ids = np.array([tokenizer.role_ids[role] for role in ROLES])
+    bos_id = -1 if tokenizer.bos_id is None else tokenizer.bos_id
+    turns = (contents, offsets, conversations.roles, conversations.first_turns)
+    fill_documents(*turns, role_ids, ROLES.index("assistant"), bos_id, tokenizer.end_id, *documents)
+    return documents
+
+
+def _lay_out_in_numpy(
+    conversations: Conversations,
+    contents: np.ndarray,
+    offsets: np.ndarray,
+    tokenizer: Tokenizer,
+    id_dtype: type[np.generic],
+) -> Documents:
     content_lengths = np.diff(offsets)
-    roles = [role for turns in conversations for role, _ in turns]
-    markers = np.fromiter(map(tokenizer.role_ids.__getitem__, roles), np.int64, len(roles))
-    trained = markers == tokenizer.role_ids["assistant"]
-    first_turns = np.cumsum([0] + [len(turns) for turns in conversations])
+    markers = np.array([tokenizer.role_ids[role] for role in ROLES])[conversations.roles]
+    trained = conversations.roles == ROLES.index("assistant")
+    first_turns = conversations.first_turns
+    if not conversations.count:
+        return Documents(np.zeros(0, id_dtype), np.zeros(0, np.uint8), np.zeros(0, np.int32), np.zeros(0, np.int32))
 
     # One more token before the first turn of each conversation where the tokenizer has a BOS.
-    num_before = np.zeros(len(roles), np.int64)
+    num_before = np.zeros(len(markers), np.int64)
     num_before[first_turns[:-1]] = tokenizer.bos_id is not None
     ends = np.cumsum(num_before + content_lengths + 2)  # of each turn, its end marker included
     marker_at = ends - content_lengths - 2
@@ -67,7 +96,3 @@ def _mask(trained: np.ndarray, marker_at: np.ndarray, ends: np.ndarray) -> np.nd
     values = np.zeros(2 * len(ends), np.uint8)
     values[1::2] = trained
     return np.repeat(values, lengths)
-
-
-def no_documents(id_dtype: type[np.generic]) -> Documents:
-    return Documents(np.zeros(0, id_dtype), np.zeros(0, np.uint8), np.zeros(0, np.int32), np.zeros(0, np.int32))

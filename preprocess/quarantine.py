@@ -12,8 +12,8 @@ from lumina_ds.data.conversation import NO_ASSISTANT_TURN, NOT_JSON_RULES
 from lumina_ds.data.manifest import FileEntry
 from lumina_ds.data.shard_writer import HashingFile
 from lumina_ds.errors import DataError
-from preprocess.encode import Rejection
 from preprocess.journal import QuarantinePosition
+from preprocess.scan import Rejection
 
 
 class Quarantine:

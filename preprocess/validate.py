@@ -25,6 +25,7 @@ from preprocess.layout import lay_out
 from preprocess.parse import Turns, parse_line
 from preprocess.report.distribution import Distribution
 from preprocess.report.visible import excerpt
+from preprocess.scan import Conversations
 from preprocess.sources import BLOCK_BYTES, Block, resolve_inputs
 from preprocess.validate_duplicates import DuplicateFinder
 from preprocess.validate_findings import Example, Findings, InputCount, RowLoss, RuleCount
@@ -158,7 +159,7 @@ class _Validation:
     def _measure_tokens(self, batch: list[tuple[int, Turns]], tokenizer: Tokenizer) -> None:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
-        ids, mask, lengths, _ = lay_out([turns for _, turns in batch], tokenizer, np.uint32)
+        ids, mask, lengths, _ = lay_out(Conversations.join(turns for _, turns in batch), tokenizer, np.uint32)
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
         trained = np.add.reduceat(mask, starts, dtype=np.int64)

@@ -15,9 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
+from lumina_ds.data.tokenizer_flat import Texts
 from lumina_ds.errors import ConfigError, DataError
 
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+ROLES = tuple(ROLE_MARKERS)  # where roles are numbers, these are their meanings
 END_MARKER = "<|end|>"
 MARKERS = (*ROLE_MARKERS.values(), END_MARKER)
 
@@ -36,6 +38,8 @@ class Model(Protocol):
     def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def encode_utf8(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]: ...
 
     def decode(self, ids: list[int]) -> str: ...
 
@@ -107,6 +111,10 @@ class Tokenizer:
         for index in with_symbol:
             runs[index] = np.array(self._byte_runs.encode(texts[index]), np.uint32)
         return np.concatenate(runs), np.concatenate([[0], np.cumsum([len(run) for run in runs])])
+
+    def encode_utf8(self, texts: Texts, has_space_symbol: bool) -> tuple[np.ndarray, np.ndarray]:
+        """As encode_flat, of texts that are UTF-8 already; `has_space_symbol`: one of them holds a literal U+2581."""
+        return self.encode_flat(texts.split()) if has_space_symbol else self._model.encode_utf8(texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; markers, BOS and ids beyond the model's own are skipped."""

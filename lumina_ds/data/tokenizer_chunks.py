@@ -10,32 +10,31 @@ counts as a cut when the last byte before it and the first byte after it, which 
 neighbours in no piece. That is stricter, hence still exact, and needs one table of 65,536 entries.
 
 A word with its space in front is the usual chunk, but "don't", "x=1" and "foo.bar" are cut as well. Chunks repeat,
-so their ids are kept in a table of fixed size. Those that are not there are encoded by the same merges in compiled
+so their ids are kept in a table of fixed size (tokenizer_table.py). Those that are not there are encoded by the same merges in compiled
 code (tokenizer_merges.py), or by SentencePiece where they are long or the model has more than plain pieces.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from lumina_ds.data.sentencepiece_file import BYTE, CONTROL, SPACE_SYMBOL, UNKNOWN, ModelFile, read_model_file
-from lumina_ds.data.tokenizer_flat import flatten
+from lumina_ds.data.tokenizer_flat import Texts, flatten
 from lumina_ds.data.tokenizer_merges import make_merges
+from lumina_ds.data.tokenizer_table import ChunkSource, ChunkTable
 
 log = logging.getLogger(__name__)
 
-# Rows of the table (32 bytes each), how many of them are used before it starts again empty, and windows of text.
+# Rows of a table (32 bytes each), and windows of text.
 TABLE_ROWS = 1 << 20
-WINDOW_CHARACTERS = 4 << 20
+WINDOW_BYTES = 8 << 20
 # A chunk of a longer text could have more ids than a table row can count.
-MAX_TEXT_CHARACTERS = 4 << 20
-_MAX_VALUES = 8 << 20
+MAX_TEXT_BYTES = 4 << 20
 
 # An embedded message that occurs twice is merged field by field: this sets normalizer_spec.add_dummy_prefix to false.
 _WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
@@ -50,23 +49,15 @@ SAMPLE = (
 
 
 class ChunkEncoder:
-    """Encodes with the ids of the SentencePiece model it was made from. Build it with for_model()."""
+    """Encodes with the ids of the SentencePiece model it was made from. Build it with for_model().
+
+    Any number of threads may call it: each call takes a table of its own, which it leaves to the next.
+    """
 
     def __init__(self, processor: Any, model: ModelFile, num_rows: int = TABLE_ROWS) -> None:
-        from lumina_ds.data import tokenizer_kernel
-
-        self._kernel = tokenizer_kernel
-        self._processor = processor
-        self._is_cut = _cuts(model)
-        self._merges = make_merges(model)
-        self._adds_prefix = model.adds_dummy_prefix
-        self._table = np.zeros((num_rows, tokenizer_kernel.ROW_WORDS), np.uint64)
-        self._max_rows = num_rows * 3 // 4
-        self._num_rows = 0
-        self._values = np.zeros(1 << 16, np.uint32)
-        self._num_values = 0
-        self._lock = threading.Lock()  # the table and the working memory are one for all callers
-        self._chunks, self._pending = np.empty(0, np.uint64), np.empty((0, 3), np.int64)
+        self._source = ChunkSource(processor, _cuts(model), make_merges(model), model.adds_dummy_prefix)
+        self._num_rows = num_rows
+        self._idle_tables: list[ChunkTable] = []
 
     @classmethod
     def for_model(cls, processor: Any, content: bytes, num_rows: int = TABLE_ROWS) -> ChunkEncoder | None:
@@ -85,7 +76,7 @@ class ChunkEncoder:
         bare.LoadFromSerializedProto(content + _WITHOUT_DUMMY_PREFIX)
         try:
             encoder = cls(bare, model, num_rows)
-            ids, offsets = encoder.encode(SAMPLE)
+            ids, offsets = encoder.encode(Texts.join(SAMPLE))
         except (ImportError, RuntimeError, ValueError) as error:  # nowhere to keep the code; a piece not UTF-8
             log.info("tokenizing without the compiled chunk table, several times slower: %s", error)
             return None
@@ -94,101 +85,30 @@ class ChunkEncoder:
             return None
         return encoder
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all texts, uint32 [tokens]; where each text's begin, int64 [texts + 1]). No text holds U+2581."""
-        if max(map(len, texts), default=0) > MAX_TEXT_CHARACTERS:
-            return flatten(self._processor.encode(self._prefixed(texts), num_threads=1))
-        with self._lock:
-            if sum(map(len, texts)) <= WINDOW_CHARACTERS:
-                return self._encode_window(texts)
-            parts = [self._encode_window(window) for window in _windows(texts)]
+        if np.diff(texts.offsets).max(initial=0) > MAX_TEXT_BYTES:
+            return flatten(self._source.encode_whole(texts))
+        table = self._idle_tables.pop() if self._idle_tables else ChunkTable(self._source, self._num_rows)
+        # A table that an exception leaves half filled in is not given back.
+        parts = [table.encode(window) for window in _windows(texts)]
+        self._idle_tables.append(table)
+        if len(parts) == 1:
+            return parts[0]
         starts = np.cumsum([0] + [len(ids) for ids, _ in parts])
         offsets = [offsets[1:] + start for start, (_, offsets) in zip(starts, parts, strict=False)]
         ids = np.concatenate([np.zeros(0, np.uint32), *(ids for ids, _ in parts)])
         return ids, np.concatenate([np.zeros(1, np.int64), *offsets])
 
-    def _encode_window(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        import pyarrow as pa
 
-        column = pa.array(self._prefixed(texts), pa.large_string())
-        _, offset_buffer, data_buffer = column.buffers()
-        text_offsets = np.frombuffer(offset_buffer, np.int64, len(texts) + 1)
-        data = np.frombuffer(data_buffer, np.uint8) if data_buffer else np.zeros(0, np.uint8)
-        if self._num_rows >= self._max_rows or self._num_values > _MAX_VALUES:
-            self._forget()
-        chunks, pending = self._scratch(len(data))
-        first_chunks = np.empty(len(texts) + 1, np.int64)
-        free_rows = self._max_rows - self._num_rows
-        try:
-            num_pending = self._kernel.find_chunks(
-                data, text_offsets, self._is_cut, self._table, free_rows, chunks, first_chunks, pending
-            )
-            pending_ids = self._learn(data, pending[:num_pending])
-        except BaseException:
-            self._forget()  # interrupted, it would hold rows whose ids nobody has filled in
-            raise
-        return self._kernel.copy_ids(chunks, first_chunks, pending_ids, self._values)
-
-    def _prefixed(self, texts: Sequence[str]) -> Sequence[str]:
-        """With the space that the model itself would put in front, which the bare processor leaves out."""
-        return [" " + text if text else "" for text in texts] if self._adds_prefix else texts
-
-    def _scratch(self, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Working memory for at most that many chunks, kept from call to call."""
-        if num_bytes > len(self._chunks):
-            self._chunks, self._pending = np.empty(num_bytes, np.uint64), np.empty((num_bytes, 3), np.int64)
-        return self._chunks, self._pending
-
-    def _forget(self) -> None:
-        self._table[:] = 0
-        self._values = np.zeros(1 << 16, np.uint32)
-        self._num_rows = self._num_values = 0
-
-    def _learn(self, data: np.ndarray, pending: np.ndarray) -> np.ndarray:
-        """Encode the pending chunks; those with a row go into the table. Returns where each one's ids stand."""
-        # Of one byte at most three ids: a model without U+2581 spells a space in the bytes of that.
-        most = 3 * int((pending[:, 2] - pending[:, 1]).sum())
-        if self._num_values + most > len(self._values):
-            self._values = np.concatenate([self._values, np.zeros(len(self._values) + most, np.uint32)])
-        where = np.zeros(len(pending), np.uint64)
-        # What is not kept stands last and is overwritten next time.
-        self._num_values = self._encode_pending(data, pending, True, self._num_values, where)
-        self._encode_pending(data, pending, False, self._num_values, where)
-        self._kernel.complete_rows(self._table, pending, where)
-        self._num_rows += int((pending[:, 0] >= 0).sum())
-        return where
-
-    def _encode_pending(
-        self, data: np.ndarray, pending: np.ndarray, with_rows: bool, num_values: int, where: np.ndarray
-    ) -> int:
-        """Write the ids of the chunks with a row, or without one, after `num_values`; the new number of values."""
-        left = (pending[:, 0] >= 0) == with_rows
-        if self._merges is not None:
-            num_values = self._kernel.merge_chunks(
-                data, pending, with_rows, *self._merges, self._values, num_values, where
-            )
-            left &= pending[:, 2] - pending[:, 1] > self._kernel.MAX_MERGED_BYTES
-        chunks = [data[begin:end].tobytes().decode() for begin, end in pending[left, 1:].tolist()]
-        if not chunks:
-            return num_values
-        ids, offsets = flatten(self._processor.encode(chunks, num_threads=1))
-        self._values[num_values : num_values + len(ids)] = ids
-        counts = np.diff(offsets)
-        places = np.where(counts == 1, ids[np.minimum(offsets[:-1], len(ids) - 1)], num_values + offsets[:-1])
-        where[left] = (places << 32 | counts << 8).astype(np.uint64)
-        return num_values + len(ids)
-
-
-def _windows(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Runs of texts of about WINDOW_CHARACTERS, so that working memory does not grow with the call."""
-    begin = size = 0
-    for index, text in enumerate(texts):
-        size += len(text)
-        if size >= WINDOW_CHARACTERS:
-            yield texts[begin : index + 1]
-            begin, size = index + 1, 0
-    if begin < len(texts):
-        yield texts[begin:]
+def _windows(texts: Texts) -> Iterator[Texts]:
+    """Runs of texts of about WINDOW_BYTES, so that working memory does not grow with the call."""
+    begin, count = 0, len(texts.offsets) - 1
+    while begin < count:
+        end = int(texts.offsets.searchsorted(texts.offsets[begin] + WINDOW_BYTES))
+        end = min(max(end, begin + 1), count)
+        yield Texts(texts.data, texts.offsets[begin : end + 1])
+        begin = end
 
 
 def _cuts(model: ModelFile) -> np.ndarray:

@@ -1,11 +1,40 @@
-"""Ids of many texts in two arrays."""
+"""Many texts, or the ids of many texts, in two arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Texts(NamedTuple):
+    """UTF-8 with a space before each text, where a tokenizer's dummy prefix can stand.
+
+    data: uint8 [bytes]. offsets: int64 [texts + 1]; text i is data[offsets[i] + 1 : offsets[i + 1]].
+    """
+
+    data: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def join(cls, texts: Sequence[str]) -> Texts:
+        import pyarrow as pa
+
+        _, offsets, data = pa.array([" " + text for text in texts], pa.large_string()).buffers()
+        return cls(
+            np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8),
+            np.frombuffer(offsets, np.int64, len(texts) + 1),
+        )
+
+    def slices(self) -> Iterator[bytes]:
+        """Each text's own bytes."""
+        for begin, end in pairwise(self.offsets.tolist()):
+            yield self.data[begin + 1 : end].tobytes()
+
+    def split(self) -> list[str]:
+        return [text.decode() for text in self.slices()]
 
 
 def flatten(runs: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lumina_ds.data.tokenizer_flat import flatten
+from lumina_ds.data.tokenizer_flat import Texts, flatten
 from lumina_ds.errors import DataError, MachineError
 
 INSTALL = "pip install 'lumina-ds[hf]'"
@@ -73,6 +73,9 @@ class TokenizerJson:
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return flatten(self.encode(texts))
+
+    def encode_utf8(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+        return self.encode_flat(texts.split())
 
     def decode(self, ids: list[int]) -> str:
         return self._plain.decode(ids, skip_special_tokens=False)

@@ -29,10 +29,11 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 # Indices are unsigned throughout: numba adds a branch for negative ones to each access by a signed index.
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def find_chunks(
     data: np.ndarray,
     text_offsets: np.ndarray,
+    prefix_bytes: int,
     is_cut: np.ndarray,
     table: np.ndarray,
     free_rows: int,
@@ -42,7 +43,8 @@ def find_chunks(
 ) -> int:
     """Cut texts into chunks and name the table row of each, taking a free row for a new chunk.
 
-    data: uint8 [bytes], all texts; text_offsets: int64 [texts + 1]. is_cut: bool [65536], by two neighbouring
+    data, text_offsets: see tokenizer_flat.Texts; of the space before each text the last `prefix_bytes` are encoded
+    with it, 0 or 1, but none where the text is empty. is_cut: bool [65536], by two neighbouring
     bytes. table: uint64 [a power of two, ROW_WORDS]; `free_rows` of it may be taken.
     Written: chunks: uint64 [chunks], the row's last word where it is complete, else `n << 8` for pending chunk n;
     first_chunks: int64 [texts + 1];
@@ -55,8 +57,10 @@ def find_chunks(
     num_pending = np.uint64(0)
     for text in range(np.uint64(len(text_offsets) - 1)):
         first_chunks[text] = num_chunks
-        position = np.uint64(text_offsets[text])
+        position = np.uint64(text_offsets[text]) + one
         end = np.uint64(text_offsets[text + one])
+        if position < end:
+            position -= np.uint64(prefix_bytes)
         while position < end:
             begin = position
             byte = np.uint64(data[position])
@@ -119,7 +123,7 @@ def find_chunks(
     return np.int64(num_pending)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def complete_rows(table: np.ndarray, pending: np.ndarray, pending_ids: np.ndarray) -> None:
     """Write what find_chunks left open: pending_ids, uint64 [n], is a row's last word without the number of bytes."""
     for n in range(np.uint64(len(pending))):
@@ -128,7 +132,7 @@ def complete_rows(table: np.ndarray, pending: np.ndarray, pending_ids: np.ndarra
             table[row, _INFO] = pending_ids[n] | (table[row, _INFO] & _LENGTH_BITS)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def copy_ids(
     chunks: np.ndarray, first_chunks: np.ndarray, pending_ids: np.ndarray, values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +163,7 @@ def copy_ids(
     return ids, offsets
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def fill_pairs(splits: np.ndarray, pairs: np.ndarray) -> None:
     """Write splits, uint64 [n, 3] of (left, right, joined), into the table of tokenizer_merges.Merges."""
     for n in range(len(splits)):
@@ -168,7 +172,7 @@ def fill_pairs(splits: np.ndarray, pairs: np.ndarray) -> None:
         pairs[_pair_row(pairs, key), 1] = splits[n, 2]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def merge_chunks(
     data: np.ndarray,
     pending: np.ndarray,
@@ -226,7 +230,7 @@ def merge_chunks(
     return num_values
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _characters(data: np.ndarray, begin: int, end: int, character_ids: np.ndarray, symbols: np.ndarray) -> int:
     """The characters of UTF-8 bytes as symbols; how many."""
     size = 0
@@ -249,7 +253,7 @@ def _characters(data: np.ndarray, begin: int, end: int, character_ids: np.ndarra
     return size
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _spell(code: int, byte_ids: np.ndarray, values: np.ndarray, num_values: int) -> int:
     """Write the ids of a code point's UTF-8 bytes; the number of values."""
     if code == 0x20:
@@ -265,7 +269,7 @@ def _spell(code: int, byte_ids: np.ndarray, values: np.ndarray, num_values: int)
     return num_values + length
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _join(pairs: np.ndarray, left: int, right: int) -> int:
     """The id of the piece that two symbols make together, or -1."""
     if left < 0 or right < 0:
@@ -275,12 +279,12 @@ def _join(pairs: np.ndarray, left: int, right: int) -> int:
     return np.int64(pairs[row, 1]) if pairs[row, 0] == key else -1
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _pair_key(left: int, right: int) -> int:
     return (left + np.uint64(1)) << np.uint64(32) | (right + np.uint64(1))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _pair_row(pairs: np.ndarray, key: int) -> int:
     """The row of that key, or the free row where it would stand."""
     last_row = np.uint64(len(pairs) - 1)

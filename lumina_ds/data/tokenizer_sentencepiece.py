@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from lumina_ds.data.tokenizer_chunks import ChunkEncoder
-from lumina_ds.data.tokenizer_flat import flatten
+from lumina_ds.data.tokenizer_flat import Texts, flatten
 
 # Below this, setting up the chunk table costs more than it saves: a prompt, an inspection.
 CHUNKS_FROM_CHARACTERS = 1 << 16
@@ -36,6 +37,7 @@ class SentencePieceModel:
         self._content = content
         self._chunks: ChunkEncoder | None = None
         self._chunks_tried = False
+        self._lock = threading.Lock()
         self.num_ids: int = processor.get_piece_size()
         self.bos_id: int | None = processor.bos_id() if processor.bos_id() >= 0 else None
 
@@ -44,12 +46,21 @@ class SentencePieceModel:
         return self._processor.encode(list(texts), num_threads=1)
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        if not self._chunks_tried and sum(map(len, texts)) >= CHUNKS_FROM_CHARACTERS:
-            self._chunks_tried = True
-            self._chunks = ChunkEncoder.for_model(self._processor, self._content)
-        if self._chunks is not None:
-            return self._chunks.encode(texts)
-        return flatten(self.encode(texts))
+        chunks = self._chunks_for(sum(map(len, texts)))
+        return flatten(self.encode(texts)) if chunks is None else chunks.encode(Texts.join(texts))
+
+    def encode_utf8(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+        chunks = self._chunks_for(len(texts.data))
+        return flatten(self.encode(texts.split())) if chunks is None else chunks.encode(texts)
+
+    def _chunks_for(self, num_characters: int) -> ChunkEncoder | None:
+        """The chunk table, once there is enough to encode to make it; None before, and where there is none."""
+        if not self._chunks_tried and num_characters >= CHUNKS_FROM_CHARACTERS:
+            with self._lock:
+                if not self._chunks_tried:
+                    self._chunks = ChunkEncoder.for_model(self._processor, self._content)
+                    self._chunks_tried = True
+        return self._chunks
 
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)

@@ -1,0 +1,163 @@
+"""A block's lines to the turns of its good ones, in a few flat arrays: what tokenizing and the layout work on.
+
+The compiled scanner of scan_kernel.py reads nearly all lines. Each one that it does not take, and every line where
+numba is missing, goes through parse.py, which accepts the same lines with the same turns and has the reasons.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lumina_ds.data.conversation import RejectedLine, is_blank
+from lumina_ds.data.tokenizer import ROLES
+from lumina_ds.data.tokenizer_flat import Texts
+from preprocess.parse import Turns, parse_line
+from preprocess.sources import Block
+
+log = logging.getLogger("lumina_ds.preprocess")
+
+SPACE_SYMBOL = "\u2581".encode()
+
+
+class Rejection(NamedTuple):
+    """One refused line: where it stands and why."""
+
+    source: str
+    line: int
+    byte_offset: int
+    rule: str
+    reason: str
+
+
+class Conversations(NamedTuple):
+    """Turns of many conversations: conversation i has turns first_turns[i] .. first_turns[i + 1] - 1."""
+
+    texts: Texts  # of the turns
+    roles: np.ndarray  # [turns] uint8, places in ROLES
+    first_turns: np.ndarray  # [conversations + 1] int64
+    lines: np.ndarray  # [conversations] int64
+    has_space_symbol: bool  # a literal U+2581 in some text
+
+    @property
+    def count(self) -> int:
+        return len(self.lines)
+
+    @classmethod
+    def join(cls, conversations: Iterable[Turns]) -> Conversations:
+        """Of turns that are parsed already; as lines, their numbers."""
+        listed = list(conversations)
+        texts = Texts.join([content for turns in listed for _, content in turns])
+        roles = [ROLES.index(role) for turns in listed for role, _ in turns]
+        first_turns = np.cumsum([0] + [len(turns) for turns in listed])
+        has_symbol = SPACE_SYMBOL in texts.data.tobytes()
+        return cls(texts, np.array(roles, np.uint8), first_turns, np.arange(len(listed)), has_symbol)
+
+    def first(self, count: int) -> Conversations:
+        num_turns = self.first_turns[count]
+        texts = Texts(self.texts.data, self.texts.offsets[: num_turns + 1])
+        return self._replace(
+            texts=texts, roles=self.roles[:num_turns], first_turns=self.first_turns[: count + 1],
+            lines=self.lines[:count],
+        )  # fmt: skip
+
+
+def read_conversations(
+    block: Block, rejections: list[Rejection], max_conversations: int | None = None
+) -> Conversations:
+    """The good lines of a block, at most `max_conversations`; the others before the last of these go to `rejections`."""
+    if block.fault is not None:
+        rejections.append(Rejection(block.source, block.first_line, block.byte_offset, *block.fault))
+    # Blank blocks may come by the thousand, in a compression bomb.
+    data = block.data if block.data.strip(b" \t\r\n") else b""
+    if data and not data.endswith(b"\n"):
+        data += b"\n"
+    scan = _Scan(data, block.first_line)
+    while not scan.go_on():
+        begin, line = scan.position, scan.line
+        end = data.find(b"\n", begin)
+        # b"\n" alone ends a line, as in split_lines(); its end is never part of it, nor is one b"\r" before it.
+        text = data[begin : end - 1 if end > begin and data[end - 1] == 0x0D else end]
+        if not is_blank(text):
+            try:
+                scan.add(parse_line(text))
+            except RejectedLine as fault:
+                rejections.append(Rejection(block.source, line, block.byte_offset + begin, fault.rule, fault.reason))
+        scan.pass_line(end + 1)
+    found = scan.conversations()
+    if max_conversations is None or found.count <= max_conversations:
+        return found
+    found = found.first(max_conversations)
+    rejections[:] = [rejection for rejection in rejections if rejection.line <= found.lines[-1]]
+    return found
+
+
+class _Scan:
+    """The arrays that are filled while a block is read, and how far it is read."""
+
+    def __init__(self, data: bytes, first_line: int) -> None:
+        self._kernel = _kernel()
+        self._data = np.frombuffer(data, np.uint8)
+        # The shortest message and the shortest line with one have more bytes than these; a text never grows.
+        self._text = np.empty(len(data), np.uint8)
+        self._offsets = np.zeros(len(data) // 24 + 1, np.int64)
+        self._roles = np.empty(len(data) // 24, np.uint8)
+        self._first_turns = np.zeros(len(data) // 32 + 1, np.int64)
+        self._lines = np.empty(len(data) // 32, np.int64)
+        self._progress = np.array([0, first_line, 0, 0, 0, 0])
+        self._keys = np.empty((64, 2), np.int64)
+
+    @property
+    def position(self) -> int:
+        return int(self._progress[0])
+
+    @property
+    def line(self) -> int:
+        return int(self._progress[1])
+
+    def go_on(self) -> bool:
+        """Read on; False before a line that is not taken."""
+        if self._kernel is None:
+            return self.position == len(self._data)
+        return self._kernel.scan_lines(
+            self._data, self._progress, self._text, self._offsets, self._roles, self._first_turns, self._lines,
+            self._keys,
+        )  # fmt: skip
+
+    def pass_line(self, position: int) -> None:
+        self._progress[:2] = position, self.line + 1
+
+    def add(self, turns: Turns) -> None:
+        """Append the conversation that stands in the current line."""
+        _, line, num_bytes, num_turns, num_rows, num_symbols = self._progress.tolist()
+        for role, content in turns:
+            encoded = b" " + content.encode()
+            num_symbols += SPACE_SYMBOL in encoded
+            self._text[num_bytes : num_bytes + len(encoded)] = np.frombuffer(encoded, np.uint8)
+            self._roles[num_turns] = ROLES.index(role)
+            num_bytes, num_turns = num_bytes + len(encoded), num_turns + 1
+            self._offsets[num_turns] = num_bytes
+        self._lines[num_rows] = line
+        self._first_turns[num_rows + 1] = num_turns
+        self._progress[2:] = num_bytes, num_turns, num_rows + 1, num_symbols
+
+    def conversations(self) -> Conversations:
+        _, _, num_bytes, num_turns, num_rows, num_symbols = self._progress.tolist()
+        texts = Texts(self._text[:num_bytes], self._offsets[: num_turns + 1])
+        first_turns, lines = self._first_turns[: num_rows + 1], self._lines[:num_rows]
+        return Conversations(texts, self._roles[:num_turns], first_turns, lines, num_symbols > 0)
+
+
+@cache
+def _kernel() -> Any:
+    """The compiled scanner; None where numba is missing or has nowhere to keep its code."""
+    try:
+        from preprocess import scan_kernel
+    except (ImportError, RuntimeError) as error:
+        log.info("reading lines without the compiled scanner, several times slower: %s", error)
+        return None
+    return scan_kernel

@@ -1,0 +1,478 @@
+"""The compiled scanner of scan.py: lines of JSON to the UTF-8 of their turns, without a Python object on the way.
+
+It knows all of JSON, and accepts a line only where nothing about it is unusual: no key with an escape or twice, no
+number that could be out of range, no lone surrogate, nothing nested deeply. Where it meets anything else it gives
+up on the line, and the strict parser of lumina_ds.data.conversation says what is the matter, so it needs no reasons.
+
+numba compiles this at first use, as it does tokenizer_kernel.py. Import it only where numba may be missing.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from lumina_ds.data.conversation import MAX_LINE_BYTES, MESSAGE_ROLES, SHAREGPT_ROLES
+from lumina_ds.data.tokenizer import ROLES
+
+# What `progress` holds: how far the block is read, and how much stands in each output.
+POSITION, LINE, TEXT_BYTES, TURNS, ROWS, SPACE_SYMBOLS = range(6)
+# Keys of open objects, and the open objects themselves: more is for the strict parser, which knows the real limits.
+MAX_KEYS = 64
+_MAX_NUMBER_CHARACTERS = 300
+
+_QUOTE, _BACKSLASH, _COLON, _COMMA, _NEWLINE = (ord(character) for character in '"\\:,\n')
+_OPEN_OBJECT, _CLOSE_OBJECT, _OPEN_LIST, _CLOSE_LIST = (ord(character) for character in "{}[]")
+_MINUS, _PLUS, _POINT, _ZERO, _NINE = (ord(character) for character in "-+.09")
+_NO_ROLE = 255
+
+
+def _word(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+_MESSAGES, _ROLE, _CONTENT = _word("messages"), _word("role"), _word("content")
+_CONVERSATIONS, _FROM, _VALUE = _word("conversations"), _word("from"), _word("value")
+_TRUE, _FALSE, _NULL = _word("true"), _word("false"), _word("null")
+# Names of roles, one per row and filled up with NUL; those that only ShareGPT's form knows stand last.
+_ROLE_NAMES = sorted(SHAREGPT_ROLES, key=lambda name: name not in MESSAGE_ROLES)
+_ROLE_WORDS = np.array([list(name.encode().ljust(16, b"\0")) for name in _ROLE_NAMES], np.uint8)
+_ROLE_CODES = np.array([ROLES.index(SHAREGPT_ROLES[name]) for name in _ROLE_NAMES], np.uint8)
+_NUM_MESSAGE_ROLES = len(MESSAGE_ROLES)
+_ASSISTANT = ROLES.index("assistant")
+# ASCII that stands for itself within a string.
+_IS_PLAIN = np.array([0x20 <= byte < 0x80 and byte not in (_QUOTE, _BACKSLASH) for byte in range(256)])
+# What follows a backslash, and the byte that it stands for.
+_ESCAPES = np.zeros(256, np.uint8)
+for _letter, _meaning in zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True):
+    _ESCAPES[ord(_letter)] = ord(_meaning)
+
+
+@numba.njit(cache=True, nogil=True)
+def scan_lines(
+    data: np.ndarray,
+    progress: np.ndarray,
+    text: np.ndarray,
+    offsets: np.ndarray,
+    roles: np.ndarray,
+    first_turns: np.ndarray,
+    lines: np.ndarray,
+    keys: np.ndarray,
+) -> bool:
+    """Read lines from progress[POSITION] on; True at the end of `data`, False before a line to be looked at.
+
+    data: uint8, whole lines, the last one with its line end too. Appended to: text: uint8, a space before each content;
+    offsets: int64 [turns + 1], where that space stands; roles: uint8 [turns], of tokenizer.ROLES; first_turns:
+    int64 [rows + 1]; lines: int64 [rows]. keys: int64 [MAX_KEYS, 2], working memory.
+    """
+    while progress[POSITION] < len(data):
+        begin = progress[POSITION]
+        position = _space(data, begin)
+        if data[position] != _NEWLINE:
+            turns = progress[TURNS]
+            position, num_turns, num_bytes, num_symbols = _document(
+                data, position, text, offsets, roles, turns, progress[TEXT_BYTES], keys
+            )
+            if position < 0 or position - begin > MAX_LINE_BYTES:
+                return False
+            row = progress[ROWS]
+            lines[row] = progress[LINE]
+            first_turns[row + 1] = num_turns
+            progress[ROWS], progress[TURNS], progress[TEXT_BYTES] = row + 1, num_turns, num_bytes
+            progress[SPACE_SYMBOLS] += num_symbols
+        progress[POSITION] = position + 1
+        progress[LINE] += 1
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def _document(
+    data: np.ndarray,
+    position: int,
+    text: np.ndarray,
+    offsets: np.ndarray,
+    roles: np.ndarray,
+    num_turns: int,
+    num_bytes: int,
+    keys: np.ndarray,
+) -> tuple[int, int, int, int]:
+    """(position of the line end or -1, turns, bytes of text, U+2581 in it) after one line's object."""
+    failed = (-1, 0, 0, 0)
+    count = num_symbols = 0
+    has_turns = False
+    if data[position] != _OPEN_OBJECT:
+        return failed
+    while True:
+        position = _key(data, _space(data, position + 1), keys, 0, count)
+        if position < 0:
+            return failed
+        is_messages = _is_word(data, keys[count], _MESSAGES)
+        count += 1
+        if is_messages or _is_word(data, keys[count - 1], _CONVERSATIONS):
+            if has_turns:
+                return failed
+            has_turns = True
+            position, num_turns, num_bytes, num_symbols = _turns(
+                data, position, is_messages, text, offsets, roles, num_turns, num_bytes, keys, count
+            )
+        else:
+            position = _pass_value(data, position, keys, count)
+        if position < 0:
+            return failed
+        position = _space(data, position)
+        if data[position] != _COMMA:
+            break
+    if data[position] != _CLOSE_OBJECT or not has_turns:
+        return failed
+    position = _space(data, position + 1)
+    return (position, num_turns, num_bytes, num_symbols) if data[position] == _NEWLINE else failed
+
+
+@numba.njit(cache=True, nogil=True)
+def _turns(
+    data: np.ndarray,
+    position: int,
+    is_messages: bool,
+    text: np.ndarray,
+    offsets: np.ndarray,
+    roles: np.ndarray,
+    num_turns: int,
+    num_bytes: int,
+    keys: np.ndarray,
+    first_key: int,
+) -> tuple[int, int, int, int]:
+    """As _document, for the list of messages."""
+    failed = (-1, 0, 0, 0)
+    num_symbols = 0
+    has_assistant = False
+    if data[position] != _OPEN_LIST:
+        return failed
+    while True:
+        position = _space(data, position + 1)
+        if data[position] != _OPEN_OBJECT:
+            return failed
+        role = _NO_ROLE
+        begin = num_bytes
+        count = first_key
+        while True:
+            position = _key(data, _space(data, position + 1), keys, first_key, count)
+            if position < 0:
+                return failed
+            name = keys[count]
+            count += 1
+            if _is_word(data, name, _ROLE if is_messages else _FROM):
+                role, position = _read_role(data, position, is_messages)
+            elif _is_word(data, name, _CONTENT if is_messages else _VALUE):
+                position, num_bytes, more_symbols = _content(data, position, text, num_bytes)
+                num_symbols += more_symbols
+            else:
+                position = _pass_value(data, position, keys, count)
+            if position < 0:
+                return failed
+            position = _space(data, position)
+            if data[position] != _COMMA:
+                break
+        # A content of no bytes leaves its space alone.
+        if data[position] != _CLOSE_OBJECT or role == _NO_ROLE or num_bytes < begin + 2:
+            return failed
+        has_assistant |= role == _ASSISTANT
+        roles[num_turns] = role
+        num_turns += 1
+        offsets[num_turns] = num_bytes
+        position = _space(data, position + 1)
+        if data[position] != _COMMA:
+            break
+    if data[position] != _CLOSE_LIST or not has_assistant:
+        return failed
+    return position + 1, num_turns, num_bytes, num_symbols
+
+
+@numba.njit(cache=True, nogil=True)
+def _read_role(data: np.ndarray, position: int, is_messages: bool) -> tuple[int, int]:
+    """(role or _NO_ROLE, position after it or -1)."""
+    if data[position] != _QUOTE:
+        return _NO_ROLE, -1
+    begin = position + 1
+    for row in range(_NUM_MESSAGE_ROLES if is_messages else len(_ROLE_WORDS)):
+        size = 0
+        while size < 16 and _ROLE_WORDS[row, size] != 0 and data[begin + size] == _ROLE_WORDS[row, size]:
+            size += 1
+        if _ROLE_WORDS[row, size] == 0 and data[begin + size] == _QUOTE:
+            return np.int64(_ROLE_CODES[row]), begin + size + 1
+    return _NO_ROLE, -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _content(data: np.ndarray, position: int, text: np.ndarray, num_bytes: int) -> tuple[int, int, int]:
+    """Write a space and the string at `position`, unescaped: (position after it or -1, bytes of text, U+2581 in it)."""
+    failed = (-1, 0, 0)
+    if data[position] != _QUOTE:
+        return failed
+    # Unsigned indices, here where nearly all the time is spent: numba adds a branch for negative ones.
+    one = np.uint64(1)
+    at, to = np.uint64(position + 1), np.uint64(num_bytes + 1)
+    text[num_bytes] = 0x20
+    num_symbols = 0
+    while True:
+        byte = data[at]
+        while _IS_PLAIN[byte]:
+            text[to] = byte
+            to += one
+            at += one
+            byte = data[at]
+        if byte == _QUOTE:
+            return np.int64(at) + 1, np.int64(to), num_symbols
+        if byte == _BACKSLASH:
+            meaning = _ESCAPES[data[at + one]]
+            if meaning:
+                text[to] = meaning
+                to += one
+                at += np.uint64(2)
+                continue
+            code, size = _escape(data, np.int64(at))
+            if size == 0:
+                return failed
+            at += np.uint64(size)
+            to = np.uint64(_write_character(text, np.int64(to), code))
+            num_symbols += code == 0x2581
+            continue
+        size = _character_size(data, np.int64(at))
+        if size == 0:
+            return failed
+        num_symbols += byte == 0xE2 and data[at + one] == 0x96 and data[at + np.uint64(2)] == 0x81
+        for _ in range(np.uint64(size)):
+            text[to] = data[at]
+            to += one
+            at += one
+
+
+@numba.njit(cache=True, nogil=True)
+def _escape(data: np.ndarray, position: int) -> tuple[int, int]:
+    """(code point, bytes) of the escape at `position`, a pair of surrogates as one; (0, 0) where it is none."""
+    letter = data[position + 1]
+    if letter != 0x75:  # u
+        return (np.int64(_ESCAPES[letter]), 2) if _ESCAPES[letter] else (0, 0)
+    code = _four_digits(data, position + 2)
+    if code < 0 or 0xDC00 <= code < 0xE000:
+        return 0, 0
+    if code < 0xD800 or code >= 0xE000:
+        return code, 6
+    if data[position + 6] != _BACKSLASH or data[position + 7] != 0x75:
+        return 0, 0
+    low = _four_digits(data, position + 8)
+    if low < 0xDC00 or low >= 0xE000:
+        return 0, 0
+    return 0x10000 + ((code - 0xD800) << 10 | (low - 0xDC00)), 12
+
+
+@numba.njit(cache=True, nogil=True)
+def _four_digits(data: np.ndarray, position: int) -> int:
+    """The value of four hexadecimal digits, or -1."""
+    value = 0
+    for i in range(4):
+        byte = np.int64(data[position + i])
+        if _ZERO <= byte <= _NINE:
+            digit = byte - _ZERO
+        elif 0x61 <= byte | 0x20 <= 0x66:
+            digit = (byte | 0x20) - 0x61 + 10
+        else:
+            return -1
+        value = value << 4 | digit
+    return value
+
+
+@numba.njit(cache=True, nogil=True)
+def _write_character(text: np.ndarray, to: int, code: int) -> int:
+    """Write a code point as UTF-8; the position after it."""
+    if code < 0x80:
+        text[to] = code
+        return to + 1
+    if code < 0x800:
+        text[to] = 0xC0 | code >> 6
+        text[to + 1] = 0x80 | (code & 0x3F)
+        return to + 2
+    if code < 0x10000:
+        text[to] = 0xE0 | code >> 12
+        text[to + 1] = 0x80 | (code >> 6 & 0x3F)
+        text[to + 2] = 0x80 | (code & 0x3F)
+        return to + 3
+    text[to] = 0xF0 | code >> 18
+    text[to + 1] = 0x80 | (code >> 12 & 0x3F)
+    text[to + 2] = 0x80 | (code >> 6 & 0x3F)
+    text[to + 3] = 0x80 | (code & 0x3F)
+    return to + 4
+
+
+@numba.njit(cache=True, nogil=True)
+def _character_size(data: np.ndarray, position: int) -> int:
+    """Bytes of the character beyond ASCII at `position`, or 0 where it is not UTF-8 (RFC 3629's table)."""
+    lead, second = data[position], data[position + 1]
+    low, high = 0x80, 0xBF
+    if 0xC2 <= lead <= 0xDF:
+        size = 2
+    elif 0xE0 <= lead <= 0xEF:
+        size = 3
+        low = 0xA0 if lead == 0xE0 else low
+        high = 0x9F if lead == 0xED else high  # no surrogates
+    elif 0xF0 <= lead <= 0xF4:
+        size = 4
+        low = 0x90 if lead == 0xF0 else low
+        high = 0x8F if lead == 0xF4 else high
+    else:
+        return 0
+    if second < low or second > high:
+        return 0
+    for i in range(2, size):
+        if data[position + i] & 0xC0 != 0x80:
+            return 0
+    return size
+
+
+@numba.njit(cache=True, nogil=True)
+def _key(data: np.ndarray, position: int, keys: np.ndarray, first: int, count: int) -> int:
+    """The position of the value whose key stands at `position`, or -1; the key becomes keys[count].
+
+    keys[first:count] are the others of its object, none of which it may equal.
+    """
+    if data[position] != _QUOTE or count == MAX_KEYS:
+        return -1
+    begin = position + 1
+    position = begin
+    while _IS_PLAIN[data[position]]:
+        position += 1
+    if data[position] != _QUOTE:
+        return -1
+    keys[count, 0], keys[count, 1] = begin, position
+    for other in range(first, count):
+        if _is_word(data, keys[count], data[keys[other, 0] : keys[other, 1]]):
+            return -1
+    position = _space(data, position + 1)
+    return _space(data, position + 1) if data[position] == _COLON else -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _pass_value(data: np.ndarray, position: int, keys: np.ndarray, count: int) -> int:
+    """The position after any value, or -1. keys[count:] is free to use.
+
+    Besides keys, it holds for each open object or list what the one around it is: (its kind, its first key).
+    """
+    kind = 0  # the bracket of the innermost open one
+    first = count
+    while True:
+        byte = data[position]
+        if byte == _OPEN_OBJECT or byte == _OPEN_LIST:
+            if count == MAX_KEYS:
+                return -1
+            keys[count, 0], keys[count, 1] = kind, first
+            count += 1
+            kind, first = np.int64(byte), count
+            position = _space(data, position + 1)
+            # Brackets of ASCII: the closing one is the opening one plus two.
+            if data[position] != kind + 2:
+                if kind == _OPEN_OBJECT:
+                    position = _key(data, position, keys, first, count)
+                    count += 1
+                if position < 0:
+                    return -1
+                continue
+        else:
+            position = _pass_scalar(data, position)
+            if position < 0:
+                return -1
+        while kind:
+            position = _space(data, position)
+            byte = data[position]
+            if byte == _COMMA:
+                position = _space(data, position + 1)
+                if kind == _OPEN_OBJECT:
+                    position = _key(data, position, keys, first, count)
+                    count += 1
+                    if position < 0:
+                        return -1
+                break
+            if byte != kind + 2:
+                return -1
+            count = first - 1
+            kind, first = keys[count, 0], keys[count, 1]
+            position += 1
+        else:
+            return position
+
+
+@numba.njit(cache=True, nogil=True)
+def _pass_scalar(data: np.ndarray, position: int) -> int:
+    """The position after a string, a number, true, false or null; or -1."""
+    byte = data[position]
+    if byte == _QUOTE:
+        return _pass_string(data, position + 1)
+    if byte == _MINUS or _ZERO <= byte <= _NINE:
+        return _pass_number(data, position)
+    for word in (_TRUE, _FALSE, _NULL):
+        if byte == word[0]:
+            for i in range(len(word)):
+                if data[position + i] != word[i]:
+                    return -1
+            return position + len(word)
+    return -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _pass_string(data: np.ndarray, position: int) -> int:
+    while True:
+        byte = data[position]
+        if byte == _QUOTE:
+            return position + 1
+        if byte < 0x20:
+            return -1
+        if byte == _BACKSLASH:
+            _, size = _escape(data, position)
+        else:
+            size = 1 if byte < 0x80 else _character_size(data, position)
+        if size == 0:
+            return -1
+        position += size
+
+
+@numba.njit(cache=True, nogil=True)
+def _pass_number(data: np.ndarray, position: int) -> int:
+    """Numbers without an exponent and of a bounded length, which are in any range."""
+    begin = position
+    if data[position] == _MINUS:
+        position += 1
+    whole = position
+    position = _pass_digits(data, whole)
+    if position == whole or (data[whole] == _ZERO and position > whole + 1):
+        return -1
+    if data[position] == _POINT:
+        fraction = position + 1
+        position = _pass_digits(data, fraction)
+        if position == fraction:
+            return -1
+    # An exponent, or anything else that does not follow a value, is not taken here or by the caller.
+    return position if position - begin <= _MAX_NUMBER_CHARACTERS else -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _pass_digits(data: np.ndarray, position: int) -> int:
+    while _ZERO <= data[position] <= _NINE:
+        position += 1
+    return position
+
+
+@numba.njit(cache=True, nogil=True)
+def _space(data: np.ndarray, position: int) -> int:
+    """The position of the first byte that is no space within a line."""
+    while data[position] == 0x20 or data[position] == 0x09 or data[position] == 0x0D:
+        position += 1
+    return position
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_word(data: np.ndarray, place: np.ndarray, word: np.ndarray) -> bool:
+    """Does `word` stand at data[place[0]:place[1]]?"""
+    if place[1] - place[0] != len(word):
+        return False
+    for i in range(len(word)):
+        if data[place[0] + i] != word[i]:
+            return False
+    return True
