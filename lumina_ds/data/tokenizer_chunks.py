@@ -112,7 +112,7 @@ def _windows(texts: Texts) -> Iterator[Texts]:
 
 
 def _cuts(model: ModelFile) -> np.ndarray:
-    """bool [65536]: may a text be cut between these two bytes (first * 256 + second)?"""
+    """uint8 [65536]: may a text be cut between these two bytes (first * 256 + second)?"""
     never_matched = (UNKNOWN, CONTROL, BYTE)
     # NUL keeps pieces apart; where a piece holds one itself, a few cuts less are made, which does no harm.
     spelled = b"\0".join(piece.text for piece in model.pieces if piece.kind not in never_matched)
@@ -120,7 +120,7 @@ def _cuts(model: ModelFile) -> np.ndarray:
     is_cut = np.ones((256, 256), bool)
     is_cut[neighbours[:-1], neighbours[1:]] = False
     is_cut[:, 0x80:0xC0] = False  # never inside a character
-    return is_cut.reshape(-1)
+    return is_cut.reshape(-1).view(np.uint8)
 
 
 def _unproven(model: ModelFile) -> str | None:

@@ -4,7 +4,7 @@ are not there, copy the ids.
 numba compiles them at first use and keeps the machine code beside this file or in the user's cache folder; no
 compiler has to be installed. Import this module only where numba may be missing.
 
-A table row is uint64 [4], half a cache line: the chunk's bytes in three words, the last eight or fewer first, and
+A table row is uint64 [4], half a cache line: the chunk's bytes in three words, and
 `start << 32 | count << 8 | number of bytes`: where its ids stand, or with count 1 the id itself instead of start. A row
 of 0 bytes is free, and with count 0 `start` is the number of the pending chunk that will complete it.
 """
@@ -26,12 +26,15 @@ _START_SHIFT = np.uint64(32)
 _COUNT_SHIFT = np.uint64(8)
 _COUNT_BITS = np.uint64(0xFFFFFF)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+# By number of bytes: the bits of a word that they take.
+_MASKS = np.array([256**size - 1 for size in range(9)], np.uint64)
 
 
 # Indices are unsigned throughout: numba adds a branch for negative ones to each access by a signed index.
 @numba.njit(cache=True, nogil=True)
 def find_chunks(
     data: np.ndarray,
+    words: np.ndarray,
     text_offsets: np.ndarray,
     prefix_bytes: int,
     is_cut: np.ndarray,
@@ -44,50 +47,34 @@ def find_chunks(
     """Cut texts into chunks and name the table row of each, taking a free row for a new chunk.
 
     data, text_offsets: see tokenizer_flat.Texts; of the space before each text the last `prefix_bytes` are encoded
-    with it, 0 or 1, but none where the text is empty. is_cut: bool [65536], by two neighbouring
-    bytes. table: uint64 [a power of two, ROW_WORDS]; `free_rows` of it may be taken.
+    with it, 0 or 1, but none where the text is empty. words: uint64, the memory of `data` and at least 32 bytes
+    more. is_cut: uint8 [65536], by two neighbouring bytes. table: uint64 [a power of two, ROW_WORDS]; `free_rows` of it
+    may be taken.
     Written: chunks: uint64 [chunks], the row's last word where it is complete, else `n << 8` for pending chunk n;
     first_chunks: int64 [texts + 1];
     pending: int64 [n, 3], (row or -1, begin, end) of each chunk whose ids are still to be found.
     Returns how many are pending.
     """
-    one, eight, shift = np.uint64(1), np.uint64(8), np.uint64(29)
+    one = np.uint64(1)
     last_row = np.uint64(len(table) - 1)
     num_chunks = np.uint64(0)
     num_pending = np.uint64(0)
     for text in range(np.uint64(len(text_offsets) - 1)):
         first_chunks[text] = num_chunks
-        position = np.uint64(text_offsets[text]) + one
-        end = np.uint64(text_offsets[text + one])
-        if position < end:
-            position -= np.uint64(prefix_bytes)
-        while position < end:
-            begin = position
-            byte = np.uint64(data[position])
-            word = byte
-            code = np.uint64(0)
-            length = one
-            word0 = word1 = word2 = np.uint64(0)
-            position += one
-            while position < end:
-                following = np.uint64(data[position])
-                if is_cut[(byte << eight) | following]:
-                    break
-                byte = following
-                if length & np.uint64(7) == np.uint64(0):
-                    # Eight bytes are full: the finished words move up by one.
-                    word2, word1, word = word1, word, np.uint64(0)
-                    code = (code ^ word1) * _MIX
-                    code ^= code >> shift
-                word = (word << eight) | byte
-                length += one
-                position += one
+        begin = np.uint64(text_offsets[text]) + one
+        text_end = np.uint64(text_offsets[text + one])
+        if begin >= text_end:
+            continue
+        begin -= np.uint64(prefix_bytes)
+        last_chunk = _mark_ends(data, begin, text_end, is_cut, chunks, num_chunks)
+        while num_chunks < last_chunk:
+            end = chunks[num_chunks]
+            length = end - begin
             row = info = np.uint64(0)
             state = 0  # 0: without a row; 1: found; 2: a free row, to be taken
             if length <= np.uint64(MAX_CHUNK_BYTES):
-                word0 = word
-                code = (code ^ word ^ (length << np.uint64(59))) * _MIX
-                row = (code ^ (code >> shift)) & last_row
+                word0, word1, word2 = _chunk_words(words, begin, length)
+                row = _chunk_code(word0, word1, word2, length) & last_row
                 while True:
                     info = table[row, _INFO]
                     known_length = info & _LENGTH_BITS
@@ -104,23 +91,65 @@ def find_chunks(
                         state = 1
                         break
                     row = (row + one) & last_row
-            if state == 1:
-                chunks[num_chunks] = info if (info >> _COUNT_SHIFT) & _COUNT_BITS else (info >> _START_SHIFT) << eight
-            else:
-                chunks[num_chunks] = num_pending << eight
                 if state == 2:
                     free_rows -= 1
                     table[row, 0], table[row, 1], table[row, 2] = word0, word1, word2
                     table[row, _INFO] = num_pending << _START_SHIFT | length
-                    pending[num_pending, 0] = row
-                else:
-                    pending[num_pending, 0] = -1
+            if state == 1:
+                is_complete = (info >> _COUNT_SHIFT) & _COUNT_BITS != np.uint64(0)
+                chunks[num_chunks] = info if is_complete else (info >> _START_SHIFT) << np.uint64(8)
+            else:
+                chunks[num_chunks] = num_pending << np.uint64(8)
+                pending[num_pending, 0] = row if state == 2 else -1
                 pending[num_pending, 1] = begin
-                pending[num_pending, 2] = position
+                pending[num_pending, 2] = end
                 num_pending += one
             num_chunks += one
+            begin = end
     first_chunks[len(text_offsets) - 1] = num_chunks
     return np.int64(num_pending)
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_ends(
+    data: np.ndarray, begin: int, end: int, is_cut: np.ndarray, chunks: np.ndarray, num_chunks: int
+) -> int:
+    """Write where each chunk of a text ends from chunks[num_chunks] on; the new number of chunks.
+
+    Without a branch on what it finds: where a chunk ends cannot be predicted, and a guess costs as much as ten bytes.
+    """
+    pair = np.uint64(data[begin])
+    for position in range(begin + np.uint64(1), end):
+        pair = (pair << np.uint64(8) | np.uint64(data[position])) & np.uint64(0xFFFF)
+        chunks[num_chunks] = position
+        num_chunks += np.uint64(is_cut[pair])
+    chunks[num_chunks] = end
+    return num_chunks + np.uint64(1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _chunk_words(words: np.ndarray, begin: int, length: int) -> tuple[int, int, int]:
+    """The bytes of a chunk of at most MAX_CHUNK_BYTES in three words, filled up with 0."""
+    one, eight, zero = np.uint64(1), np.uint64(8), np.uint64(0)
+    at, shift = begin >> np.uint64(3), (begin & np.uint64(7)) << np.uint64(3)
+    back = np.uint64(63) - shift  # in two steps, as no shift by 64 is defined
+    word0 = words[at] >> shift | (words[at + one] << one) << back
+    if length <= eight:
+        return word0 & _MASKS[length], zero, zero
+    word1 = words[at + one] >> shift | (words[at + np.uint64(2)] << one) << back
+    if length <= np.uint64(16):
+        return word0, word1 & _MASKS[length - eight], zero
+    word2 = words[at + np.uint64(2)] >> shift | (words[at + np.uint64(3)] << one) << back
+    return word0, word1, word2 & _MASKS[length - np.uint64(16)]
+
+
+@numba.njit(cache=True, nogil=True)
+def _chunk_code(word0: int, word1: int, word2: int, length: int) -> int:
+    code = (word0 ^ (length << np.uint64(59))) * _MIX
+    if length > np.uint64(8):
+        code = (code ^ (code >> np.uint64(29)) ^ word1) * _MIX
+        code = (code ^ (code >> np.uint64(29)) ^ word2) * _MIX
+    return code ^ (code >> np.uint64(29))
 
 
 @numba.njit(cache=True, nogil=True)

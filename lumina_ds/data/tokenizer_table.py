@@ -17,7 +17,7 @@ class ChunkSource(NamedTuple):
     """What a model gives, the same for all tables: never written to."""
 
     processor: Any  # SentencePiece without a dummy prefix
-    is_cut: np.ndarray  # bool [65536], by two neighbouring bytes: may a text be cut between them?
+    is_cut: np.ndarray  # uint8 [65536], by two neighbouring bytes: may a text be cut between them?
     merges: Merges | None
     adds_prefix: bool
 
@@ -41,27 +41,33 @@ class ChunkTable:
         self.num_rows = 0
         self._values = np.zeros(1 << 16, np.uint32)
         self._num_values = 0
-        self._chunks, self._pending = np.empty(0, np.uint64), np.empty((0, 3), np.int64)
+        self._words, self._chunks = np.empty(5, np.uint64), np.empty(0, np.uint64)
+        self._pending = np.empty((0, 3), np.int64)
 
     def encode(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
         """As ChunkEncoder.encode, for so much text as may be held at once."""
         if self.num_rows >= self._max_rows or self._num_values > _MAX_VALUES:
             self._forget()
-        chunks, pending = self._scratch(int(texts.offsets[-1] - texts.offsets[0]))
+        offsets = texts.offsets - texts.offsets[0]
+        num_bytes = int(offsets[-1])
+        words, chunks, pending = self._scratch(num_bytes)
+        data = words.view(np.uint8)
+        data[:num_bytes] = texts.data[texts.offsets[0] : texts.offsets[-1]]
         first_chunks = np.empty(len(texts.offsets), np.int64)
         free_rows = self._max_rows - self.num_rows
         source, prefix_bytes = self._source, int(self._source.adds_prefix)
         num_pending = self._kernel.find_chunks(
-            *texts, prefix_bytes, source.is_cut, self._table, free_rows, chunks, first_chunks, pending
+            data, words, offsets, prefix_bytes, source.is_cut, self._table, free_rows, chunks, first_chunks, pending
         )
-        pending_ids = self._learn(texts.data, pending[:num_pending])
+        pending_ids = self._learn(data, pending[:num_pending])
         return self._kernel.copy_ids(chunks, first_chunks, pending_ids, self._values)
 
-    def _scratch(self, num_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Working memory for at most that many chunks, kept from call to call."""
+    def _scratch(self, num_bytes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Working memory for a text of that many bytes, each a chunk at worst; kept from call to call."""
         if num_bytes > len(self._chunks):
+            self._words = np.empty(num_bytes // 8 + 5, np.uint64)
             self._chunks, self._pending = np.empty(num_bytes, np.uint64), np.empty((num_bytes, 3), np.int64)
-        return self._chunks, self._pending
+        return self._words, self._chunks, self._pending
 
     def _forget(self) -> None:
         self._table[:] = 0
