@@ -35,7 +35,7 @@ def lay_out(conversations: Conversations, tokenizer: Tokenizer, id_dtype: type[n
         from preprocess.layout_kernel import fill_documents
     except (ImportError, RuntimeError):  # no numba, or nowhere to keep its code
         return _lay_out_in_numpy(conversations, contents, offsets, tokenizer, id_dtype)
-    count, has_bos = conversations.count, tokenizer.bos_id is not None
+    count, has_bos = conversations.num_conversations, tokenizer.bos_id is not None
     num_tokens = len(contents) + 2 * len(conversations.roles) + has_bos * count
     documents = Documents(
         np.empty(num_tokens, id_dtype), np.empty(num_tokens, np.uint8), np.empty(count, np.int32),
@@ -59,7 +59,7 @@ def _lay_out_in_numpy(
     markers = np.array([tokenizer.role_ids[role] for role in ROLES])[conversations.roles]
     trained = conversations.roles == ROLES.index("assistant")
     first_turns = conversations.first_turns
-    if not conversations.count:
+    if not conversations.num_conversations:
         return Documents(np.zeros(0, id_dtype), np.zeros(0, np.uint8), np.zeros(0, np.int32), np.zeros(0, np.int32))
 
     # One more token before the first turn of each conversation where the tokenizer has a BOS.

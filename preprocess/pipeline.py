@@ -83,7 +83,9 @@ def preprocess_files(
             finished = run.find_finished(overwrite)
             if finished is not None:
                 return finished
-            pool: AbstractContextManager[Workers] = nullcontext(workers) if workers else local_workers(num_workers)
+            pool: AbstractContextManager[Workers] = (
+                nullcontext(workers) if workers else local_workers(num_workers, tokenizer)
+            )
             with pool as encoders:
                 try:
                     manifest = run.compile(staging, encoders, max_rejected)
@@ -185,12 +187,16 @@ class _Run:
         outputs, blocks = self._resume(staging, journal)
         limit = self.settings.max_conversations
         schema = shard_schema(self.tokenizer.vocab_size)
-        options = EncodeOptions(self.tokenizer.path, self.tokenizer.digest, self.settings.eval_fraction, limit)
+        options = EncodeOptions(self.settings.eval_fraction, limit)
         sizes = [file.size_bytes for file in self.files]
         total_bytes = None if None in sizes else sum(size or 0 for size in sizes)
         self._check_rejected(outputs, max_rejected)
         with closing(journal), show_progress(total_bytes) as progress:
-            encoded = encode_blocks(blocks, options, workers) if outputs.num_conversations != limit else iter(())
+            encoded = (
+                encode_blocks(blocks, self.tokenizer, options, workers)
+                if outputs.num_conversations != limit
+                else iter(())
+            )
             for block in encoded:
                 if limit is not None:
                     block = block.first(limit - outputs.num_conversations, schema)

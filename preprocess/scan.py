@@ -44,7 +44,7 @@ class Conversations(NamedTuple):
     has_space_symbol: bool  # a literal U+2581 in some text
 
     @property
-    def count(self) -> int:
+    def num_conversations(self) -> int:
         return len(self.lines)
 
     @classmethod
@@ -72,8 +72,7 @@ def read_conversations(
     """The good lines of a block, at most `max_conversations`; the others before the last of these go to `rejections`."""
     if block.fault is not None:
         rejections.append(Rejection(block.source, block.first_line, block.byte_offset, *block.fault))
-    # Blank blocks may come by the thousand, in a compression bomb.
-    data = block.data if block.data.strip(b" \t\r\n") else b""
+    data = b"" if block.is_blank else block.data
     if data and not data.endswith(b"\n"):
         data += b"\n"
     scan = _Scan(data, block.first_line)
@@ -89,11 +88,16 @@ def read_conversations(
                 rejections.append(Rejection(block.source, line, block.byte_offset + begin, fault.rule, fault.reason))
         scan.pass_line(end + 1)
     found = scan.conversations()
-    if max_conversations is None or found.count <= max_conversations:
+    if max_conversations is None or found.num_conversations <= max_conversations:
         return found
     found = found.first(max_conversations)
     rejections[:] = [rejection for rejection in rejections if rejection.line <= found.lines[-1]]
     return found
+
+
+def can_scan() -> bool:
+    """Is the compiled scanner there?"""
+    return _kernel() is not None
 
 
 class _Scan:

@@ -360,7 +360,7 @@ def _pass_value(data: np.ndarray, position: int, keys: np.ndarray, count: int) -
     first = count
     while True:
         byte = data[position]
-        if byte == _OPEN_OBJECT or byte == _OPEN_LIST:
+        if byte in (_OPEN_OBJECT, _OPEN_LIST):
             if count == MAX_KEYS:
                 return -1
             keys[count, 0], keys[count, 1] = kind, first
@@ -472,7 +472,7 @@ def _is_word(data: np.ndarray, place: np.ndarray, word: np.ndarray) -> bool:
     """Does `word` stand at data[place[0]:place[1]]?"""
     if place[1] - place[0] != len(word):
         return False
-    for i in range(len(word)):
+    for i in range(len(word)):  # noqa: SIM110  numba has no generator expressions
         if data[place[0] + i] != word[i]:
             return False
     return True

@@ -1,6 +1,6 @@
-"""Blocks to encoded blocks, in this process or in others, always in the order of the input.
+"""Blocks to encoded blocks, in this thread, in others or in other processes, always in the order of the input.
 
-Only lines cross to a worker, and finished Arrow messages come back: the parent reads, hashes and writes.
+Only lines go to a worker, and finished Arrow messages come back: the parent reads, hashes and writes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from pathlib import Path
 from lumina_ds.data.tokenizer import Tokenizer
 from lumina_ds.errors import DataError, MachineError
 from preprocess.encode import EncodedBlock, encode_block
+from preprocess.scan import can_scan
 from preprocess.sources import Block
 
 # Blocks under way per worker: one being encoded and one waiting, so that memory does not grow with the input.
@@ -34,35 +35,47 @@ _SWITCH_SECONDS = 0.0002
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    tokenizer_path: Path
-    tokenizer_digest: str
     eval_fraction: float = 0.0
     max_conversations: int | None = None
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Processes that encode: `count` of them in `executor`, and this one if it `encodes_here` or there is no executor."""
+    """Who encodes: `count` threads or processes of `executor`, and this process itself if it `encodes_here` or there is
+    no executor. `shares_memory`: they are threads."""
 
     executor: Executor | None = None
     count: int = 0
     encodes_here: bool = False
+    shares_memory: bool = False
 
 
-def encode_blocks(blocks: Iterable[Block], options: EncodeOptions, workers: Workers) -> Iterator[EncodedBlock]:
+def encode_blocks(
+    blocks: Iterable[Block], tokenizer: Tokenizer, options: EncodeOptions, workers: Workers
+) -> Iterator[EncodedBlock]:
     """Encode every block; results come in the order of `blocks` whatever the number of workers."""
+
+    def encode(block: Block) -> EncodedBlock:
+        return encode_block(block, tokenizer, options.eval_fraction, options.max_conversations)
+
     if workers.executor is None:
-        for block in blocks:
-            yield _encode(block, options)
+        yield from map(encode, blocks)
         return
+    executor = workers.executor
+
+    def submit(block: Block) -> Future[EncodedBlock]:
+        if workers.shares_memory:
+            return executor.submit(encode, block)
+        return executor.submit(_encode_elsewhere, tokenizer.path, tokenizer.digest, options, block)
+
     pending: deque[Future[EncodedBlock]] = deque()
     try:
         for block in blocks:
             num_under_way = sum(not future.done() for future in pending)
             if workers.encodes_here and num_under_way >= workers.count * _BLOCKS_PER_WORKER:
-                pending.append(_encoded_here(block, options))
+                pending.append(_finished(encode(block)))
             else:
-                pending.append(workers.executor.submit(_encode, block, options))
+                pending.append(submit(block))
             limit = (workers.count + workers.encodes_here) * _BLOCKS_PER_WORKER
             while pending and (len(pending) >= limit or pending[0].done()):
                 yield pending.popleft().result()
@@ -78,11 +91,27 @@ def encode_blocks(blocks: Iterable[Block], options: EncodeOptions, workers: Work
 
 
 @contextmanager
-def local_workers(count: int) -> Iterator[Workers]:
-    """`count` processes of this machine; one means this process itself."""
+def local_workers(count: int, tokenizer: Tokenizer) -> Iterator[Workers]:
+    """`count` workers on this machine; one means this process itself.
+
+    They are threads where nearly all the work is compiled code, which runs beside the interpreter: nothing has to be
+    loaded twice or passed from one to the other. Else they are processes.
+    """
     if count == 1:
         yield Workers()
-        return
+    elif tokenizer.is_compiled() and can_scan():
+        with ThreadPoolExecutor(count, "encode") as threads:
+            try:
+                yield Workers(threads, count, shares_memory=True)
+            finally:
+                threads.shutdown(wait=True, cancel_futures=True)
+    else:
+        with _processes(count) as workers:
+            yield workers
+
+
+@contextmanager
+def _processes(count: int) -> Iterator[Workers]:
     # Reading and writing leaves this process time to encode; beside more than a few others it would hold them up.
     encodes_here = count <= _MOST_WITH_PARENT
     count -= encodes_here
@@ -113,15 +142,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encoded_here(block: Block, options: EncodeOptions) -> Future[EncodedBlock]:
+def _finished(block: EncodedBlock) -> Future[EncodedBlock]:
     future: Future[EncodedBlock] = Future()
-    future.set_result(_encode(block, options))
+    future.set_result(block)
     return future
 
 
-def _encode(block: Block, options: EncodeOptions) -> EncodedBlock:
-    tokenizer = _tokenizer(options.tokenizer_path, options.tokenizer_digest)
-    return encode_block(block, tokenizer, options.eval_fraction, options.max_conversations)
+def _encode_elsewhere(path: Path, digest: str, options: EncodeOptions, block: Block) -> EncodedBlock:
+    return encode_block(block, _tokenizer(path, digest), options.eval_fraction, options.max_conversations)
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,6 @@ def command(
     """
     from lumina_ds.data.manifest import Settings
     from preprocess.pipeline import preprocess_files
-    from preprocess.workers import local_workers
 
     if mpi and num_workers != 1:
         raise click.UsageError("--mpi makes the ranks the workers; leave --workers out, or --mpi")
@@ -75,14 +74,15 @@ def command(
             "leave it out, or use --packing best_fit"
         )
     configure_logging()
-    with _mpi_workers() if mpi else local_workers(num_workers) as workers:
-        if workers is None:  # a rank that only encodes
+    with _mpi_workers() if mpi else nullcontext() as workers:
+        if mpi and workers is None:  # a rank that only encodes
             return
         manifest = preprocess_files(
             files,
             tokenizer_path,
             out,
             Settings.model_validate(settings),
+            num_workers=num_workers,
             workers=workers,
             max_rejected=max_rejected,
             overwrite=overwrite,

@@ -41,6 +41,8 @@ class Model(Protocol):
 
     def encode_utf8(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]: ...
 
+    def is_compiled(self) -> bool: ...
+
     def decode(self, ids: list[int]) -> str: ...
 
     def piece(self, token_id: int) -> str: ...
@@ -115,6 +117,10 @@ class Tokenizer:
     def encode_utf8(self, texts: Texts, has_space_symbol: bool) -> tuple[np.ndarray, np.ndarray]:
         """As encode_flat, of texts that are UTF-8 already; `has_space_symbol`: one of them holds a literal U+2581."""
         return self.encode_flat(texts.split()) if has_space_symbol else self._model.encode_utf8(texts)
+
+    def is_compiled(self) -> bool:
+        """Is the work of encode_utf8 compiled code that other threads can run beside? Gets it ready."""
+        return self._model.is_compiled()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; markers, BOS and ids beyond the model's own are skipped."""

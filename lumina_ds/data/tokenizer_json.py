@@ -77,6 +77,9 @@ class TokenizerJson:
     def encode_utf8(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
         return self.encode_flat(texts.split())
 
+    def is_compiled(self) -> bool:
+        return False
+
     def decode(self, ids: list[int]) -> str:
         return self._plain.decode(ids, skip_special_tokens=False)
 

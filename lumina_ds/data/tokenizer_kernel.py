@@ -111,9 +111,7 @@ def find_chunks(
 
 
 @numba.njit(cache=True, nogil=True)
-def _mark_ends(
-    data: np.ndarray, begin: int, end: int, is_cut: np.ndarray, chunks: np.ndarray, num_chunks: int
-) -> int:
+def _mark_ends(data: np.ndarray, begin: int, end: int, is_cut: np.ndarray, chunks: np.ndarray, num_chunks: int) -> int:
     """Write where each chunk of a text ends from chunks[num_chunks] on; the new number of chunks.
 
     Without a branch on what it finds: where a chunk ends cannot be predicted, and a guess costs as much as ten bytes.

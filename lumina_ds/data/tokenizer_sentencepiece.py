@@ -53,6 +53,9 @@ class SentencePieceModel:
         chunks = self._chunks_for(len(texts.data))
         return flatten(self.encode(texts.split())) if chunks is None else chunks.encode(texts)
 
+    def is_compiled(self) -> bool:
+        return self._chunks_for(CHUNKS_FROM_CHARACTERS) is not None
+
     def _chunks_for(self, num_characters: int) -> ChunkEncoder | None:
         """The chunk table, once there is enough to encode to make it; None before, and where there is none."""
         if not self._chunks_tried and num_characters >= CHUNKS_FROM_CHARACTERS:

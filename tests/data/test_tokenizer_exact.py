@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from lumina_ds.data import tokenizer_chunks, tokenizer_sentencepiece
 from lumina_ds.data.sentencepiece_file import BYTE, CONTROL, read_model_file
 from lumina_ds.data.tokenizer import MARKERS, Tokenizer
 from lumina_ds.data.tokenizer_chunks import SAMPLE, ChunkEncoder
+from lumina_ds.data.tokenizer_flat import Texts
 from lumina_ds.data.tokenizer_merges import make_merges
+from lumina_ds.data.tokenizer_table import ChunkTable
 from preprocess.train_tokenizer import train_tokenizer
 
 CORPUS = [
@@ -143,7 +146,7 @@ def test_any_text_through_the_table(models: dict[str, bytes], name: str) -> None
     @settings(max_examples=60, deadline=None)
     @given(st.lists(TEXTS, max_size=6))
     def check(texts: list[str]) -> None:
-        assert as_lists(encoder.encode(texts)) == processor.encode(texts)
+        assert as_lists(encoder.encode(Texts.join(texts))) == processor.encode(texts)
 
     check()
 
@@ -155,10 +158,10 @@ def test_any_text_through_mistrals_model() -> None:
     @settings(max_examples=200, deadline=None)
     @given(st.lists(TEXTS, max_size=6))
     def check(texts: list[str]) -> None:
-        assert as_lists(encoder.encode(texts)) == processor.encode(texts)
+        assert as_lists(encoder.encode(Texts.join(texts))) == processor.encode(texts)
 
     check()
-    assert as_lists(encoder.encode(CORPUS)) == processor.encode(CORPUS)
+    assert as_lists(encoder.encode(Texts.join(CORPUS))) == processor.encode(CORPUS)
 
 
 @pytest.mark.parametrize("name", [*FOREIGN, "our_bpe", "our_unigram"])
@@ -190,8 +193,10 @@ def test_a_full_table_starts_again(models: dict[str, bytes]) -> None:
     encoder, processor = through_table(models["dummy_prefix"], 64), reference(models["dummy_prefix"])
     texts = [f"{word} {number}" for number in range(40) for word in WORDS]
     for begin in range(0, len(texts), 97):
-        assert as_lists(encoder.encode(texts[begin : begin + 97])) == processor.encode(texts[begin : begin + 97])
-        assert encoder._num_rows <= 48  # three quarters of the table, whatever was encoded
+        assert as_lists(encoder.encode(Texts.join(texts[begin : begin + 97]))) == processor.encode(
+            texts[begin : begin + 97]
+        )
+        assert encoder._idle_tables[0].num_rows <= 48  # three quarters of the table, whatever was encoded
 
 
 def test_an_interrupted_call_leaves_no_trace(models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,13 +206,22 @@ def test_an_interrupted_call_leaves_no_trace(models: dict[str, bytes], monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(encoder, "_learn", interrupt)
-        encoder.encode(CORPUS)
-    assert as_lists(encoder.encode(CORPUS)) == processor.encode(CORPUS)
+        patch.setattr(ChunkTable, "_learn", interrupt)
+        encoder.encode(Texts.join(CORPUS))
+    assert as_lists(encoder.encode(Texts.join(CORPUS))) == processor.encode(CORPUS)
+
+
+def test_threads_encode_side_by_side(models: dict[str, bytes]) -> None:
+    encoder, processor = through_table(models["our_bpe"]), reference(models["our_bpe"])
+    batches = [[f"{text} {number}" for text in CORPUS] for number in range(40)]
+    with ThreadPoolExecutor(4) as threads:
+        encoded = list(threads.map(lambda batch: as_lists(encoder.encode(Texts.join(batch))), batches))
+    assert encoded == [processor.encode(batch) for batch in batches]
+    assert 1 <= len(encoder._idle_tables) <= 4
 
 
 def test_long_chunks_and_windows(models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_chunks, "WINDOW_CHARACTERS", 1000)
+    monkeypatch.setattr(tokenizer_chunks, "WINDOW_BYTES", 1000)
     encoder, processor = through_table(models["our_bpe"]), reference(models["our_bpe"])
     texts = [
         "o" * 70_000,
@@ -221,11 +235,11 @@ def test_long_chunks_and_windows(models: dict[str, bytes], monkeypatch: pytest.M
         "\U0001f600" * 500,
         "",
     ]
-    assert as_lists(encoder.encode(texts)) == processor.encode(texts)
-    monkeypatch.setattr(tokenizer_chunks, "MAX_TEXT_CHARACTERS", 50_000)
-    assert as_lists(encoder.encode(texts)) == processor.encode(texts)
-    assert as_lists(encoder.encode([])) == []
-    assert as_lists(encoder.encode([""])) == [[]]
+    assert as_lists(encoder.encode(Texts.join(texts))) == processor.encode(texts)
+    monkeypatch.setattr(tokenizer_chunks, "MAX_TEXT_BYTES", 50_000)
+    assert as_lists(encoder.encode(Texts.join(texts))) == processor.encode(texts)
+    assert as_lists(encoder.encode(Texts.join([]))) == []
+    assert as_lists(encoder.encode(Texts.join([""]))) == [[]]
 
 
 def test_a_cut_table_that_lies_is_caught(

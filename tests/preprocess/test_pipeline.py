@@ -76,14 +76,19 @@ def test_rejected_lines_reconcile(mixed: Path, tokenizer: Tokenizer, tmp_path: P
         assert entry["source"] == "mixed.jsonl" and entry["reason"]
 
 
-def test_same_bytes_for_any_number_of_workers(mixed: Path, chats: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_same_bytes_for_any_number_of_workers(
+    mixed: Path, chats: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from preprocess import workers as module
+
     options = {"eval_fraction": 0.2, "max_conversations": 300, "block_bytes": 4000}
     outputs = []
-    for workers in (1, 2, 7):
+    for workers, in_threads in ((1, True), (2, True), (7, True), (3, False)):
+        monkeypatch.setattr(module, "can_scan", lambda in_threads=in_threads: in_threads)
         out = tmp_path / f"elsewhere-{workers}" / "out"
         run([mixed, chats], tokenizer, out, num_workers=workers, **options)
         outputs.append(content(out))
-    assert outputs[0] == outputs[1] == outputs[2]
+    assert all(output == outputs[0] for output in outputs)
     assert {"manifest.json", "shard-00000.arrow", "packing-64.arrow", "tokenizer.model", "rejected.jsonl"} <= set(
         outputs[0]
     )
@@ -211,6 +216,7 @@ def test_a_killed_worker_is_reported(
     from lumina_ds.errors import MachineError
     from preprocess import workers
 
+    monkeypatch.setattr(workers, "can_scan", lambda: False)  # else workers are threads
     monkeypatch.setattr(workers, "_start_worker", os._exit)
     with pytest.raises(MachineError, match="worker was killed"):
         run([chats], tokenizer, tmp_path / "out", num_workers=2)

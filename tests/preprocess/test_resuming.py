@@ -24,6 +24,7 @@ from lumina_ds.errors import ConfigError, DataError, MachineError
 from preprocess import journal, workers
 from preprocess.pipeline import preprocess_files
 from preprocess.sources import Block
+from preprocess.train_tokenizer import train_tokenizer
 
 SCRIPT = Path(__file__).with_name("interrupted_run.py")
 BLOCK_BYTES = 4000
@@ -91,8 +92,10 @@ def test_sealed_blocks_are_not_tokenized_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     texts: list[str] = []
-    encode_flat = Tokenizer.encode_flat
-    monkeypatch.setattr(Tokenizer, "encode_flat", lambda self, batch: texts.extend(batch) or encode_flat(self, batch))
+    encode = Tokenizer.encode_utf8
+    monkeypatch.setattr(
+        Tokenizer, "encode_utf8", lambda self, batch, symbol: texts.extend(batch.split()) or encode(self, batch, symbol)
+    )
     run(chats, tokenizer, interrupted)
     assert content(interrupted) == expected
     assert not interrupted.with_name("out.partial").exists() and not interrupted.with_name("out.partial.lock").exists()
@@ -262,8 +265,10 @@ def test_an_input_that_breaks_off_loses_nothing(
     assert not list(tmp_path.glob("none*"))
 
 
-def test_two_runs_into_one_folder(chats: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_two_runs_into_one_folder(chats: Path, tmp_path: Path) -> None:
     """The second is refused while the first is at work, and gets the folder once that is killed, workers and all."""
+    # For a Unigram model SentencePiece encodes, so workers are processes.
+    tokenizer = train_tokenizer([str(chats)], 330, tmp_path / "unigram.model", "unigram")
     big = tmp_path / "big.jsonl"
     big.write_bytes(chats.read_bytes() * 400)
     options = [
@@ -296,7 +301,9 @@ def test_two_runs_into_one_folder(chats: Path, tokenizer: Tokenizer, tmp_path: P
     assert not alive, "workers outlive the process that was killed"
     assert (tmp_path / "out.partial.lock").exists()
     run(chats, tokenizer, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["big.jsonl", "chats.jsonl", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "big.jsonl", "chats.jsonl", "out", "unigram.model",
+    ]  # fmt: skip
 
 
 def test_publishing_over_an_old_folder_is_resumable(
@@ -310,6 +317,5 @@ def test_publishing_over_an_old_folder_is_resumable(
 
 def test_a_tokenizer_replaced_in_the_middle_is_noticed(tokenizer: Tokenizer) -> None:
     """Workers load the file for themselves: they must not take another one for it."""
-    options = workers.EncodeOptions(tokenizer.path, "0" * 64)
     with pytest.raises(DataError, match="is another file than where this run began"):
-        list(workers.encode_blocks([Block("s", 1, 0, b"")], options, workers.Workers()))
+        workers._encode_elsewhere(tokenizer.path, "0" * 64, workers.EncodeOptions(), Block("s", 1, 0, b""))
