@@ -4,7 +4,9 @@ It knows all of JSON, and accepts a line only where nothing about it is unusual:
 number that could be out of range, no lone surrogate, nothing nested deeply. Where it meets anything else it gives
 up on the line, and the strict parser of lumina_ds.data.conversation says what is the matter, so it needs no reasons.
 
-numba compiles this at first use, as it does tokenizer_kernel.py. Import it only where numba may be missing.
+numba compiles this at first use, as it does tokenizer_kernel.py. Import it only where numba may be missing. All of it
+stands in one file because numba compiles anew only when a function's own file has changed: delete __pycache__ after a
+change of the roles or limits that are imported here.
 """
 
 from __future__ import annotations
