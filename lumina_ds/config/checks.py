@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.schema import ModelConfig, RunConfig
 
 
 def model_faults(config: RunConfig) -> list[str]:
@@ -59,8 +59,43 @@ def _feed_forward_faults(config: RunConfig) -> list[str]:
                 f"model.first_k_dense_layers {model.first_k_dense_layers} leaves no MoE layer of "
                 f"{model.num_hidden_layers}; lower it, or set model.num_experts 0"
             )
-    elif model.num_shared_experts:
-        faults.append("model.num_shared_experts needs routed experts; set model.num_experts, or 0 shared ones")
+        faults += _routing_faults(model)
+    else:
+        names = ("num_shared_experts", "router_bias_update_rate", "router_jitter_noise", "expert_dropout")
+        faults += [
+            f"model.{name} {getattr(model, name)} needs routed experts; set model.num_experts, or leave it out"
+            for name in names
+            if getattr(model, name)
+        ]
+        if model.overflow_policy != "dropless":
+            faults.append(
+                f"model.overflow_policy {model.overflow_policy} needs routed experts; set model.num_experts, or dropless"
+            )
+    return faults
+
+
+def _routing_faults(model: ModelConfig) -> list[str]:
+    faults: list[str] = []
+    if model.router_bias_update_rate and model.router_aux_loss_coef and model.router_aux_loss_scope != "sequence":
+        faults.append(
+            f"model.router_bias_update_rate {model.router_bias_update_rate} and model.router_aux_loss_coef "
+            f"{model.router_aux_loss_coef} balance the same load twice; set model.router_aux_loss_coef 0, or "
+            "model.router_aux_loss_scope sequence beside the bias"
+        )
+    low, high = model.min_capacity_factor, model.max_capacity_factor
+    if (low is None) != (high is None):
+        faults.append("model.min_capacity_factor and model.max_capacity_factor belong together; set both or neither")
+    elif low is not None and high is not None:
+        if model.overflow_policy == "dropless":
+            faults.append(
+                f"model.min_capacity_factor {low} has no meaning where nothing overflows; "
+                "set model.overflow_policy drop or reroute, or leave it out"
+            )
+        if not low <= model.capacity_factor <= high:
+            faults.append(
+                f"model.capacity_factor {model.capacity_factor} starts outside of model.min_capacity_factor {low} and "
+                f"model.max_capacity_factor {high}; move one of them"
+            )
     return faults
 
 

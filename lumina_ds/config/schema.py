@@ -54,10 +54,41 @@ class ModelConfig(Section):
     num_shared_experts: int = Field(0, ge=0, description="experts that every token visits, fused into one layer")
     first_k_dense_layers: int = Field(0, ge=0, description="leading layers that stay dense")
     norm_topk_prob: bool = Field(True, description="rescale a token's chosen routing weights to sum to one")
+    scoring_func: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="scores of the experts from the router's logits; sigmoid is DeepSeek-V3's"
+    )
     router_aux_loss_coef: float = Field(0.01, ge=0, description="weight of the load-balancing loss")
+    router_aux_loss_scope: Literal["global_batch", "sequence", "micro_batch"] = Field(
+        "global_batch",
+        description="tokens over which the load should be even: the step's on all ranks, by the loads of the step "
+        "before; each document's; or one rank's micro-batch",
+    )
     router_z_loss_coef: float = Field(0.001, ge=0, description="weight of the router z-loss")
+    router_bias_update_rate: float | None = Field(
+        None,
+        ge=0,
+        description="balancing without a loss: how far each expert's selection bias moves in a step (DeepSeek-V3: "
+        "0.001); 0 keeps a bias fixed, unset there is none",
+    )
+    router_jitter_noise: float = Field(
+        0.0, ge=0, lt=1, description="training multiplies the router's input by 1 - noise to 1 + noise (Switch)"
+    )
+    expert_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the experts that training leaves out of a token's choice, k always stay"
+    )
+    overflow_policy: Literal["dropless", "drop", "reroute"] = Field(
+        "dropless",
+        description="a choice that finds its expert full: never full; weight zero; the token's next choice with room",
+    )
     capacity_factor: float = Field(
-        1.25, gt=0, description="room per expert over an even share; routing is dropless and does not use it yet"
+        1.25, gt=0, description="room per expert over an even share of a micro-batch's tokens, unless dropless"
+    )
+    min_capacity_factor: float | None = Field(
+        None, gt=0, description="with max_capacity_factor: each layer's factor follows its overflow between the two"
+    )
+    max_capacity_factor: float | None = Field(None, gt=0, description="upper bound of a factor that follows overflow")
+    capacity_overflow_target: float = Field(
+        0.01, ge=0, lt=1, description="share of choices without room above which a factor that follows it grows"
     )
     rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary embedding")
     rms_norm_eps: float = Field(1e-6, gt=0)

@@ -40,6 +40,7 @@ class MicroBatch:
     num_tokens: int  # positions that are not padding
     row_ids: tuple[int, ...]  # packed-row number per row, -1 for a filler
     padding_mask: np.ndarray  # [B, S] bool, True where a real token stands
+    row_seeds: tuple[int, ...] | None = None  # of the routers' noise, per row; None where there is none
 
 
 class PackedRows:

@@ -14,8 +14,9 @@ from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.allocate import allocate, without_storage
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.expert_parallel import install_routers
-from lumina_ds.engine.weights import WeightSource, drawn_weights, fill_parameters, stored_weights
+from lumina_ds.engine.weights import WeightSource, drawn_weights, fill_parameters, load_selection_biases, stored_weights
 from lumina_ds.model.attention_choice import choose_attention
+from lumina_ds.model.balancing import selection_biases
 from lumina_ds.model.transformer import CausalLM
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ def build_engine(
     deepspeed.utils.logger.setLevel(level)
     if config.model.num_experts:
         install_routers(engine.module, config.model)
+        if config.train.init_from is not None and fresh:
+            load_selection_biases(engine.module, Path(config.train.init_from))
     if config.train.compile:
         engine.compile()
     return engine
@@ -69,7 +72,8 @@ def initial_weights(model: nn.Module, config: RunConfig) -> WeightSource:
     """What a fresh run starts from: the folder train.init_from, or values drawn from train.seed."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if config.train.init_from is not None:
-        return stored_weights(shapes, Path(config.train.init_from))
+        biases = {name: tuple(bias.shape) for name, bias in selection_biases(model).items()}
+        return stored_weights(shapes, Path(config.train.init_from), biases)
     return drawn_weights(shapes, config.model, config.train.seed)
 
 

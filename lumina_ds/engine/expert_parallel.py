@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.model.moe import Router, RouterGate
+from lumina_ds.model.router import Router, RouterGate
 
 
 def autoep_layers(module: nn.Module) -> list[Any]:
@@ -27,10 +27,9 @@ def install_routers(module: nn.Module, config: ModelConfig) -> None:
     layers = autoep_layers(module)
     expected = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
     assert len(layers) == expected, f"AutoEP replaced {len(layers)} of {expected} MoE layers"
-    for layer in layers:
+    numbers = [layer for layer in range(config.num_hidden_layers) if config.is_moe_layer(layer)]
+    for number, layer in zip(numbers, layers, strict=True):
         router = layer.router
         router.__class__ = Router
         router.gate.__class__ = RouterGate
-        router.top_k = config.num_experts_per_tok
-        router.normalize = config.norm_topk_prob
-        router.token_mask = router.statistics = None
+        router.configure(config, number, router.gate.weight.device)

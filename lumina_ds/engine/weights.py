@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import CheckpointError
+from lumina_ds.model.balancing import selection_biases
 from lumina_ds.model.init import initial_values
 
 # (name, start, stop): elements [start, stop) of the flattened whole parameter.
@@ -29,10 +30,13 @@ def drawn_weights(shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, se
     return lambda name, start, stop: initial_values(name, shapes[name], config, seed, start, stop)
 
 
-def stored_weights(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> WeightSource:
+def stored_weights(
+    shapes: Mapping[str, tuple[int, ...]], folder: Path, biases: Mapping[str, tuple[int, ...]] | None = None
+) -> WeightSource:
     """Weights of the safetensors files that the folder's index names, in our names.
 
-    Raises CheckpointError when the folder has no such files or their names and shapes are not exactly `shapes`.
+    Raises CheckpointError when the folder has no such files or their names and shapes are not exactly `shapes`, beside
+    `biases` of routers, which it may have (load_selection_biases).
     """
     slices: dict[str, Any] = {}
     try:
@@ -44,7 +48,8 @@ def stored_weights(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> Weigh
         raise CheckpointError(
             f"train.init_from {folder} holds no whole weights ({error}); `lumina import` makes such a folder"
         ) from error
-    faults = _mismatches(shapes, {name: found.get_shape() for name, found in slices.items()})
+    present = {name: shape for name, shape in (biases or {}).items() if name in slices}
+    faults = _mismatches({**shapes, **present}, {name: found.get_shape() for name, found in slices.items()})
     if faults:
         more = f"; and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise CheckpointError(
@@ -52,6 +57,16 @@ def stored_weights(shapes: Mapping[str, tuple[int, ...]], folder: Path) -> Weigh
             "use the config.yaml of that folder"
         )
     return lambda name, start, stop: _read_range(slices[name], shapes[name], start, stop)
+
+
+@torch.no_grad()
+def load_selection_biases(module: nn.Module, folder: Path) -> None:
+    """Set the routers' biases to those of a folder of whole weights; where it has none they stay at zero."""
+    places = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+    for name, bias in selection_biases(module).items():
+        if name in places:
+            with safe_open(folder / places[name], framework="pt") as file:
+                bias.copy_(file.get_tensor(name))
 
 
 def load_initial_weights(model: nn.Module, folder: Path) -> None:

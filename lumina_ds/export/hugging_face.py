@@ -43,6 +43,11 @@ def hugging_face_family(model: ModelConfig) -> str:
         raise ConfigError(
             f"model.num_shared_experts {model.num_shared_experts}: neither Mixtral nor Qwen3-MoE has shared experts"
         )
+    if model.num_experts and (model.scoring_func != "softmax" or model.router_bias_update_rate is not None):
+        raise ConfigError(
+            f"model.scoring_func {model.scoring_func}, model.router_bias_update_rate {model.router_bias_update_rate}: "
+            "Mixtral and Qwen3-MoE choose experts by softmax scores without a selection bias"
+        )
     if family == "mixtral" and (model.first_k_dense_layers or not model.norm_topk_prob):
         raise ConfigError("Mixtral has no dense layers and always normalises top-k; train with model.qk_norm true")
     return family

@@ -57,14 +57,17 @@ class Planned:
 
 
 def model_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of ours, in the model's order; a tied head does not count."""
+    """Name and shape of every tensor that inference needs: parameters in the model's order, without a tied head, and
+    selection biases of routers."""
     import torch
 
+    from lumina_ds.model.balancing import selection_biases
     from lumina_ds.model.transformer import CausalLM
 
     with torch.device("meta"):
         network = CausalLM(model)
-    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    tensors = dict(network.named_parameters()) | selection_biases(network)
+    return {name: tuple(parameter.shape) for name, parameter in tensors.items()}
 
 
 def read_headers(folder: Path) -> dict[str, Part]:

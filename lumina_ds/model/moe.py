@@ -1,13 +1,11 @@
-"""Mixture-of-experts layer: the router, the grouped experts, and a plain forward that is the reference.
+"""Mixture-of-experts layer: the router (router.py), the grouped experts, and a plain forward that is the reference.
 
 The module tree equals what DeepSpeed's AutoEP builds (`router.gate`, `experts.w1|w2|w3`), so one set of
 parameter names serves training, checkpoints and inference. Under AutoEP the layer's forward is
-DeepSpeed's, with this module's Router class swapped in (engine/expert_parallel.py).
+DeepSpeed's, with our Router class swapped in (engine/expert_parallel.py).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,84 +13,7 @@ from torch import Tensor, nn
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.model.feed_forward import SwiGLU
-
-
-@dataclass
-class RouterStatistics:
-    """What one forward pass of one router leaves behind; scalars in fp32.
-
-    `load_balancing_loss` is 1 when balanced, up to E when one expert takes all; `z_loss` the mean
-    squared log-sum-exp; `tokens_per_expert` [E] counts assignments of real tokens.
-    """
-
-    load_balancing_loss: Tensor
-    z_loss: Tensor
-    tokens_per_expert: Tensor
-
-
-class RouterGate(nn.Linear):
-    """The routing matrix [E, D], multiplied in fp32: bf16 logits tie and flip the choice of experts."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Autocast would turn the product back into bf16.
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight.float())
-
-
-class Router(nn.Module):
-    """Top-k choice by softmax scores, dropless: every token reaches its k experts."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate = RouterGate(config.hidden_size, config.num_experts, bias=False)
-        self.top_k = config.num_experts_per_tok
-        self.normalize = config.norm_topk_prob
-        self.token_mask: Tensor | None = None
-        self.statistics: RouterStatistics | None = None
-
-    @property
-    def weight(self) -> Tensor:
-        """The gate's weight, under the name by which AutoEP looks for it."""
-        return self.gate.weight
-
-    def forward(self, x_TD: Tensor, expert_bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights [T, top_k] in fp32, expert indices [T, top_k], and assignments per expert [E] in int32.
-
-        `expert_bias` [E], if given, shifts the choice but not the weights (DeepSeek-V3). The contract is that
-        of deepspeed/moe/ep_router.py, TokenChoiceTopKRouter.
-        """
-        logits_TE = self.gate(x_TD)
-        scores_TE = logits_TE.softmax(dim=-1)
-        choice_TE = scores_TE if expert_bias is None else scores_TE + expert_bias
-        indices_TK = choice_TE.topk(self.top_k, dim=-1).indices
-        weights_TK = scores_TE.gather(1, indices_TK)
-        if self.normalize:
-            weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
-        self.statistics = router_statistics(logits_TE, scores_TE, indices_TK, self.token_mask)
-        return weights_TK, indices_TK, count_assignments(indices_TK, logits_TE.shape[1])
-
-
-def count_assignments(indices_TK: Tensor, num_experts: int) -> Tensor:
-    """How often each expert was chosen, int32 [E]."""
-    flat = indices_TK.reshape(-1)
-    counts = torch.zeros(num_experts, dtype=torch.int32, device=flat.device)
-    return counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
-
-
-def router_statistics(
-    logits_TE: Tensor, scores_TE: Tensor, indices_TK: Tensor, token_mask: Tensor | None
-) -> RouterStatistics:
-    """Load-balancing loss (Switch, arXiv 2101.03961, eq. 4, with shares over T*k assignments) and router
-    z-loss (ST-MoE, arXiv 2202.08906, eq. 5), over the tokens that `token_mask` [T] marks as real."""
-    num_experts, top_k = logits_TE.shape[1], indices_TK.shape[1]
-    real_T = torch.ones(len(logits_TE), device=logits_TE.device) if token_mask is None else token_mask.float()
-    num_tokens = real_T.sum().clamp(min=1)
-    chosen_TE = torch.zeros_like(scores_TE, dtype=torch.float32).scatter_(1, indices_TK, 1.0)
-    tokens_per_expert = real_T @ chosen_TE
-    mean_score_E = (real_T @ scores_TE) / num_tokens
-    balance = num_experts * (tokens_per_expert / (num_tokens * top_k) * mean_score_E).sum()
-    z_loss = (real_T * logits_TE.logsumexp(dim=-1).square()).sum() / num_tokens
-    return RouterStatistics(balance, z_loss, tokens_per_expert)
+from lumina_ds.model.router import Router
 
 
 class Experts(nn.Module):
@@ -118,10 +39,10 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Routed experts plus optional shared ones: [B, S, D] to [B, S, D]."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
         super().__init__()
         assert config.moe_intermediate_size is not None
-        self.router = Router(config)
+        self.router = Router(config, layer)
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
         self.shared_experts = (
             SwiGLU(config.hidden_size, config.num_shared_experts * config.moe_intermediate_size)

@@ -22,6 +22,7 @@ from lumina_ds.model.kv_cache import LayerCache
 from lumina_ds.model.loss import LanguageHead
 from lumina_ds.model.moe import MoE
 from lumina_ds.model.rope import rotary_tables
+from lumina_ds.model.router import RoutingContext
 
 RouterOutput = tuple[Tensor, Tensor, Tensor]
 
@@ -38,7 +39,7 @@ class Block(nn.Module):
         self.self_attn = Attention(config, backend)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if self.is_moe:
-            self.mlp: nn.Module = MoE(config)
+            self.mlp: nn.Module = MoE(config, layer)
         else:
             assert config.intermediate_size is not None
             self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
@@ -48,7 +49,7 @@ class Block(nn.Module):
         x_BSD: Tensor,
         rotary: tuple[Tensor, Tensor],
         documents: DocumentLayout | None,
-        token_mask_T: Tensor | None,
+        routing: RoutingContext,
         cache: LayerCache | None,
     ) -> tuple[Tensor, RouterOutput | None]:
         """The new residual stream and, for an MoE block, what its router measured.
@@ -57,15 +58,15 @@ class Block(nn.Module):
         activation checkpointing, where the block runs twice.
         """
         if self.recomputed == "full" and torch.is_grad_enabled():
-            return checkpoint(self._forward, x_BSD, rotary, documents, token_mask_T, cache, use_reentrant=False)
-        return self._forward(x_BSD, rotary, documents, token_mask_T, cache)
+            return checkpoint(self._forward, x_BSD, rotary, documents, routing, cache, use_reentrant=False)
+        return self._forward(x_BSD, rotary, documents, routing, cache)
 
     def _forward(
         self,
         x_BSD: Tensor,
         rotary: tuple[Tensor, Tensor],
         documents: DocumentLayout | None,
-        token_mask_T: Tensor | None,
+        routing: RoutingContext,
         cache: LayerCache | None,
     ) -> tuple[Tensor, RouterOutput | None]:
         attention, feed_forward = self._attention, self._feed_forward
@@ -74,7 +75,7 @@ class Block(nn.Module):
                 attention = partial(checkpoint, attention, use_reentrant=False)
             elif self.recomputed == "experts":
                 feed_forward = partial(checkpoint, feed_forward, use_reentrant=False)
-        return feed_forward(attention(x_BSD, rotary, documents, cache), token_mask_T)
+        return feed_forward(attention(x_BSD, rotary, documents, cache), routing)
 
     def _attention(
         self,
@@ -85,20 +86,20 @@ class Block(nn.Module):
     ) -> Tensor:
         return x_BSD + self.self_attn(self.input_layernorm(x_BSD), rotary, documents, cache)
 
-    def _feed_forward(self, x_BSD: Tensor, token_mask_T: Tensor | None) -> tuple[Tensor, RouterOutput | None]:
+    def _feed_forward(self, x_BSD: Tensor, routing: RoutingContext) -> tuple[Tensor, RouterOutput | None]:
         normed_BSD = self.post_attention_layernorm(x_BSD)
         if not self.is_moe:
             return x_BSD + self.mlp(normed_BSD), None
         router: Any = self.mlp.router
-        router.token_mask = token_mask_T
+        router.context = routing
         device = normed_BSD.device.type
         if torch.is_autocast_enabled(device):
             # Autocast does not know the grouped product of the experts, which follows its input's type.
             normed_BSD = normed_BSD.to(torch.get_autocast_dtype(device))
         x_BSD = x_BSD + self.mlp(normed_BSD)
         measured = router.statistics
-        router.statistics = router.token_mask = None
-        return x_BSD, (measured.load_balancing_loss, measured.z_loss, measured.tokens_per_expert.detach())
+        router.statistics = None
+        return x_BSD, (measured.balance_loss, measured.z_loss, measured.measured)
 
 
 class Decoder(nn.Module):
@@ -123,14 +124,15 @@ class Decoder(nn.Module):
         documents: DocumentLayout | None = None,
         padding_mask: Tensor | None = None,
         caches: Sequence[LayerCache] | None = None,
+        row_seeds: tuple[int, ...] | None = None,
     ) -> tuple[Tensor, list[RouterOutput]]:
         x_BSD = self.embed_tokens(input_ids)
         rotary = rotary_tables(position_ids, self.config.attention_head_dim, self.config.rope_theta)
-        token_mask_T = None if padding_mask is None else padding_mask.flatten()
+        routing = routing_context(self.config, input_ids, documents, padding_mask, row_seeds)
         router_outputs: list[RouterOutput] = []
         for layer, block in enumerate(self.layers):
             cache = None if caches is None else caches[layer]
-            x_BSD, measured = block(x_BSD, rotary, documents, token_mask_T, cache)
+            x_BSD, measured = block(x_BSD, rotary, documents, routing, cache)
             if measured is not None:
                 router_outputs.append(measured)
         return self.norm(x_BSD), router_outputs
@@ -163,21 +165,41 @@ class CausalLM(nn.Module):
         labels: Tensor | None = None,
         padding_mask: Tensor | None = None,
         caches: Sequence[LayerCache] | None = None,
+        row_seeds: tuple[int, ...] | None = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits [B, S, V] without labels; with labels [B, S] (-100: not trained) a tuple of
 
-        summed negative log-likelihood (fp32 scalar), load-balancing loss and router z-loss (means over the
-        MoE layers), and tokens per expert [MoE layers, E]. One forward serves both so that DeepSpeed's hooks,
-        which sit on it, see every use.
+        summed negative log-likelihood (fp32 scalar), load-balancing loss and router z-loss (sums over real tokens,
+        means over the MoE layers), and what the routers measured [MoE layers, 2E + 4]. One forward serves both so
+        that DeepSpeed's hooks, which sit on it, see every use. `row_seeds`, one per row, give the routers' noise in
+        training.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        hidden_BSD, router_outputs = self.model(input_ids, position_ids, documents, padding_mask, caches)
+        hidden_BSD, router_outputs = self.model(input_ids, position_ids, documents, padding_mask, caches, row_seeds)
         if labels is None:
             return self.lm_head(hidden_BSD)
         loss = self.lm_head(hidden_BSD, labels)
         if not router_outputs:
             zero = loss.new_zeros(())
             return loss, zero, zero, loss.new_zeros((0, 0))
-        balance, z_loss, counts = (torch.stack(parts) for parts in zip(*router_outputs, strict=True))
-        return loss, balance.mean(), z_loss.mean(), counts
+        balance, z_loss, measured = (torch.stack(parts) for parts in zip(*router_outputs, strict=True))
+        return loss, balance.mean(), z_loss.mean(), measured
+
+
+def routing_context(
+    config: ModelConfig,
+    input_ids: Tensor,
+    documents: DocumentLayout | None,
+    padding_mask: Tensor | None,
+    row_seeds: tuple[int, ...] | None,
+) -> RoutingContext:
+    """What the routers of one forward pass share; documents are numbered only where their loss asks for it."""
+    token_mask_T = None if padding_mask is None else padding_mask.flatten()
+    if not config.num_experts or config.router_aux_loss_scope != "sequence":
+        return RoutingContext(token_mask_T, row_seeds=row_seeds)
+    rows, length = input_ids.shape
+    lengths = torch.tensor((length,) * rows if documents is None else documents.lengths)
+    # Numbered on the host, where the lengths are: the device would have to be asked how long the result is.
+    document_T = torch.arange(len(lengths)).repeat_interleave(lengths).to(input_ids.device, non_blocking=True)
+    return RoutingContext(token_mask_T, document_T, len(lengths), row_seeds)

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "manifest.json"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+BUFFERS_FILE = "buffers.safetensors"
+BIASES_FILE = "model-routers.safetensors"
 MAX_WEIGHT_FILE_BYTES = 4 << 30
 STEP_NAME = re.compile(r"step-\d{8}")
 
@@ -85,6 +87,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
     if path is None:
         raise CheckpointError(f"DeepSpeed found nothing to load in {folder}; resume from another step")
     _load_random_state(folder, dist.get_rank())
+    _load_routing_state(engine, folder)
     return read_manifest(folder)
 
 
@@ -202,12 +205,27 @@ def _load_random_state(folder: Path, rank: int) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def _load_routing_state(engine: Any, folder: Path) -> None:
+    """DeepSpeed's own files hold these buffers too; a checkpoint that lacks one is refused rather than restarted."""
+    from safetensors import safe_open
+
+    from lumina_ds.model.balancing import routing_state
+
+    state = routing_state(engine.module)
+    if not state:
+        return
+    with safe_open(folder / BUFFERS_FILE, framework="pt") as file:
+        for name, tensor in state.items():
+            tensor.copy_(file.get_tensor(name))
+
+
 def _save_weights(engine: Any, folder: Path) -> None:
     """Whole weights in files of at most MAX_WEIGHT_FILE_BYTES, with Hugging Face's index. A collective."""
     import torch.distributed as dist
     from safetensors.torch import save_file
 
     from lumina_ds.engine.consolidate import full_parameters
+    from lumina_ds.model.balancing import routing_state, selection_biases
 
     weight_map: dict[str, str] = {}
     for number, tensors in enumerate(_in_files(full_parameters(engine)), start=1):
@@ -216,6 +234,16 @@ def _save_weights(engine: Any, folder: Path) -> None:
             save_file(tensors, folder / name, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, name)
     if dist.get_rank() == 0:
+        # Alike on all ranks. What inference needs of it belongs to the whole weights, and stands there too.
+        state, biases = (
+            {name: tensor.cpu() for name, tensor in kind(engine.module).items()}
+            for kind in (routing_state, selection_biases)
+        )
+        if state:
+            save_file(state, folder / BUFFERS_FILE, metadata={"format": "pt"})
+        if biases:
+            save_file(biases, folder / BIASES_FILE, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(biases, BIASES_FILE)
         write_atomically(folder / WEIGHTS_INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1))
 
 

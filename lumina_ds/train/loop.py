@@ -39,6 +39,7 @@ from lumina_ds.train.evaluate import evaluate, perplexity
 from lumina_ds.train.health import StepHealth, Verdict
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, run_identity
 from lumina_ds.train.rollback import go_back
+from lumina_ds.train.routing import noise_seeds
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.signals import StopRequest
 from lumina_ds.train.step import StepCounts, StepOutcome, agree, run_step
@@ -219,9 +220,10 @@ class TrainingRun:
 
     def _micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's part of a step. Runs ahead of the loop in a thread of its own."""
-        train = self.config.train
-        return [
-            self.rows.collate(
+        config, train = self.config, self.config.train
+        batches = []
+        for index in range(train.gradient_accumulation_steps):
+            batch = self.rows.collate(
                 self.order.step_rows(
                     step,
                     index,
@@ -231,8 +233,9 @@ class TrainingRun:
                     train.gradient_accumulation_steps,
                 )
             )
-            for index in range(train.gradient_accumulation_steps)
-        ]
+            seeds = noise_seeds(config.model, train.seed, step, batch.row_ids)
+            batches.append(batch if seeds is None else replace(batch, row_seeds=seeds))
+        return batches
 
     def _evaluate_and_save(self, outcome: StepOutcome) -> None:
         train, step = self.config.train, self.progress.step
@@ -315,7 +318,7 @@ class TrainingRun:
             "anomaly_score": anomaly_score,
             **machine_metrics(self.folder.path),
             **self.watchdog.metrics,
-            "expert_usage": outcome.expert_usage,
+            **outcome.routing.record(overflows=self.config.model.overflow_policy != "dropless"),
         }
         if samples is not None:
             record["samples"] = samples

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +10,23 @@ import torch
 from safetensors.torch import save_file
 
 from lumina_ds.config.deepspeed import compose_deepspeed
-from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.data.loader import MicroBatch
 from lumina_ds.engine import weights
 from lumina_ds.engine.build import build_engine, parameter_groups, set_learning_rate
 from lumina_ds.engine.consolidate import full_parameters
 from lumina_ds.engine.distributed import start, stop
 from lumina_ds.engine.schedules import learning_rate
+from lumina_ds.model.balancing import capacity_factors, routing_state, update_balance
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
+from lumina_ds.train.routing import RoutingTotals, noise_seeds
 from lumina_ds.train.step import agree, model_inputs, run_step
 
 NUM_STEPS, ROWS, LENGTH, ACCUMULATION, WORLD = 20, 2, 24, 2, 2
 
 
-def configuration(stage: int, expert_parallel: int, checkpointing: str = "none") -> RunConfig:
+def configuration(stage: int, expert_parallel: int, checkpointing: str = "none", **model: object) -> RunConfig:
     return RunConfig.model_validate(
         {
             "model": {
@@ -31,7 +34,7 @@ def configuration(stage: int, expert_parallel: int, checkpointing: str = "none")
                 "num_key_value_heads": 2, "max_position_embeddings": LENGTH, "num_experts": 4,
                 "moe_intermediate_size": 24, "num_shared_experts": 1, "first_k_dense_layers": 1,
                 "intermediate_size": 40, "qk_norm": True, "tie_word_embeddings": True, "initializer_range": 0.1,
-                "router_aux_loss_coef": 0.02, "router_z_loss_coef": 0.001,
+                "router_aux_loss_coef": 0.02, "router_z_loss_coef": 0.001, **model,
             },
             "train": {
                 "micro_batch_size": ROWS, "gradient_accumulation_steps": ACCUMULATION, "learning_rate": 3e-3,
@@ -42,7 +45,7 @@ def configuration(stage: int, expert_parallel: int, checkpointing: str = "none")
     )  # fmt: skip
 
 
-def micro_batch(step: int, index: int, rank: int) -> MicroBatch:
+def micro_batch(step: int, index: int, rank: int, model: ModelConfig | None = None) -> MicroBatch:
     """Two rows of two documents and padding; ranks and steps hold different numbers of trained tokens."""
     rng = np.random.default_rng([step, index, rank])
     ids = np.zeros((ROWS, LENGTH), np.int64)
@@ -68,6 +71,7 @@ def micro_batch(step: int, index: int, rank: int) -> MicroBatch:
         input_ids=ids, labels=labels, position_ids=positions, document_lengths=tuple(lengths),
         num_trained_tokens=int((labels != -100).sum()), num_tokens=int(real.sum()), row_ids=(0,) * ROWS,
         padding_mask=real,
+        row_seeds=None if model is None else noise_seeds(model, 7, step, [8 * index + 4 * rank, 8 * index + 4 * rank + 1]),
     )  # fmt: skip
 
 
@@ -86,21 +90,28 @@ def starts_like(engine, plain):
     )
 
 
-def train_engine(config, world, precision="fp32"):
+def train_engine(config, world, precision="fp32", num_steps=NUM_STEPS):
     engine = build_engine(config, world, precision, compose_deepspeed(config, world.size, precision))
     exact_start = starts_like(engine, plain_model(config, config.train.seed))
-    losses, norms, skipped = [], [], 0
-    for step in range(NUM_STEPS):
-        batches = [micro_batch(step, index, world.rank) for index in range(ACCUMULATION)]
+    losses, norms, routing, skipped = [], [], [], 0
+    for step in range(num_steps):
+        batches = [micro_batch(step, index, world.rank, config.model) for index in range(ACCUMULATION)]
         set_learning_rate(engine, learning_rate(step, NUM_STEPS, config.train))
         counts = agree(batches, False, world)
         outcome = run_step(engine, batches, counts, config.model, config.train.max_grad_norm, world)
         losses.append(outcome.loss)
         norms.append(outcome.grad_norm)
+        routing.append(asdict(outcome.routing) | {"load_balancing_loss": outcome.load_balancing_loss})
         skipped += outcome.skipped
-    usage = outcome.expert_usage
+    state = as_lists(routing_state(engine.module))
     engine.destroy()
-    return {"losses": losses, "norms": norms, "usage": usage, "skipped": skipped, "exact_start": exact_start}
+    curves = {"losses": losses, "norms": norms, "usage": outcome.routing.expert_usage, "skipped": skipped}
+    curves["exact_start"] = exact_start
+    return curves | {"routing": routing, "state": state}
+
+
+def as_lists(state):
+    return {name: tensor.tolist() for name, tensor in state.items()}
 
 
 def skip_a_poisoned_step(config, world, precision):
@@ -144,7 +155,7 @@ def starts_from_a_folder(world, folder):
     return found
 
 
-def train_plain(config):
+def train_plain(config, num_steps=NUM_STEPS):
     """One process, plain forward, torch's own AdamW and clipping: what the engines are measured against."""
     model = plain_model(config, config.train.seed)
     train = config.train
@@ -152,23 +163,30 @@ def train_plain(config):
         parameter_groups(model), lr=1.0, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_epsilon,
         weight_decay=train.weight_decay,
     )  # fmt: skip
-    losses, norms = [], []
-    for step in range(NUM_STEPS):
-        units = [micro_batch(step, index, rank) for index in range(ACCUMULATION) for rank in range(WORLD)]
-        num_trained = sum(unit.num_trained_tokens for unit in units)
-        loss = 0.0
+    losses, norms, routing = [], [], []
+    for step in range(num_steps):
+        units = [micro_batch(step, index, rank, config.model) for index in range(ACCUMULATION) for rank in range(WORLD)]
+        num_trained, num_tokens = (
+            sum(getattr(u, f"num_{kind}") for u in units) for kind in ("trained_tokens", "tokens")
+        )
+        loss, measured = 0.0, 0.0
         for unit in units:
-            nll, balance, z_loss, _ = model(**model_inputs(unit, torch.device("cpu")))
+            nll, balance, z_loss, parts = model(**model_inputs(unit, torch.device("cpu")))
             router = config.model.router_aux_loss_coef * balance + config.model.router_z_loss_coef * z_loss
-            (nll / num_trained + router / len(units)).backward()
+            (nll / num_trained + router / num_tokens).backward()
             loss += nll.item() / num_trained
+            measured = measured + parts.double()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm).item())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, NUM_STEPS, train)
         optimizer.step()
         optimizer.zero_grad()
+        totals = RoutingTotals(measured, config.model.num_experts)
+        update_balance(model, totals.assignments_LE, totals.overflow_L)
+        factors = capacity_factors(model)
+        routing.append(asdict(totals.metrics(factors)) | {"load_balancing_loss": totals.load_balancing_loss})
         losses.append(loss)
-    return {"losses": losses, "norms": norms}
+    return {"losses": losses, "norms": norms, "routing": routing, "state": as_lists(routing_state(model))}
 
 
 if __name__ == "__main__":

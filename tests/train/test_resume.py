@@ -5,12 +5,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.monitor.writers import read_records
+from lumina_ds.train.checkpoint import weight_files
 
 WORKER = Path(__file__).parent / "run_worker.py"
 EXACT = ("loss", "grad_norm", "load_balancing_loss", "router_z_loss", "learning_rate")
+
+ROUTING_METRICS = (
+    "expert_usage", "usage_entropy", "router_entropy", "max_violation", "dead_experts", "dropped_share",
+    "rerouted_share", "capacity_factor",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,23 @@ def test_resumed_equals_uninterrupted(run_ranks, corpus, runs_dir):
                 expected["step"],
             )
             assert expected["samples"] == found["samples"]
-            assert expected["expert_usage"] == found["expert_usage"]
+            for key in ROUTING_METRICS:
+                assert expected.get(key) == found.get(key), (case, key)
+    assert len({tuple(record["capacity_factor"]) for record in records(runs_dir / "parts-zero3-fp32")}) > 3
+
+
+@pytest.mark.parametrize("case", ["zero2-bf16", "zero3-fp32"])
+def test_whole_weights_hold_the_selection_biases_as_the_routers_had_them(runs_dir, case):
+    step = runs_dir / f"parts-{case}" / "checkpoints" / "step-00000010"
+    weights = {name: tensor for path in weight_files(step) for name, tensor in load_file(path).items()}
+    state = load_file(step / "buffers.safetensors")
+    for layer in range(2):
+        name = f"model.layers.{layer}.mlp.router.e_score_correction_bias"
+        assert weights[name].dtype == torch.float32 and torch.equal(weights[name], state[name])
+        # Ten steps of 0.01 up, down, or none.
+        counts = weights[name] / 0.01
+        assert torch.allclose(counts, counts.round(), atol=1e-3) and 0 < counts.abs().max() <= 10
+    assert ("model.layers.0.mlp.router.capacity_factor" in state) == (case == "zero3-fp32")
 
 
 def test_the_run_folder_is_as_documented(runs_dir):

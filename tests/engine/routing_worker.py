@@ -1,0 +1,50 @@
+"""On two ranks: every routing policy under ZeRO 0-3 and expert parallel size 1 and 2, and in the plain model."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from parity_worker import configuration, train_engine, train_plain
+
+from lumina_ds.engine.distributed import start, stop
+
+NUM_STEPS = 6
+# Few tokens for the capacity, so that choices really overflow.
+DROP = {"overflow_policy": "drop", "capacity_factor": 1.0}
+REROUTE = {"overflow_policy": "reroute", "capacity_factor": 1.0}
+BIAS = {"scoring_func": "sigmoid", "router_bias_update_rate": 0.05, "router_aux_loss_coef": 1e-3}
+POLICIES = {
+    "drop": DROP,
+    "reroute": REROUTE | {"num_experts_per_tok": 3},
+    "noise": {"router_jitter_noise": 0.3, "expert_dropout": 0.2},
+    "bias": BIAS | {"router_aux_loss_scope": "sequence"},
+    "global": {"router_aux_loss_coef": 0.5},
+    "micro-batch": {"router_aux_loss_coef": 0.5, "router_aux_loss_scope": "micro_batch", "norm_topk_prob": False},
+    "dynamic": REROUTE | {"min_capacity_factor": 0.5, "max_capacity_factor": 1.5},
+    "all": BIAS
+    | DROP
+    | {"router_aux_loss_scope": "sequence", "router_jitter_noise": 0.3, "expert_dropout": 0.2, "num_experts_per_tok": 1}
+    | {"min_capacity_factor": 0.5, "max_capacity_factor": 1.5},
+}
+# Every stage and size, each with and without recomputation in turn; the last policy under all of them.
+LAYOUTS = [(stage, size, ("none", "full")[(stage + size) % 2]) for stage in (0, 1, 2, 3) for size in (1, 2)]
+
+
+def chosen_layouts(number, name):
+    return LAYOUTS if name == "all" else (LAYOUTS[number % 8], LAYOUTS[(5 * number + 3) % 8])
+
+
+if __name__ == "__main__":
+    world = start()
+    found = {}
+    for number, (name, model) in enumerate(POLICIES.items()):
+        curves = {"plain": train_plain(configuration(0, 1, **model), NUM_STEPS)}
+        for stage, size, checkpointing in chosen_layouts(number, name):
+            config = configuration(stage, size, checkpointing, **model)
+            curves[f"zero{stage} ep{size} {checkpointing}"] = train_engine(config, world, num_steps=NUM_STEPS)
+        found[name] = curves
+    if world.rank == 0:
+        with open(sys.argv[1], "w") as stream:
+            json.dump(found, stream)
+    stop(0, clean=True)
