@@ -27,8 +27,8 @@ POLICIES = {
     | {"router_aux_loss_scope": "sequence", "router_jitter_noise": 0.3, "expert_dropout": 0.2, "num_experts_per_tok": 1}
     | {"min_capacity_factor": 0.5, "max_capacity_factor": 1.5},
 }
-# Every stage and size, each with and without recomputation in turn; the last policy under all of them.
-LAYOUTS = [(stage, size, ("none", "full")[(stage + size) % 2]) for stage in (0, 1, 2, 3) for size in (1, 2)]
+# Every stage and size, the kinds of recomputation in turn; the last policy under all of them.
+LAYOUTS = [(stage, size, ("none", "full", "experts")[(stage + size) % 3]) for stage in (0, 1, 2, 3) for size in (1, 2)]
 
 
 def chosen_layouts(number, name):
