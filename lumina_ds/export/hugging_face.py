@@ -96,11 +96,15 @@ def hugging_face_config(model: ModelConfig, dtype: str = "float32") -> dict[str,
 def published_names(name: str, num_rows: int, model: ModelConfig) -> list[tuple[str, int | None]]:
     """(published name, expert) of every tensor that one of ours becomes; an expert is a row of ours, None all of it.
 
-    num_rows: size of our tensor's first dimension. A tied head is stored once, as the embedding.
+    num_rows: size of our tensor's first dimension. A tied head is stored once, as the embedding; what only
+    the training of routers needs, not at all.
     """
     if name == "lm_head.weight" and model.tie_word_embeddings:
         return []
     layer, _, part = name.partition(".mlp.")
+    if part in ("router.load", "router.capacity_factor"):
+        # What only a resumed run needs.
+        return []
     if part == "router.gate.weight":
         return [(f"{layer}.{ROUTERS[hugging_face_family(model)]}.weight", None)]
     if part.startswith("experts."):
