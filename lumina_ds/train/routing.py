@@ -27,7 +27,7 @@ class RoutingMetrics:
 
     expert_usage: list[list[float]]
     usage_entropy: list[float]
-    router_entropy: list[float]
+    router_entropy: list[float | None]
     max_violation: list[float]
     dead_experts: list[int]
     dropped_share: list[float]
@@ -77,7 +77,11 @@ class RoutingTotals:
         return RoutingMetrics(
             expert_usage=usage_LE.tolist(),
             usage_entropy=(-torch.special.xlogy(usage_LE, usage_LE).sum(1) / scale).tolist(),
-            router_entropy=(self._scalar("entropy") / tokens_L / scale).tolist(),
+            # Of a step with non-finite logits there is none; JSON knows no NaN.
+            router_entropy=[
+                value if math.isfinite(value) else None
+                for value in (self._scalar("entropy") / tokens_L / scale).tolist()
+            ],
             max_violation=(usage_LE.max(1).values * self.num_experts - 1).tolist(),
             dead_experts=(usage_LE == 0).sum(1).tolist(),
             dropped_share=(self._scalar("dropped") / self._choices()).tolist(),
