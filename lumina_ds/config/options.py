@@ -53,4 +53,6 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--resume", "run.resume"),
     ShortOption("--max-restarts", "run.max_restarts"),
     ShortOption("--record-samples", "run.record_samples", "true"),
+    ShortOption("--tensorboard", "run.tensorboard", "true"),
+    ShortOption("--wandb", "run.wandb"),
 )

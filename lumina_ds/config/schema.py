@@ -225,6 +225,11 @@ class RunSection(Section):
     )
     runs_dir: str = Field("runs", description="folder of all runs, and of the data prepared for them (.data)")
     resume: str = Field("auto", description="auto: newest checkpoint of the run folder; a path; or none")
+    tensorboard: bool = Field(False, description="event files in RUN/tensorboard (extra: tensorboard)")
+    wandb: Literal["off", "offline", "online"] = Field(
+        "off", description="Weights & Biases; offline keeps the run in RUN/wandb for wandb sync (extra: wandb)"
+    )
+    wandb_project: str = Field("lumina-ds", description="project of Weights & Biases")
     record_samples: bool = Field(False, description="write the ids of each step's packed rows into the metrics")
     max_restarts: int = Field(0, ge=0, description="times that `lumina train` starts failed ranks again")
     restart_backoff_seconds: float = Field(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lumina_ds.files import write_atomically
+from lumina_ds.monitor.trackers import Tracker, scalars_of
 
 # One place to add a metric: give it to the record in train/loop.py; name it here to have it in the CSV too.
 CSV_COLUMNS = (
@@ -31,25 +33,44 @@ CSV_COLUMNS = (
 class MetricsWriter:
     """Appends records to metrics.jsonl, metrics.csv and evaluations.jsonl; floats keep all their digits (repr)."""
 
-    def __init__(self, folder: Path, resumed_step: int) -> None:
-        """`resumed_step`: records of later steps, from a life that a checkpoint does not hold, are taken out."""
+    def __init__(self, folder: Path, resumed_step: int, trackers: Sequence[Tracker] = ()) -> None:
+        """`resumed_step`: records of later steps, from a life that a checkpoint does not hold, are taken out.
+
+        `trackers` get every record too.
+        """
+        self._trackers = trackers
         self._jsonl = folder / "metrics.jsonl"
         self._csv = folder / "metrics.csv"
-        kept = _keep_until(self._jsonl, resumed_step)
+        self._evaluations = folder / "evaluations.jsonl"
+        self.go_back(resumed_step)
+
+    def go_back(self, step: int) -> None:
+        """Take out what was recorded after `step`, which the run does anew."""
+        kept = _keep_until(self._jsonl, step)
         with open(self._csv, "w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerow(CSV_COLUMNS)
         for record in kept:
             self._append_csv(record)
-        self._evaluations = folder / "evaluations.jsonl"
         # A fresh start measures step 0 anew.
-        _keep_until(self._evaluations, resumed_step or -1)
+        _keep_until(self._evaluations, step or -1)
 
     def write_evaluation(self, record: dict[str, Any]) -> None:
         append_record(self._evaluations, record)
+        self._track(record, "eval")
 
     def write(self, record: dict[str, Any]) -> None:
         append_record(self._jsonl, record)
         self._append_csv(record)
+        self._track(record, "train")
+
+    def close(self) -> None:
+        """Finish what the trackers hold back."""
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _track(self, record: dict[str, Any], group: str) -> None:
+        for tracker in self._trackers:
+            tracker.log(scalars_of(record, group), record["step"])
 
     def _append_csv(self, record: dict[str, Any]) -> None:
         with open(self._csv, "a", newline="", encoding="utf-8") as stream:

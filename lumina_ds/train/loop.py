@@ -12,6 +12,7 @@ import math
 import shutil
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from lumina_ds.errors import ConfigError, Interrupted, UnstableError
 from lumina_ds.files import write_atomically
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.monitor.console import TrainingConsole
+from lumina_ds.monitor.trackers import open_trackers
 from lumina_ds.monitor.writers import MetricsWriter
 from lumina_ds.train.checkpoint import load_checkpoint, save_checkpoint
 from lumina_ds.train.evaluate import evaluate, perplexity
@@ -90,7 +92,10 @@ class TrainingRun:
         stop = StopRequest()
         try:
             resume_from = self._open_folder()
-            with Watchdog(self.folder.logs, self.world, self.config.health) as self.watchdog:
+            with (
+                Watchdog(self.folder.logs, self.world, self.config.health) as self.watchdog,
+                ExitStack() as self.outputs,
+            ):
                 self.engine = build_engine(
                     self.config, self.world, self.precision, self.deepspeed_json, fresh=resume_from is None
                 )
@@ -206,7 +211,9 @@ class TrainingRun:
     def _open_outputs(self, resumed_from: Path | None) -> None:
         if not self.leads:
             return
-        self.metrics = MetricsWriter(self.folder.path, self.progress.step)
+        trackers = open_trackers(self.config.run, self.folder.path, self._effective_config(), self.progress.step)
+        self.metrics = MetricsWriter(self.folder.path, self.progress.step, trackers)
+        self.outputs.callback(self.metrics.close)
         self.console.say(
             f"{self.config.run_name}: {self.num_steps} steps of {self.batch_rows} rows x {self.config.seq_length} "
             f"tokens, {self.console.strategy} ({self.precision_reason}), {self.world.size} ranks on {self.world.device}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from lumina_ds.errors import LuminaError, UnstableError
-from lumina_ds.monitor.writers import MetricsWriter, append_record
+from lumina_ds.monitor.writers import append_record
 from lumina_ds.train.checkpoint import load_checkpoint, newest_valid, set_aside_later_steps
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def go_back(run: TrainingRun, verdict: Verdict) -> None:
     named = pass_over_samples(run, max(run.progress.step + 1, first_bad_step), step)
     run.last_step = run.planned_last_step()
     if run.leads:
-        run.metrics = MetricsWriter(run.folder.path, run.progress.step)
+        run.metrics.go_back(run.progress.step)
         log.warning("back to step %d after step %d; %s", run.progress.step, step, named)
 
 
