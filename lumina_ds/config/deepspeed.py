@@ -15,7 +15,9 @@ from typing import Any
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.deepspeed_check import combination_faults, deepspeed_faults
 from lumina_ds.config.deepspeed_keys import TOP_LEVEL
-from lumina_ds.config.deepspeed_tree import AUTO, is_enabled, section_of
+from lumina_ds.config.deepspeed_merge import Merger
+from lumina_ds.config.deepspeed_optimizer import merge_optimizer, optimizer_faults
+from lumina_ds.config.deepspeed_tree import AUTO, is_enabled, section_of, value_at
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.suggest import nearest
 from lumina_ds.config.tensors import moe_layers, parameter_tensors
@@ -53,15 +55,16 @@ def compose_deepspeed(config: RunConfig, world_size: int, precision: str) -> dic
     if faults:
         raise ConfigError.from_faults(faults)
     stage = resolve_zero_stage(config, world_size, precision)
-    merger = _Merger(merged, source or "")
+    merger = Merger(merged, source or "")
     _merge_batch(merger, config, world_size)
-    _merge_optimizer(merger, config, stage, precision)
+    merge_optimizer(merger, config, stage, precision)
     _merge_precision(merger, precision)
     _merge_zero(merger, config, stage)
     _merge_experts(merger, config)
     merger.propose("steps_per_print", _NEVER)
     merger.propose("wall_clock_breakdown", False)
-    merger.faults += combination_faults(merged)
+    _merge_offload(merger, config, stage)
+    merger.faults += optimizer_faults(config.train, merged) + combination_faults(merged)
     if merger.faults:
         raise ConfigError.from_faults(merger.faults)
     _drop_auto(merged)
@@ -69,7 +72,7 @@ def compose_deepspeed(config: RunConfig, world_size: int, precision: str) -> dic
 
 
 def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> int:
-    """ZeRO stage of the run: --zero, else the file's, else 0 on one rank and 1 on several.
+    """ZeRO stage of the run: --zero, else the file's, else 0 on one rank and 1 on several, or with Muon.
 
     Pure half precision never runs at stage 0, where DeepSpeed's unfused optimizer diverges: by default
     it takes stage 1, and asking for 0 raises ConfigError.
@@ -86,7 +89,8 @@ def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> in
             f"ZeRO stage 0 with {precision} takes an optimizer path that diverges from the other stages; "
             "use --zero 1, or --precision mixed_bf16"
         )
-    return asked if asked is not None else (1 if world_size > 1 or half else 0)
+    sharded = world_size > 1 or half or config.train.optimizer == "muon"
+    return asked if asked is not None else int(sharded)
 
 
 def load_deepspeed_json(name_or_path: str) -> dict[str, Any]:
@@ -110,41 +114,6 @@ def deepspeed_config_names() -> list[str]:
     return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.json")})
 
 
-class _Merger:
-    """Writes the run's settings over a user's file and notes where the two contradict."""
-
-    def __init__(self, merged: dict[str, Any], source: str) -> None:
-        self.merged = merged
-        self.source = source
-        self.faults: list[str] = []
-
-    def impose(self, path: str, value: Any, owner: str) -> None:
-        """Set what belongs to the run; a different value in the file is a fault that names the run's `owner`."""
-        section, key = self._place(path)
-        found = section.get(key, AUTO)
-        if found not in (AUTO, None) and found != value:
-            self.faults.append(
-                f"{self.source}: {path} is {found!r}, but the run has {value!r} ({owner}); "
-                'change one of them, or set the file\'s to "auto"'
-            )
-        section[key] = value
-
-    def propose(self, path: str, value: Any) -> None:
-        """Set what the file leaves open."""
-        section, key = self._place(path)
-        if section.get(key, AUTO) == AUTO:
-            section[key] = value
-
-    def _place(self, path: str) -> tuple[dict[str, Any], str]:
-        *parents, key = path.split(".")
-        section = self.merged
-        for parent in parents:
-            if not isinstance(section.get(parent), dict):
-                section[parent] = {}
-            section = section[parent]
-        return section, key
-
-
 def _file_faults(base: Mapping[str, Any], config: RunConfig) -> list[str]:
     zero = base.get("zero_optimization", {})
     if isinstance(zero, bool):
@@ -161,7 +130,7 @@ def _file_faults(base: Mapping[str, Any], config: RunConfig) -> list[str]:
     return faults
 
 
-def _merge_batch(merger: _Merger, config: RunConfig, world_size: int) -> None:
+def _merge_batch(merger: Merger, config: RunConfig, world_size: int) -> None:
     micro, accumulation = config.train.micro_batch_size, config.train.gradient_accumulation_steps
     product = micro * accumulation * world_size
     equation = f"the batch is {micro} x {accumulation} x {world_size} ranks = {product}"
@@ -170,25 +139,7 @@ def _merge_batch(merger: _Merger, config: RunConfig, world_size: int) -> None:
     merger.impose("gradient_accumulation_steps", accumulation, f"--grad-accum; {equation}")
 
 
-def _merge_optimizer(merger: _Merger, config: RunConfig, stage: int, precision: str) -> None:
-    train = config.train
-    merger.impose("gradient_clipping", train.max_grad_norm, "--max-grad-norm")
-    if stage == 0 and precision not in _HALF_PRECISION:
-        # DeepSpeed reports no gradient norm here, so the trainer clips and must be the only one that does.
-        merger.merged["gradient_clipping"] = 0.0
-    kind = section_of(merger.merged, "optimizer").get("type", AUTO)
-    merger.impose("optimizer.type", kind if str(kind).lower() == "adamw" else "AdamW", "train.optimizer")
-    merger.impose("optimizer.params.lr", train.learning_rate, "--learning-rate")
-    merger.impose("optimizer.params.betas", [train.adam_beta1, train.adam_beta2], "train.adam_beta1, adam_beta2")
-    merger.impose("optimizer.params.eps", train.adam_epsilon, "train.adam_epsilon")
-    merger.impose("optimizer.params.weight_decay", train.weight_decay, "--weight-decay")
-    # torch's AdamW needs no compiler, and its fused kernel is the fastest of the choices on a CPU too.
-    merger.propose("optimizer.params.torch_adam", True)
-    if merger.merged["optimizer"]["params"]["torch_adam"]:
-        merger.propose("optimizer.params.fused", True)
-
-
-def _merge_precision(merger: _Merger, precision: str) -> None:
+def _merge_precision(merger: Merger, precision: str) -> None:
     if "bfloat16" in merger.merged:
         merger.merged.setdefault("bf16", merger.merged.pop("bfloat16"))
     for section, wanted_by in (("bf16", "bf16"), ("fp16", "fp16"), ("torch_autocast", "mixed_bf16")):
@@ -201,7 +152,7 @@ def _merge_precision(merger: _Merger, precision: str) -> None:
         merger.propose("torch_autocast.lower_precision_safe_modules", list(_AUTOCAST_MODULES))
 
 
-def _merge_zero(merger: _Merger, config: RunConfig, stage: int) -> None:
+def _merge_zero(merger: Merger, config: RunConfig, stage: int) -> None:
     merger.propose("zero_optimization.stage", stage)
     merger.merged["zero_optimization"]["stage"] = stage
     if stage == 0:
@@ -215,7 +166,28 @@ def _merge_zero(merger: _Merger, config: RunConfig, stage: int) -> None:
             merger.propose("zero_optimization.contiguous_gradients", False)
 
 
-def _merge_experts(merger: _Merger, config: RunConfig) -> None:
+def _merge_offload(merger: Merger, config: RunConfig, stage: int) -> None:
+    """Host memory for optimizer states, or parameters as well, where the run asks for it by name."""
+    offload = config.deepspeed.offload
+    if offload in (None, "none"):
+        for section in ("offload_optimizer", "offload_param"):
+            if offload == "none" and value_at(merger.merged, f"zero_optimization.{section}.device") in ("cpu", "nvme"):
+                merger.faults.append(
+                    f"{merger.source}: zero_optimization.{section} is set, but the run has --offload none; drop one"
+                )
+        return
+    if stage == 0 or (offload == "optimizer+params" and stage != 3):
+        needed = "ZeRO-3; add --zero 3, or use --offload optimizer" if "params" in offload else "ZeRO-1, 2 or 3"
+        merger.faults.append(f"--offload {offload} with ZeRO-{stage} needs {needed}")
+        return
+    for section in ("offload_optimizer", "offload_param")[: 2 if "params" in offload else 1]:
+        merger.impose(f"zero_optimization.{section}.device", "cpu", f"--offload {offload}")
+        merger.propose(f"zero_optimization.{section}.pin_memory", True)
+    # Offloaded gradients are copied from the contiguous buffer.
+    merger.merged["zero_optimization"]["contiguous_gradients"] = True
+
+
+def _merge_experts(merger: Merger, config: RunConfig) -> None:
     model = config.model
     if not model.num_experts:
         return

@@ -13,12 +13,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lumina_ds.config.checks import attention_faults, data_faults, model_faults
-from lumina_ds.config.schema import RunConfig, Section
+from lumina_ds.config.schema import ModelConfig, RunConfig, Section
 from lumina_ds.config.suggest import nearest
+from lumina_ds.config.tensors import parameter_tensors
 from lumina_ds.errors import ConfigError
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 MAX_YAML_BYTES = 1 << 20
+
+# (below so many parameters, share of the steps)
+_WARMUP_RATIOS = ((10e6, 0.1), (500e6, 0.05), (5e9, 0.03), (25e9, 0.02), (float("inf"), 0.01))
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,13 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
     if faults:
         raise ConfigError.from_faults(faults)
     return ResolvedConfig(config, {name: origins.get(name, "default") for name in dotted_fields(RunConfig)})
+
+
+def warmup_by_size(model: ModelConfig) -> float:
+    """Share of the steps that warm up, where none is given: small models train in few steps, of which Adam's second
+    moment needs some tens to settle whatever their number (arXiv 1910.04209). The presets' own values."""
+    num_parameters = sum(tensor.numel for tensor in parameter_tensors(model))
+    return next(ratio for below, ratio in _WARMUP_RATIOS if num_parameters < below)
 
 
 def dotted_fields(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -18,7 +18,8 @@ Checkpointing = Annotated[
 ]
 AttentionBackend = Literal["auto", "flash", "varlen", "flex", "sdpa", "reference"]
 InferencePrecision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16", "dynamic"]
-Schedule = Literal["cosine", "linear", "onecycle", "constant"]
+Schedule = Literal["cosine", "linear", "onecycle", "wsd", "constant"]
+Offload = Literal["none", "optimizer", "optimizer+params"]
 
 
 def _as_list(value: Any) -> Any:
@@ -138,15 +139,24 @@ class TrainConfig(Section):
     stop_at_step: int | None = Field(
         None, ge=1, description="save and end at this step; the schedule still spans the whole run"
     )
-    optimizer: Literal["adamw"] = Field("adamw")
+    optimizer: Literal["adamw", "cpu_adam", "muon"] = Field(
+        "adamw", description="adamw of torch; cpu_adam of DeepSpeed, on offloaded states; muon at ZeRO-1 and 2"
+    )
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final learning rate over the peak")
     lr_scheduler_type: Schedule = Field("cosine")
-    warmup_ratio: float = Field(0.03, ge=0, le=1, description="share of the steps that warm up")
+    warmup_ratio: float = Field(
+        0.03, ge=0, le=1, description="share of the steps that warm up; by the model's size when not given"
+    )
+    decay_ratio: float = Field(0.2, gt=0, le=1, description="share of the steps in which wsd falls, at the end")
     weight_decay: float = Field(0.1, ge=0, description="on matrices only; norms and biases have none")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
+    muon_learning_rate: float = Field(
+        0.02, gt=0, description="Muon's peak rate for matrices; learning_rate is that of the AdamW beside it"
+    )
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, ge=0, description="global gradient norm to clip at; 0 switches clipping off")
     precision: Precision = Field(
         "auto", description="auto: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU"
@@ -173,12 +183,20 @@ class TrainConfig(Section):
     save_every_n_batches: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end only")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints to keep; best and latest always stay")
 
+    @property
+    def muon_rate_factor(self) -> float:
+        """Muon's learning rate over that of AdamW; both follow the same schedule."""
+        return self.muon_learning_rate / self.learning_rate
+
 
 class DeepSpeedConfig(Section):
     """What is handed to DeepSpeed beside the batch, the optimizer and the precision."""
 
     config: str | None = Field(None, description="DeepSpeed JSON: a file, or a name in ds_configs")
     zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="ZeRO stage; overrides the JSON's")
+    offload: Offload | None = Field(
+        None, description="states kept in host memory: optimizer at ZeRO-1 to 3, parameters too at ZeRO-3"
+    )
     expert_parallel_size: int = Field(1, ge=1, description="ranks that share one set of experts (AutoEP)")
     rendezvous_seconds: float = Field(60, gt=0, description="how long a rank waits for the others at the start")
 

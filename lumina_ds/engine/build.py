@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.schema import RunConfig, TrainConfig
 from lumina_ds.engine.allocate import allocate, without_storage
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.expert_parallel import install_routers
+from lumina_ds.engine.muon import muon_groups, use_plain_kernels
 from lumina_ds.engine.weights import WeightSource, drawn_weights, fill_parameters, load_selection_biases, stored_weights
 from lumina_ds.model.attention_choice import choose_attention
 from lumina_ds.model.balancing import selection_biases
@@ -52,11 +53,13 @@ def build_engine(
         )
     weights = initial_weights(model, config) if fresh else None
     allocate(model, PARAMETER_DTYPES[precision], world.torch_device, deepspeed_json)
+    if config.train.optimizer == "muon":
+        use_plain_kernels(world.device)
     level = deepspeed.utils.logger.level
     # AutoEP warns that its router has no z-loss; ours, which replaces it below, has.
     deepspeed.utils.logger.setLevel(logging.ERROR)
     engine, _, _, _ = deepspeed.initialize(
-        model=model, model_parameters=_filled_groups(model, weights), config=deepspeed_json
+        model=model, model_parameters=_filled_groups(model, weights, config.train), config=deepspeed_json
     )
     deepspeed.utils.logger.setLevel(level)
     if config.model.num_experts:
@@ -77,7 +80,7 @@ def initial_weights(model: nn.Module, config: RunConfig) -> WeightSource:
     return drawn_weights(shapes, config.model, config.train.seed)
 
 
-def _filled_groups(model: nn.Module, weights: WeightSource | None) -> Iterator[dict[str, Any]]:
+def _filled_groups(model: nn.Module, weights: WeightSource | None, train: TrainConfig) -> Iterator[dict[str, Any]]:
     """The optimizer's groups, whose parameters are filled when DeepSpeed asks for them.
 
     It asks after it has cast, moved and partitioned the parameters and AutoEP has put its experts in, and before
@@ -85,7 +88,7 @@ def _filled_groups(model: nn.Module, weights: WeightSource | None) -> Iterator[d
     """
     if weights is not None:
         fill_parameters(model, weights)
-    yield from parameter_groups(model)
+    yield from muon_groups(model, train) if train.optimizer == "muon" else parameter_groups(model)
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -99,10 +102,10 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"name": "decay", "params": decay}, {"name": "no_decay", "params": no_decay, "weight_decay": 0.0}]
 
 
-def set_learning_rate(engine: Any, value: float) -> None:
-    """Set every group's rate for the coming step."""
+def set_learning_rate(engine: Any, value: float, muon_factor: float = 1.0) -> None:
+    """Set every group's rate for the coming step; Muon's groups get `muon_factor` times as much."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * muon_factor if group.get("use_muon") else value
 
 
 def clips_by_itself(engine: Any) -> bool:

@@ -12,13 +12,15 @@ def learning_rate(step: int, num_steps: int, train: TrainConfig) -> float:
     """Rate of optimizer step `step` (0-based) of a run of `num_steps`.
 
     A linear warm-up over warmup_ratio reaches the peak, then the named schedule falls from 1 to
-    min_lr_ratio times the peak on the last step.
+    min_lr_ratio times the peak on the last step. wsd stays at the peak until its last decay_ratio of the steps.
     """
     if train.lr_scheduler_type == "onecycle":
         return train.learning_rate * _one_cycle(step, num_steps, train)
     warmup = num_warmup_steps(num_steps, train)
     if step < warmup:
         return train.learning_rate * (step + 1) / warmup
+    if train.lr_scheduler_type == "wsd":
+        return train.learning_rate * _decay_at_the_end(step, num_steps, train)
     progress = (step - warmup) / max(1, num_steps - 1 - warmup)
     return train.learning_rate * SCHEDULES[train.lr_scheduler_type](min(1.0, progress), train.min_lr_ratio)
 
@@ -50,6 +52,13 @@ def _one_cycle(step: int, num_steps: int, train: TrainConfig) -> float:
     if step < rise:
         return start + (1 - start) * 0.5 * (1 - math.cos(math.pi * step / rise))
     return _cosine(min(1.0, (step - rise) / max(1, num_steps - 1 - rise)), train.min_lr_ratio)
+
+
+def _decay_at_the_end(step: int, num_steps: int, train: TrainConfig) -> float:
+    """Warm-up, stable, decay: 1 - sqrt over the last decay_ratio of the steps (Hägele et al., arXiv 2405.18392)."""
+    decay = max(1, round(train.decay_ratio * num_steps))
+    progress = max(0, step + 1 - (num_steps - decay)) / decay
+    return 1 - (1 - train.min_lr_ratio) * math.sqrt(min(1.0, progress))
 
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {"cosine": _cosine, "linear": _linear, "constant": _constant}

@@ -160,7 +160,8 @@ class TrainingRun:
                     f"stopped by a signal at step {self.progress.step} of {self.num_steps}; "
                     "the checkpoint is saved, start the same command again to go on"
                 )
-            set_learning_rate(self.engine, learning_rate(self.progress.step, self.num_steps, train))
+            rate = learning_rate(self.progress.step, self.num_steps, train)
+            set_learning_rate(self.engine, rate, train.muon_rate_factor)
             gate = self.health if norm_gate else None
             outcome = run_step(self.engine, batches, counts, self.config.model, train.max_grad_norm, self.world, gate)
             if norm_gate and (refused := norm_gate.take_refused()) is not None:

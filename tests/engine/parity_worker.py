@@ -96,7 +96,7 @@ def train_engine(config, world, precision="fp32", num_steps=NUM_STEPS):
     losses, norms, routing, skipped = [], [], [], 0
     for step in range(num_steps):
         batches = [micro_batch(step, index, world.rank, config.model) for index in range(ACCUMULATION)]
-        set_learning_rate(engine, learning_rate(step, NUM_STEPS, config.train))
+        set_learning_rate(engine, learning_rate(step, NUM_STEPS, config.train), config.train.muon_rate_factor)
         counts = agree(batches, False, world)
         outcome = run_step(engine, batches, counts, config.model, config.train.max_grad_norm, world)
         losses.append(outcome.loss)

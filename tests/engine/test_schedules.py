@@ -37,7 +37,13 @@ def test_onecycle_rises_from_a_twentyfifth_and_falls_to_the_floor():
     assert max(found) == found[4]
 
 
-@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "onecycle"])
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "onecycle", "wsd"])
 def test_one_step_run_and_full_warmup_stay_positive(kind):
     assert rates(kind, num_steps=1)[0] > 0
     assert all(rate > 0 for rate in rates(kind, warmup=1.0))
+
+
+def test_wsd_stays_at_the_peak_and_falls_at_the_end():
+    found = rates("wsd", warmup=0.2, floor=0.0, num_steps=10)  # two steps of warm-up, two of decay
+    assert found[:8] == pytest.approx([0.5] + [1.0] * 7)
+    assert found[8:] == pytest.approx([1 - 0.5**0.5, 0.0])

@@ -1,0 +1,49 @@
+"""Muon of DeepSpeed (deepspeed/runtime/zero/muon): which parameters it takes, and its kernels without a compiler.
+
+Muon orthogonalises a matrix's momentum, so each of its updates has the same size whatever the gradient's
+(https://kellerjordan.github.io/posts/muon/). It takes the hidden matrices and, each on its own, the experts.
+Embedding, head, router and norms stay with AdamW.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from torch import nn
+
+from lumina_ds.config.schema import TrainConfig
+
+_KERNELS = ("zeropower_via_newtonschulz5", "zeropower_via_gram_newtonschulz", "muon_update")
+_ADAMW_NAMES = ("embed_tokens", "lm_head", "router")
+
+
+def muon_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """Groups for DeepSpeed's Muon, whose parameters are marked for one half or the other.
+
+    Decay is decoupled: a step takes off rate x weight_decay. Muon's rate is far above AdamW's, so its weight_decay
+    is lowered by their ratio, and every matrix decays alike.
+    """
+    parts: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "no_decay": []}
+    for name, parameter in model.named_parameters():
+        parameter.use_muon = parameter.dim() > 1 and not any(  # type: ignore[attr-defined]
+            part in name.split(".") for part in _ADAMW_NAMES
+        )
+        part = "muon" if parameter.use_muon else "decay" if parameter.dim() > 1 else "no_decay"  # type: ignore[attr-defined]
+        parts[part].append(parameter)
+    decay = {"muon": train.weight_decay / train.muon_rate_factor, "decay": train.weight_decay, "no_decay": 0.0}
+    return [{"name": part, "params": params, "weight_decay": decay[part]} for part, params in parts.items() if params]
+
+
+def use_plain_kernels(device: str) -> None:
+    """Undo DeepSpeed's torch.compile of Muon's kernels on a CPU, and where no compiler is there.
+
+    They would be compiled in the first step, for every shape once more, which takes minutes on a CPU.
+    """
+    if device == "cuda" and any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        return
+    from deepspeed.runtime.zero.muon import original_muon
+
+    for name in _KERNELS:
+        kernel = getattr(original_muon, name)
+        setattr(original_muon, name, getattr(kernel, "_torchdynamo_orig_callable", kernel))
