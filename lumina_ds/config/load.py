@@ -68,6 +68,9 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
     faults = model_faults(config) + attention_faults(config) + data_faults(config)
     if faults:
         raise ConfigError.from_faults(faults)
+    if "train.warmup_ratio" not in origins:
+        config.train.warmup_ratio = warmup_by_size(config.model)
+        origins["train.warmup_ratio"] = "by the model's size"
     return ResolvedConfig(config, {name: origins.get(name, "default") for name in dotted_fields(RunConfig)})
 
 
