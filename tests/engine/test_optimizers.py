@@ -12,12 +12,13 @@ from lumina_ds.model.transformer import CausalLM
 def test_every_layout_trains_like_one_process(run_ranks):
     curves = run_ranks(Path(__file__).parent / "optimizer_worker.py", timeout=400)
     muon_bf16 = curves.pop("muon bf16")
-    for family, reference in (("muon", "plain"), ("adamw", "zero1")):
+    # Muon lifts the singular values that rounding decides to the size of the others, so its curves agree less.
+    for family, reference, tolerance in (("muon", "plain", 5e-3), ("adamw", "zero1", 1e-4)):
         expected = curves[family].pop(reference)
         assert expected[-1] < 0.8 * expected[0]
         assert len(curves[family]) == 4
         for name, found in curves[family].items():
-            np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=f"{family} {name}")
+            np.testing.assert_allclose(found, expected, rtol=tolerance, err_msg=f"{family} {name}")
     np.testing.assert_allclose(muon_bf16, expected_muon := curves["muon"]["zero2 ep2"], rtol=5e-2)
     assert muon_bf16 != expected_muon, "the precision was not used"
 
