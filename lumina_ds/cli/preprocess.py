@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -74,6 +75,8 @@ def command(
             "leave it out, or use --packing best_fit"
         )
     configure_logging()
+    # Imports and loading compiled code make many objects and no garbage; looking for it takes a tenth of a short run.
+    gc.set_threshold(100_000)
     with _mpi_workers() if mpi else nullcontext() as workers:
         if mpi and workers is None:  # a rank that only encodes
             return

@@ -54,14 +54,15 @@ class Measured:
     "--documents", multiple=True, type=click.Path(path_type=Path), help="Folders of HTML, text and manual pages."
 )
 @click.option("--corpus", type=click.Path(path_type=Path, exists=True), help="This JSONL file instead.")
+@click.option("--sample-mb", type=float, help="Only the first lines of the corpus, so many megabytes: a quick run.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="SentencePiece model; Mistral's, of mistral-common.")
 @click.option("--workers", multiple=True, type=int, default=(1, 2), show_default=True)
 @click.option("--peer", "peers", multiple=True, type=click.Choice(list(PEERS)), help="Only these; all by default.")
 @click.option("--no-peers", is_flag=True)
 @click.option("--repeat", default=1, show_default=True, help="Runs of each; the one with the least CPU time counts.")
 def main(
-    size_mb: float, documents: tuple[Path, ...], corpus: Path | None, tokenizer: Path | None, workers: tuple[int, ...],
-    peers: tuple[str, ...], no_peers: bool, repeat: int,
+    size_mb: float, documents: tuple[Path, ...], corpus: Path | None, sample_mb: float | None, tokenizer: Path | None,
+    workers: tuple[int, ...], peers: tuple[str, ...], no_peers: bool, repeat: int,
 ) -> None:  # fmt: skip
     """Measure and print a table in Markdown."""
     _adopt_orphans()
@@ -71,6 +72,8 @@ def main(
         if corpus is None:
             corpus = Path(work) / "corpus.jsonl"
             write_corpus(corpus, int(size_mb * 1e6), documents or DEFAULT_FOLDERS)
+        if sample_mb is not None:
+            corpus = _first_lines(corpus, int(sample_mb * 1e6), Path(work) / "sample.jsonl")
         size = corpus.stat().st_size / 1e6
         click.echo(f"{size:.1f} MB, tokenizer {tokenizer.name}", err=True)
         measured = []
@@ -109,22 +112,34 @@ def measure(name: str, workers: int, corpus: Path, tokenizer: Path, out: Path) -
 
 
 def table(measured: list[Measured], size_mb: float) -> str:
-    """Ratios are to the first contender's CPU seconds with as many workers."""
+    """Ratios are to the first contender's CPU seconds with as many workers; "times as fast" is wall time against the
+    contender's own first number of workers."""
     base = {run.workers: run for run in reversed(measured) if run.name == measured[0].name}
+    first_run = {run.name: run for run in reversed(measured)}
     lines = [
-        "| contender | workers | CPU seconds | wall seconds | MB per CPU-second | CPU seconds, ratio | peak memory MB | same tokens |",
-        "|---|---|---|---|---|---|---|---|",
+        "| contender | workers | CPU seconds | wall seconds | times as fast | MB per CPU-second | CPU seconds, ratio | peak memory MB | same tokens |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for run in measured:
         own = base[run.workers]
         same = (run.tokens, run.trained_tokens) == (own.tokens, own.trained_tokens)
         label = "lumina preprocess" if run.name == LUMINA else f"datasets map + {run.name}"
         lines.append(
-            f"| {label} | {run.workers} | {run.cpu_seconds:.1f} | {run.wall_seconds:.1f} | "
+            f"| {label} | {run.workers} | {run.cpu_seconds:.2f} | {run.wall_seconds:.2f} | "
+            f"{first_run[run.name].wall_seconds / run.wall_seconds:.2f} | "
             f"{size_mb / run.cpu_seconds:.1f} | {run.cpu_seconds / own.cpu_seconds:.1f} | {run.peak_memory_mb:.0f} | "
             f"{'yes' if same else 'NO'} |"
         )
     return "\n".join(lines)
+
+
+def _first_lines(corpus: Path, size_bytes: int, path: Path) -> Path:
+    with corpus.open("rb") as source, path.open("wb") as sample:
+        for line in source:
+            sample.write(line)
+            if sample.tell() >= size_bytes:
+                break
+    return path
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, float]:

@@ -38,7 +38,7 @@ def test_benchmark(documents: Path, tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     train_tokenizer([str(tmp_path / "chats.jsonl")], 330, tmp_path / "t.model")
     command = [sys.executable, HERE / "bench_preprocess.py", "--size-mb", 0.2, "--documents", documents]
-    command += ["--tokenizer", tmp_path / "t.model", "--workers", 1, "--peer", "sentencepiece"]
+    command += ["--tokenizer", tmp_path / "t.model", "--workers", 1, "--sample-mb", 0.1, "--peer", "sentencepiece"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     header, _, lumina, *peers = done.stdout.strip().splitlines()
