@@ -20,6 +20,7 @@ from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.tensors import parameter_tensors
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.cluster import cluster_findings
+from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.plan.hardware import find_gpu
 from lumina_ds.plan.layout import OFFLOADS, with_offload
 from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan, plan_memory
@@ -181,32 +182,17 @@ def _planned_states(config: RunConfig, plan: MemoryPlan, composed: Mapping[str, 
 
 
 def _checkpoint(config: RunConfig, plan: MemoryPlan, rehearsed: list[RankRehearsal]) -> dict[str, int]:
-    """Files of all ranks. Of DeepSpeed's, rank 0 speaks for itself, the last of the first expert-parallel group for the
-    others of it, and the last rank for the rest; ours are whole weights with their index, the tokenizer, the manifest,
-    and a random state a rank (lumina_ds/train/checkpoint.py), of which only the weights weigh."""
-    by_rank = {each.rank: each.files for each in rehearsed}
-    size, world = plan.expert_parallel_size, plan.world_size
-    writer = by_rank.get(size - 1, by_rank[world - 1])
-    shares = [(by_rank[0], 1), (writer, size - 1), (by_rank[world - 1], world - size)]
-    width = PARAMETER_BYTES[plan.precision]
+    """Files of all ranks: each one's pieces and random state, the whole weights with their index, the tokenizer and
+    the manifest (lumina_ds/train/state_files.py), of which only pieces and weights weigh."""
+    from lumina_ds.train.state_files import weight_file_plan
+
+    width, world = PARAMETER_BYTES[plan.precision], plan.world_size
+    sizes = {tensor.name: width * tensor.numel for tensor in parameter_tensors(config.model)}
     return {
-        "files": sum(len(files) * times for files, times in shares) + world + num_weight_files(config, width) + 3,
-        "bytes": sum(sum(files.values()) * times for files, times in shares) + width * plan.parameters.total,
-        "largest": max((max(files.values(), default=0) for files, _ in shares), default=0),
+        "files": 2 * world + len(weight_file_plan(sizes, world)) + 3,
+        "bytes": checkpoint_bytes(config, plan.precision).total,
+        "largest": max(size for each in rehearsed for size in each.files.values()),
     }
-
-
-def num_weight_files(config: RunConfig, parameter_bytes: int) -> int:
-    """Safetensors files of the whole weights, filled in the order of the model."""
-    from lumina_ds.train.checkpoint import MAX_WEIGHT_FILE_BYTES
-
-    files = filled = 0
-    for tensor in parameter_tensors(config.model):
-        size = parameter_bytes * tensor.numel
-        if not files or filled + size > MAX_WEIGHT_FILE_BYTES:
-            files, filled = files + 1, 0
-        filled += size
-    return files
 
 
 def _print(

@@ -103,8 +103,8 @@ def _print(plan: TimePlan, price: float | None) -> None:
         console.print(f"Cost {plan.cost:,.2f} at {price:,.2f} per GPU hour.")
     saved = plan.checkpoint
     console.print(
-        f"Checkpoint {format_bytes(saved.total)}: model states {format_bytes(saved.model_states)}, optimizer states "
-        f"{format_bytes(saved.optimizer_states)}, whole weights {format_bytes(saved.weights)}."
+        f"Checkpoint {format_bytes(saved.total)}: optimizer states {format_bytes(saved.optimizer_states)}, "
+        f"whole weights {format_bytes(saved.weights)}."
     )
     console.print(f"{plan.num_checkpoints} saved; at most {format_bytes(plan.disk_bytes)} of disk at once.")
 

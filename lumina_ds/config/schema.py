@@ -181,6 +181,10 @@ class TrainConfig(Section):
     eval_every_n_batches: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates before and after")
     eval_max_rows: int | None = Field(None, ge=1, description="evaluate on the first so many rows only")
     save_every_n_batches: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end only")
+    save_every_minutes: float = Field(
+        0, ge=0, description="minutes between checkpoints, beside those by steps; 0: none"
+    )
+    save_in_background: bool = Field(True, description="write checkpoints while training goes on, from a copy")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints to keep; best and latest always stay")
 
     @property

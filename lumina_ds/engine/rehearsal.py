@@ -1,4 +1,4 @@
-"""Single ranks of a cluster that is not there: DeepSpeed's own set-up and its own save, without memory for tensors.
+"""Single ranks of a cluster that is not there: DeepSpeed's own set-up, without memory for tensors.
 
 torch's fake process group stands for the other ranks and its FakeTensorMode gives tensors a shape and no storage, so
 that the run's own build_engine converts the experts, makes the groups, partitions and writes checkpoints as it would among any
@@ -14,12 +14,10 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lumina_ds.config.schema import RunConfig
@@ -135,7 +133,7 @@ def _rehearse_rank(
         with FakeTensorMode(allow_non_fake_inputs=True):
             engine = _engine(config, World(rank, 0, world_size, "cpu"), precision, deepspeed_json)
             _take_one_step(engine.optimizer)
-            return _describe(engine, rank, _saved_files(engine))
+            return _describe(engine, rank, _saved_files(engine, rank))
     except LuminaError:
         raise
     except Exception as error:
@@ -181,33 +179,12 @@ def _take_one_step(optimizer: Any) -> None:
         parameter.grad = None
 
 
-def _saved_files(engine: Any) -> dict[str, int]:
-    """Names and sizes of what engine.save_checkpoint would write as this rank; torch.save keeps whole storages."""
-    files: dict[str, int] = {}
+def _saved_files(engine: Any, rank: int) -> dict[str, int]:
+    """Name and size of the values of what this rank would save of parameters and moments."""
+    from lumina_ds.engine.partitions import optimizer_file_name, pieces_of_rank
 
-    def save(state: Any, path: str) -> None:
-        storages: dict[int, int] = {}
-        _collect_storages(state, storages)
-        files[Path(path).name] = sum(storages.values())
-
-    engine.checkpoint_engine.save = save
-    with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(folder, tag="rehearsal", save_latest=False)
-    return files
-
-
-def _collect_storages(value: Any, found: dict[int, int]) -> None:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        storage = value.untyped_storage()
-        found[storage._cdata] = storage.nbytes()
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            _collect_storages(item, found)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _collect_storages(item, found)
+    tensors = [view for piece in pieces_of_rank(engine, divided=True) for view in piece.tensors().values()]
+    return {optimizer_file_name(rank): sum(tensor.numel() * tensor.element_size() for tensor in tensors)}
 
 
 def _describe(engine: Any, rank: int, files: dict[str, int]) -> RankRehearsal:

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 from lumina_ds.config.checks import world_faults
-from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.activations import recomputed_layers
@@ -20,7 +18,6 @@ from lumina_ds.plan.flops import flops_by_part
 from lumina_ds.plan.hardware import Gpu
 from lumina_ds.plan.memory import PARAMETER_BYTES
 from lumina_ds.plan.parameters import count_parameters
-from lumina_ds.plan.states import ZeroSettings, optimizer_groups
 
 # (utilization, where it was published), all on H100: the lower ends, since none was measured with this program.
 MFU_DENSE = (0.35, "torchtitan reports 33 to 39 % for Llama 3 8B on 8 H100")
@@ -35,15 +32,14 @@ _RECOMPUTED_PARTS = {
 
 @dataclass(frozen=True)
 class CheckpointBytes:
-    """Files of one checkpoint, over all ranks: DeepSpeed's model and optimizer states, and the whole weights."""
+    """Files of one checkpoint, over all ranks: fp32 weights with the optimizer's moments, and the whole weights."""
 
-    model_states: int
     optimizer_states: int
     weights: int
 
     @property
     def total(self) -> int:
-        return self.model_states + self.optimizer_states + self.weights
+        return self.optimizer_states + self.weights
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def plan_time(
     performed = sum(flops.values()) + _recomputed_flops(config, flops)
     step_seconds = performed * tokens_per_step / (world_size * gpu.tflops * 1e12 * assumed)
     total = steps * step_seconds
-    checkpoint = checkpoint_bytes(config, world_size, precision)
+    checkpoint = checkpoint_bytes(config, precision)
     saves = 1 + ((steps - 1) // train.save_every_n_batches if train.save_every_n_batches else 0)
     # The newest ones, the best one, and the one being written before an older one goes.
     kept = min(saves, train.keep_checkpoints + 2)
@@ -144,30 +140,10 @@ def _recomputed_flops(config: RunConfig, flops: Mapping[str, int]) -> float:
     return share * sum(flops[part] for part in _RECOMPUTED_PARTS[mode]) / 3
 
 
-def checkpoint_bytes(
-    config: RunConfig, world_size: int, precision: str, deepspeed_json: Mapping[str, Any] | None = None
-) -> CheckpointBytes:
+def checkpoint_bytes(config: RunConfig, precision: str) -> CheckpointBytes:
     """Sizes of a checkpoint's files but for headers and random states, a few kilobytes each.
 
-    ZeRO 0 to 2 write the parameters once, a tied head a second time, and ZeRO-3 none, since its optimizer states
-    hold them; the optimizer writes 12 bytes per parameter (fp32 weights, two moments) with the padding of every
-    rank. Stage 0 writes 8, and with experts the same again for each of the expert-parallel ranks.
+    They depend on no layout: every parameter is written once as fp32 with two moments, and once whole.
     """
-    model, size = config.model, config.deepspeed.expert_parallel_size
-    json = compose_deepspeed(config, world_size, precision) if deepspeed_json is None else deepspeed_json
-    b = PARAMETER_BYTES[precision]
-    stage = ZeroSettings.from_json(json, b).stage
-    counts = count_parameters(model)
-    tied = model.vocab_size * model.hidden_size if model.tie_word_embeddings else 0
-    groups = optimizer_groups(model, world_size, size)
-    if stage == 0:
-        one_rank = 8 * sum(group.numel for group in groups)
-        optimizer = one_rank * (1 + size) if model.num_experts else one_rank
-    else:
-        shares = (group.shards if stage == 3 else group.partition for group in groups)
-        optimizer = 12 * world_size * sum(shares)
-    return CheckpointBytes(
-        model_states=0 if stage == 3 else b * (counts.total + tied),
-        optimizer_states=optimizer,
-        weights=b * counts.total,
-    )
+    total = count_parameters(config.model).total
+    return CheckpointBytes(optimizer_states=12 * total, weights=PARAMETER_BYTES[precision] * total)

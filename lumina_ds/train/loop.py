@@ -15,7 +15,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import torch
@@ -30,20 +30,22 @@ from lumina_ds.engine.build import build_engine, set_learning_rate
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.gradient_norm import NormGate
 from lumina_ds.engine.schedules import learning_rate
-from lumina_ds.errors import ConfigError, Interrupted, UnstableError
+from lumina_ds.errors import ConfigError, DataError, Interrupted, UnstableError
 from lumina_ds.files import write_atomically
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.monitor.console import TrainingConsole
 from lumina_ds.monitor.trackers import open_trackers
 from lumina_ds.monitor.writers import MetricsWriter
-from lumina_ds.train.checkpoint import load_checkpoint, save_checkpoint
+from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.train.evaluate import evaluate, perplexity
 from lumina_ds.train.health import StepHealth, Verdict
-from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, run_identity
+from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, layout_changes, run_identity
 from lumina_ds.train.rollback import go_back
 from lumina_ds.train.routing import noise_seeds
 from lumina_ds.train.run_folder import RunFolder
+from lumina_ds.train.saving import CheckpointSaver, SaveOutcome
 from lumina_ds.train.signals import StopRequest
+from lumina_ds.train.state_files import load_checkpoint
 from lumina_ds.train.step import StepCounts, StepOutcome, agree, run_step
 from lumina_ds.train.watchdog import LOADER, Watchdog
 
@@ -71,6 +73,7 @@ class TrainingRun:
         self.leads = world.rank == 0
         self.folder = RunFolder.of(config)
         self.published_step: int | None = None
+        self.saved_at = time.monotonic()
         _, self.precision, self.precision_reason = device_and_precision(config.train.precision)
         self.deepspeed_json = compose_deepspeed(config, world.size, self.precision)
         self.batch_rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world.size
@@ -99,14 +102,13 @@ class TrainingRun:
                 self.engine = build_engine(
                     self.config, self.world, self.precision, self.deepspeed_json, fresh=resume_from is None
                 )
+                self.saver = self._checkpoint_saver()
                 if resume_from is not None:
-                    manifest = load_checkpoint(self.engine, resume_from)
-                    self.take(manifest)
-                    for change in changed_settings(manifest, self.config) if self.leads else ():
-                        self.console.say(f"changed since the checkpoint: {change}")
+                    self._restore(resume_from)
                 self._open_outputs(resume_from)
                 with Prefetcher(self._micro_batches, self.last_step) as batches:
                     self._train(stop, batches)
+                self.saver.close()
         finally:
             stop.restore()
             self.console.stop()
@@ -125,6 +127,28 @@ class TrainingRun:
             shutil.copyfile(tokenizer, self.folder.path / tokenizer.name)
         dist.barrier()
         return resume_from
+
+    def _checkpoint_saver(self) -> CheckpointSaver:
+        train = self.config.train
+        num_bytes = checkpoint_bytes(self.config, self.precision).total
+        return CheckpointSaver(
+            self.folder.checkpoints,
+            self.rows.folder.tokenizer_path,
+            self.world,
+            train.keep_checkpoints,
+            num_bytes,
+            train.save_in_background,
+        )
+
+    def _restore(self, folder: Path) -> None:
+        """Go on from a verified checkpoint, in a fresh engine or in one that has trained. A collective."""
+        manifest = load_checkpoint(self.engine, folder)
+        self.take(manifest)
+        if self.leads:
+            for change in changed_settings(manifest, self.config):
+                self.console.say(f"changed since the checkpoint: {change}")
+            for change in layout_changes(manifest, run_identity(self)):
+                self.console.say(f"the state is divided anew: {change}")
 
     def _effective_config(self) -> dict[str, Any]:
         """The configuration with the data as it really is, so that config.yaml starts the same run again."""
@@ -149,17 +173,14 @@ class TrainingRun:
         while self.progress.step < self.last_step:
             started = time.perf_counter()
             self.watchdog.enter(LOADER, self.progress.step + 1)
-            batches = batches_ahead.take(self.progress.step)
+            batches, failure = self._take(batches_ahead)
             data_seconds = time.perf_counter() - started
             self.watchdog.enter("the training step", self.progress.step + 1)
-            counts = agree(batches, stop.requested, self.world)
-            if counts.stop_requested:
-                if self.published_step != self.progress.step:
-                    self._save(None)
-                raise Interrupted(
-                    f"stopped by a signal at step {self.progress.step} of {self.num_steps}; "
-                    "the checkpoint is saved, start the same command again to go on"
-                )
+            counts = agree(batches, stop.requested, self.world, self._minutes_are_over(), failure is not None)
+            if counts.stop_requested or counts.failed:
+                self._save_and_stop(failure, counts.failed)
+            if counts.save_due and self.published_step != self.progress.step:
+                self._save(None)
             rate = learning_rate(self.progress.step, self.num_steps, train)
             set_learning_rate(self.engine, rate, train.muon_rate_factor)
             gate = self.health if norm_gate else None
@@ -174,6 +195,8 @@ class TrainingRun:
             if not self._goes_on_after(verdict):
                 continue
             self._evaluate_and_save(outcome)
+            self._report_save(self.saver.poll())
+        self._finish_saving()
         if self.leads:
             going_on = (
                 ""
@@ -292,12 +315,53 @@ class TrainingRun:
             "health": self.health.state()
             | {"rollbacks": self.progress.rollbacks, "passed_over": [list(each) for each in self.order.passed_over]},
         }
-        keep = self.config.train.keep_checkpoints
-        tokenizer = self.rows.folder.tokenizer_path
-        saved = save_checkpoint(self.engine, self.folder.checkpoints, manifest, tokenizer, keep)
-        self.published_step = self.progress.step
-        if self.leads:
-            self.console.say(f"saved {saved}")
+        self.settle_saves()
+        self.saver.save(self.engine, manifest)
+        self.published_step, self.saved_at = self.progress.step, time.monotonic()
+
+    def _take(self, batches_ahead: Prefetcher[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:
+        """This rank's micro-batches, or why it has none: the others must learn it before they wait for this rank."""
+        try:
+            return batches_ahead.take(self.progress.step), None
+        except Exception as error:
+            return [], error
+
+    def _minutes_are_over(self) -> bool:
+        minutes = self.config.train.save_every_minutes
+        return minutes > 0 and time.monotonic() - self.saved_at >= 60 * minutes
+
+    def _save_and_stop(self, failure: Exception | None, failed: bool) -> NoReturn:
+        """Save the state before the coming step, and raise what ends the run on this rank. A collective."""
+        step = self.progress.step
+        if step and self.published_step != step:
+            self._save(None)
+        self._finish_saving()
+        if failure is not None:
+            raise failure
+        if failed:
+            raise DataError(f"another rank cannot read its rows (see its line); stopped at step {step}, which is saved")
+        saved = "the checkpoint is saved, start the same command again to go on" if step else "nothing was trained yet"
+        raise Interrupted(f"stopped by a signal at step {step} of {self.num_steps}; {saved}")
+
+    def settle_saves(self) -> None:
+        """Wait for the save under way and say how it ended."""
+        self._report_save(self.saver.finish())
+
+    def _finish_saving(self) -> None:
+        """Wait for the save under way; raises why the newest step could not be saved."""
+        outcome = self.saver.finish()
+        self._report_save(outcome)
+        if outcome is not None and outcome.error is not None:
+            raise outcome.error
+
+    def _report_save(self, outcome: SaveOutcome | None) -> None:
+        if outcome is None or not self.leads:
+            return
+        if outcome.error is None:
+            seconds = f"{outcome.total_seconds:.1f} s, of which training waited {outcome.stalled_seconds:.2f} s"
+            self.console.say(f"saved {outcome.folder} in {seconds}")
+        else:
+            log.error("step %d is not saved, earlier checkpoints stay: %s", outcome.step, outcome.error)
 
     def _record(
         self, outcome: StepOutcome, counts: StepCounts, seconds: float, data_seconds: float, anomaly_score: float

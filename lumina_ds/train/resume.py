@@ -19,12 +19,14 @@ from lumina_ds.train.checkpoint import (
     set_aside_later_steps,
     step_folders,
 )
+from lumina_ds.train.publishing import restore_replaced
 
 if TYPE_CHECKING:
     from lumina_ds.train.loop import TrainingRun
 
-# Of these, nothing may differ: DeepSpeed loads some mismatches without an error and is silently wrong.
-IDENTITY = ("topology", "model", "optimizer", "tokenizer", "data", "schedule")
+# Of these, nothing may differ but the layout, for which the state is divided anew.
+IDENTITY = ("topology", "model", "optimizer", "tokenizer", "template", "data", "schedule")
+LAYOUT = ("topology.world_size", "topology.zero_stage", "topology.expert_parallel_size")
 
 
 def run_identity(run: TrainingRun) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def run_identity(run: TrainingRun) -> dict[str, Any]:
             "epsilon": train.adam_epsilon,
         },
         "tokenizer": {"sha256": run.rows.folder.manifest.tokenizer.digest},
+        "template": {"sha256": run.rows.folder.manifest.template.digest},
         "data": {
             "sha256": file_digest(run.rows.folder.path / "manifest.json"),
             "seq_length": run.config.seq_length,
@@ -62,6 +65,7 @@ def checkpoint_to_resume(run: TrainingRun) -> Path | None:
         try:
             run.folder.create()
             run.folder.lock()
+            restore_replaced(run.folder.checkpoints)
             answer[0] = _choose(run)
         except LuminaError as error:
             answer[0] = error
@@ -82,15 +86,29 @@ def _choose(run: TrainingRun) -> Path | None:
         return None
     chosen = newest_valid(run.folder.checkpoints) if resume == "auto" else find_checkpoint(Path(resume))
     if chosen is not None:
-        differences = identity_differences(read_manifest(chosen), run_identity(run))
-        if differences:
-            raise CheckpointError(
-                f"{chosen} belongs to another run: {'; '.join(differences)}; "
-                "go back to these settings, or start anew under another --experiment-name"
-            )
+        refuse_another_run(chosen, read_manifest(chosen), run_identity(run))
         if chosen.parent.resolve() == run.folder.checkpoints.resolve():
             set_aside_later_steps(chosen.parent, read_manifest(chosen)["step"])
     return chosen
+
+
+def refuse_another_run(folder: Path, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, field by field, when a checkpoint is not of the `present` run; the layout may differ."""
+    differences = [
+        difference for difference in identity_differences(saved, present) if not difference.startswith(LAYOUT)
+    ]
+    if not differences:
+        return
+    remedy = "go back to these settings, or start anew under another --experiment-name"
+    if [difference.split(" ")[0] for difference in differences] == ["schedule.rows_per_step"]:
+        rows, world_size = saved["schedule"]["rows_per_step"], present["topology"]["world_size"]
+        remedy = f"keep --batch-size x --grad-accum x {world_size} ranks at {rows}, so that every row is seen once"
+    raise CheckpointError(f"{folder} belongs to another run: {'; '.join(differences)}; {remedy}")
+
+
+def layout_changes(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """`field: saved -> present` for a resume under another world size, ZeRO stage or expert-parallel size."""
+    return [difference for difference in identity_differences(saved, present) if difference.startswith(LAYOUT)]
 
 
 def changed_settings(saved: Mapping[str, Any], config: RunConfig) -> list[str]:

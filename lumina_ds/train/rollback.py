@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from lumina_ds.errors import LuminaError, UnstableError
 from lumina_ds.monitor.writers import append_record
-from lumina_ds.train.checkpoint import load_checkpoint, newest_valid, set_aside_later_steps
+from lumina_ds.train.checkpoint import newest_valid, set_aside_later_steps
+from lumina_ds.train.state_files import load_checkpoint
 
 if TYPE_CHECKING:
     from lumina_ds.train.health import Verdict
@@ -33,6 +34,7 @@ def go_back(run: TrainingRun, verdict: Verdict) -> None:
             "lower --learning-rate"
         )
     first_bad_step = step - verdict.bad_steps + 1
+    run.settle_saves()
     run.take(load_checkpoint(run.engine, checkpoint_before(run, first_bad_step)))
     run.progress.rollbacks = rollbacks + 1
     named = pass_over_samples(run, max(run.progress.step + 1, first_bad_step), step)

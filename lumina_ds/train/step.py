@@ -26,6 +26,8 @@ class StepCounts:
     trained_tokens: int
     tokens: int
     stop_requested: bool
+    save_due: bool
+    failed: bool
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,27 @@ def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
     return inputs if batch.row_seeds is None else inputs | {"row_seeds": batch.row_seeds}
 
 
-def agree(batches: Sequence[MicroBatch], stop_requested: bool, world: World) -> StepCounts:
-    """Sum token counts over ranks, and learn whether any rank was asked to stop. A collective."""
+def agree(
+    batches: Sequence[MicroBatch], stop_requested: bool, world: World, save_due: bool = False, failed: bool = False
+) -> StepCounts:
+    """Sum token counts over ranks, and learn whether any was asked to stop, finds a save due, or has no batches.
+
+    A collective.
+    """
     counts = torch.tensor(
         [
             sum(batch.num_trained_tokens for batch in batches),
             sum(batch.num_tokens for batch in batches),
             int(stop_requested),
+            int(save_due),
+            int(failed),
         ],
         dtype=torch.int64,
         device=world.torch_device,
     )
     dist.all_reduce(counts)
-    trained, tokens, stops = counts.tolist()
-    return StepCounts(trained, tokens, stops > 0)
+    trained, tokens, stops, saves, failures = counts.tolist()
+    return StepCounts(trained, tokens, stops > 0, saves > 0, failures > 0)
 
 
 class Gate(Protocol):

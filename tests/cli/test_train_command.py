@@ -105,9 +105,10 @@ def test_a_signal_saves_ends_with_75_leaves_nobody_behind_and_the_same_command_g
     assert code == 0, err
     assert "resumed from" in out and f"ended at step {step + 1} of 60" in out
     assert [record["step"] for record in read_records(metrics)] == list(range(1, step + 2))
-    # Another layout on the same checkpoint: refused before DeepSpeed would load it wrongly.
+    # One rank instead of two is another batch, and so other rows in a step: refused with the way that keeps them.
     code, out, err = run([*LUMINA, *_with_one_rank(slow)], tmp_path)
-    assert code == 5 and "topology.world_size was 2, is now 1" in err
+    assert code == 5 and "schedule.rows_per_step was 16, is now 8" in err
+    assert "keep --batch-size x --grad-accum x 1 ranks at 16" in err
 
 
 def _with_one_rank(command):

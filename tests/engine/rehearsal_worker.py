@@ -1,8 +1,7 @@
-"""On two ranks: the checkpoint that DeepSpeed really writes for every case, as file names with their sizes."""
+"""On two ranks: what each rank really saves of parameters and moments, for every case."""
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.distributed import start, stop
 from lumina_ds.model.attention_backends import DocumentLayout
+from lumina_ds.train.state_files import rank_files
 
 
 def saved_files(case, world):
@@ -24,12 +24,11 @@ def saved_files(case, world):
     loss, *_ = engine(input_ids=ids, labels=ids, position_ids=ids, documents=documents)
     engine.backward(loss)
     engine.step()
-    folder = [tempfile.mkdtemp()] if world.rank == 0 else [None]
-    dist.broadcast_object_list(folder, src=0)
-    engine.save_checkpoint(folder[0], tag="real", save_latest=False)
-    dist.barrier()
+    file = next(rank_files(engine))
+    gathered = [None] * world.size
+    dist.all_gather_object(gathered, (file.name, file.num_bytes))
     engine.destroy()
-    return {path.name: path.stat().st_size for path in Path(folder[0], "real").iterdir()}
+    return dict(gathered)
 
 
 if __name__ == "__main__":

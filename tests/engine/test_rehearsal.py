@@ -38,10 +38,7 @@ def test_rehearsed_checkpoints_equal_those_of_two_ranks(run_ranks, tmp_path):
         assert [check for check in checks if not check.ok] == []
         assert [rank.experts for rank in ranks] == [[0, 1], [2, 3]]
         rehearsed = dict(ranks[0].files) | dict(ranks[1].files)
-        assert set(rehearsed) == set(written)
-        for name, size in rehearsed.items():
-            # The rest is pickled structure.
-            assert size <= written[name] < size + 60_000, name
+        assert rehearsed == written and len(written) == 2
 
 
 def test_what_deepspeed_refuses_is_the_finding():

@@ -32,7 +32,7 @@ class Injection:
         self._wrap(loop.TrainingRun, "_micro_batches", self._in_loader)
         self._wrap(CausalLM, "forward", self._in_forward)
         self._wrap(loop, "run_step", self._around_step)
-        self._wrap(loop, "save_checkpoint", self._in_save)
+        self._wrap(loop.CheckpointSaver, "save", self._in_save)
         self.collate = PackedRows.collate
 
     def _wrap(self, owner, name, wrapper):

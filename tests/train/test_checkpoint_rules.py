@@ -10,17 +10,16 @@ from lumina_ds.errors import CheckpointError, ConfigError
 from lumina_ds.files import file_digest
 from lumina_ds.train.checkpoint import (
     FORMAT,
-    _best_loss,
-    _manifest_digest,
-    _prune,
     checkpoint_faults,
     find_checkpoint,
+    manifest_digest,
     newest_valid,
     pointer_target,
     read_manifest,
     set_aside_later_steps,
     step_folders,
 )
+from lumina_ds.train.publishing import best_loss, prune
 from lumina_ds.train.resume import changed_settings, identity_differences
 from lumina_ds.train.run_folder import RunFolder
 
@@ -35,7 +34,7 @@ def make_step(checkpoints, step, content=b"weights", eval_loss=None):
 
 
 def write_manifest(folder, content):
-    (folder / "manifest.json").write_text(json.dumps(content | {"digest": _manifest_digest(content)}))
+    (folder / "manifest.json").write_text(json.dumps(content | {"digest": manifest_digest(content)}))
 
 
 def test_faults_are_named(tmp_path):
@@ -62,12 +61,12 @@ def test_a_changed_manifest_or_a_renamed_folder_is_noticed(tmp_path):
 
 
 def test_best_is_read_as_none_when_absent_damaged_or_not_evaluated(tmp_path):
-    assert _best_loss(tmp_path) == math.inf
+    assert best_loss(tmp_path) == math.inf
     folder = make_step(tmp_path, 5, eval_loss=2.5)
     (tmp_path / "best").write_text(folder.name)
-    assert _best_loss(tmp_path) == 2.5
+    assert best_loss(tmp_path) == 2.5
     (folder / "manifest.json").unlink()
-    assert _best_loss(tmp_path) == math.inf
+    assert best_loss(tmp_path) == math.inf
 
 
 def test_going_back_sets_the_later_steps_aside(tmp_path, caplog):
@@ -128,12 +127,12 @@ def test_pruning_keeps_latest_and_best(tmp_path):
         make_step(tmp_path, step)
     (tmp_path / "latest").write_text("step-00000005")
     (tmp_path / "best").write_text("step-00000002")
-    _prune(tmp_path, keep=2)
+    prune(tmp_path, keep=2)
     assert [folder.name[-1] for folder in step_folders(tmp_path)] == ["2", "4", "5"]
 
 
 def test_identity_differences_name_both_values():
-    saved = {section: {} for section in ("topology", "model", "optimizer", "tokenizer", "data", "schedule")}
+    saved = {section: {} for section in ("topology", "model", "optimizer", "tokenizer", "template", "data", "schedule")}
     saved["topology"] = {"world_size": 4}
     present = {**saved, "topology": {"world_size": 2}}
     assert identity_differences(saved, present) == ["topology.world_size was 4, is now 2"]

@@ -1,0 +1,256 @@
+"""The files that one rank adds to a checkpoint, and the way back: under the same layout or another.
+
+optimizer-RRRRR.safetensors holds the rank's pieces of every parameter: fp32 weight and moments, 1-D, named
+`PARAMETER/KEY`, with the place of each piece in the header (engine/partitions.py says what a piece is). A rank that
+reads looks up which files hold the elements it needs, so world size, ZeRO stage and expert-parallel size may change.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lumina_ds.engine.partitions import optimizer_file_name, pieces_of_rank, publish_weights
+from lumina_ds.errors import CheckpointError
+from lumina_ds.train.checkpoint import BIASES_FILE, BUFFERS_FILE, WEIGHTS_INDEX, read_manifest
+from lumina_ds.train.tensor_file import CheckpointFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PIECES = "lumina_pieces"
+MAX_WEIGHT_FILE_BYTES = 4 << 30
+
+
+def rank_files(engine: Any) -> Iterator[CheckpointFile]:
+    """This rank's files one after the other, tensors as views where that is possible. A collective: exhaust it."""
+    import torch.distributed as dist
+
+    from lumina_ds.model.balancing import routing_state
+
+    rank = dist.get_rank()
+    yield _optimizer_file(engine, rank)
+    yield from _weight_files(engine, rank, dist.get_world_size())
+    yield CheckpointFile(f"random-rank-{rank}.pt", content=_random_state())
+    if rank == 0:
+        buffers = routing_state(engine.module)
+        if buffers:
+            yield CheckpointFile(BUFFERS_FILE, buffers)
+
+
+def engine_counters(engine: Any) -> dict[str, Any]:
+    """Numbers of DeepSpeed's that are no tensors: skipped steps, loss scale, and a step count kept by group."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    plain = {} if scaler is None else {k: v for k, v in vars(scaler).items() if isinstance(v, bool | int | float)}
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    steps = {group["step"] for group in inner.param_groups if isinstance(group.get("step"), int)}
+    return {
+        "skipped_steps": engine.skipped_steps,
+        "loss_scaler": plain,
+        "group_step": max(steps) if steps else None,
+    }
+
+
+def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
+    """Restore engine and random state from a verified step folder; returns its manifest. A collective.
+
+    The engine may be fresh or have trained, and of any layout.
+    """
+    import torch.distributed as dist
+
+    manifest = read_manifest(folder)
+    restore_engine(engine, folder, manifest)
+    restore_random_state(folder, dist.get_rank(), manifest["config"]["train"]["seed"])
+    return manifest
+
+
+def restore_engine(engine: Any, folder: Path, manifest: dict[str, Any]) -> None:
+    """Weights, optimizer state and counters of a verified checkpoint into `engine`. A collective.
+
+    Raises CheckpointError when the files do not cover a parameter.
+    """
+    import torch
+
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.checkpoint_event_prologue()
+    saved = SavedState(folder, manifest["files"])
+    with torch.no_grad():
+        for piece in pieces_of_rank(engine, divided=False):
+            for key in saved.keys_of(piece.name, piece.shape):
+                saved.read_into(piece.room_for(key), piece.name, key, piece.start)
+            for key, value in saved.scalars_of(piece.name).items():
+                piece.set_scalar(key, value)
+        publish_weights(engine)
+        _restore_routing_state(engine, folder)
+    _restore_counters(engine, manifest["step"], manifest["engine"])
+
+
+class SavedState:
+    """The pieces of every rank's optimizer file, looked up by parameter and elements."""
+
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
+        from safetensors import safe_open
+
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._keys: dict[str, list[str]] = {}
+        self._scalars: dict[str, dict[str, float]] = {}
+        self._places: dict[str, list[tuple[int, int, Any]]] = {}
+        for name in sorted(files):
+            if not name.startswith("optimizer-"):
+                continue
+            file = safe_open(folder / name, framework="pt")
+            for parameter, piece in json.loads(file.metadata()[PIECES]).items():
+                self.shapes[parameter] = tuple(piece["shape"])
+                self._keys[parameter] = piece["keys"]
+                self._scalars[parameter] = piece["scalars"]
+                self._places.setdefault(parameter, []).append((piece["start"], piece["numel"], file))
+        for places in self._places.values():
+            places.sort(key=lambda place: place[:2])
+
+    def keys_of(self, parameter: str, shape: tuple[int, ...]) -> list[str]:
+        """What was saved of a parameter (weight, moments); CheckpointError when it is absent or of another shape."""
+        found = self.shapes.get(parameter)
+        if found != shape:
+            raise CheckpointError(f"the checkpoint has {parameter} as {found}, the model as {shape}")
+        return self._keys[parameter]
+
+    def scalars_of(self, parameter: str) -> dict[str, float]:
+        """The optimizer's numbers for a parameter."""
+        return self._scalars[parameter]
+
+    def read_into(self, target: Tensor, parameter: str, key: str, start: int) -> None:
+        """Fill the 1-D `target` with the elements from `start` on; a part of a file is in memory at a time."""
+        position, end = start, start + target.numel()
+        for begin, numel, file in self._places[parameter]:
+            if begin <= position < min(end, begin + numel):
+                stop = min(end, begin + numel)
+                part = file.get_slice(f"{parameter}/{key}")[position - begin : stop - begin]
+                target[position - start : stop - start].copy_(part)
+                position = stop
+        if position != end:
+            raise CheckpointError(f"the checkpoint lacks elements {position} to {end} of {parameter} ({key})")
+
+
+def restore_random_state(folder: Path, rank: int, seed: int) -> None:
+    """The random state that this rank saved; ranks that were not there before start from `seed` and their number."""
+    import numpy as np
+    import torch
+
+    path = folder / f"random-rank-{rank}.pt"
+    if not path.is_file():
+        random.seed(f"{seed} {rank}")
+        torch.manual_seed(random.getrandbits(63))
+        np.random.seed(random.getrandbits(32))
+        return
+    state = torch.load(path, weights_only=True)
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    keys = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": keys}})
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def piece_record(shape: tuple[int, ...], start: int, numel: int, keys: list[str], scalars: dict[str, float]) -> Any:
+    """What an optimizer file's header says of one piece."""
+    return {"shape": list(shape), "start": start, "numel": numel, "keys": keys, "scalars": scalars}
+
+
+def weight_file_plan(sizes: dict[str, int], world_size: int) -> list[list[str]]:
+    """Names of the parameters in each weight file: consecutive ones, at most 4 GiB and about a rank's share."""
+    limit = min(MAX_WEIGHT_FILE_BYTES, -(-sum(sizes.values()) // world_size))
+    files: list[list[str]] = []
+    used = limit
+    for name, size in sizes.items():
+        if not files or (used + size > limit and used > 0):
+            files.append([])
+            used = 0
+        files[-1].append(name)
+        used += size
+    return files
+
+
+def _optimizer_file(engine: Any, rank: int) -> CheckpointFile:
+    tensors: dict[str, Tensor] = {}
+    records: dict[str, Any] = {}
+    for piece in pieces_of_rank(engine, divided=True):
+        views = piece.tensors()
+        records[piece.name] = piece_record(piece.shape, piece.start, piece.numel, list(views), piece.scalars())
+        tensors |= {f"{piece.name}/{key}": view for key, view in views.items()}
+    return CheckpointFile(optimizer_file_name(rank), tensors, {PIECES: json.dumps(records)})
+
+
+def _weight_files(engine: Any, rank: int, world_size: int) -> Iterator[CheckpointFile]:
+    """Whole weights under Hugging Face's file names, dealt out over the ranks; rank 0 adds the index."""
+    from lumina_ds.engine.consolidate import full_parameters, whole_bytes
+    from lumina_ds.model.balancing import selection_biases
+
+    plan = weight_file_plan(whole_bytes(engine), world_size)
+    names = [f"model-{number:05d}.safetensors" for number in range(1, len(plan) + 1)]
+    place = {parameter: number for number, parameters in enumerate(plan) for parameter in parameters}
+    owner = {parameter: number % world_size for parameter, number in place.items()}
+    batch: dict[str, Tensor] = {}
+    for parameter, tensor in full_parameters(engine, owner):
+        if tensor is not None:
+            batch[parameter] = tensor
+            if parameter == plan[place[parameter]][-1]:
+                yield CheckpointFile(names[place[parameter]], batch)
+                batch = {}
+    if rank == 0:
+        # Alike on all ranks. What inference needs of the routers' state belongs to the whole weights too.
+        biases = selection_biases(engine.module)
+        if biases:
+            yield CheckpointFile(BIASES_FILE, biases)
+        weight_map = {parameter: names[number] for parameter, number in place.items()}
+        index = {"metadata": {}, "weight_map": weight_map | dict.fromkeys(biases, BIASES_FILE)}
+        yield CheckpointFile(WEIGHTS_INDEX, content=json.dumps(index, indent=1).encode())
+
+
+def _restore_routing_state(engine: Any, folder: Path) -> None:
+    """What the routers keep beside their parameters; a checkpoint that lacks a part of it is refused."""
+    from safetensors import safe_open
+
+    from lumina_ds.model.balancing import routing_state
+
+    state = routing_state(engine.module)
+    if not state:
+        return
+    with safe_open(folder / BUFFERS_FILE, framework="pt") as file:
+        for name, tensor in state.items():
+            tensor.copy_(file.get_tensor(name))
+
+
+def _restore_counters(engine: Any, step: int, saved: dict[str, Any]) -> None:
+    engine.skipped_steps = saved["skipped_steps"]
+    engine.global_steps = step
+    engine.micro_steps = step * engine.gradient_accumulation_steps()
+    engine.global_samples = step * engine.train_batch_size()
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    for key, value in saved["loss_scaler"].items():
+        if hasattr(scaler, key):
+            setattr(scaler, key, value)
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for group in inner.param_groups:
+        if saved["group_step"] is not None:
+            group["step"] = saved["group_step"]
+
+
+def _random_state() -> bytes:
+    import numpy as np
+    import torch
+
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    # Restricted unpickling takes tensors but no numpy arrays.
+    keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    state["numpy"] = {**numpy_state, "state": {**numpy_state["state"], "key": keys}}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return stream.getvalue()

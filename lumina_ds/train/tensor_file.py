@@ -1,0 +1,125 @@
+"""Files of a checkpoint, written once: hashed on the way, synced, and tried again where a disk hiccups.
+
+Tensors are written in the safetensors format (https://github.com/huggingface/safetensors, "Format"). The library's
+own writer keeps Python's lock while it writes, which would stall a training loop beside it, and leaves the digest
+to a second pass over the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# A failing disk or network file system may recover; a full one does not.
+TRANSIENT = (errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)
+MAX_ATTEMPTS = 4
+_PIECE_BYTES = 4 << 20
+_TYPE_NAMES = {
+    "float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+
+@dataclass
+class CheckpointFile:
+    """A file to be written: tensors with text about them, or plain bytes."""
+
+    name: str
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    content: bytes | None = None
+
+    def __post_init__(self) -> None:
+        # Widest values first, as the library does, so that every tensor is aligned to its own type.
+        self.tensors = dict(sorted(self.tensors.items(), key=lambda item: -item[1].element_size()))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the values, without the header."""
+        if self.content is not None:
+            return len(self.content)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def copied(self) -> CheckpointFile:
+        """The same with tensors of its own in host memory, which training does not change."""
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors.items()}
+        return CheckpointFile(self.name, copies, self.metadata, self.content)
+
+    def first_not_finite(self) -> str | None:
+        """Name of a tensor with a value that is no finite number, if there is one."""
+        import torch
+
+        for name, tensor in self.tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                return name
+        return None
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write and sync; {"bytes", "sha256"}. Transient errors are tried again, others raise OSError."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                return _write(folder / self.name, self._pieces())
+            except OSError as error:
+                if error.errno not in TRANSIENT or attempt == MAX_ATTEMPTS:
+                    raise
+                logger.warning("writing %s failed (%s), attempt %d", self.name, error.strerror, attempt)
+                time.sleep(random.uniform(0.5, 1.0) * 0.2 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _pieces(self) -> Iterator[memoryview]:
+        if self.content is not None:
+            yield memoryview(self.content)
+            return
+        yield memoryview(_header(self.tensors, self.metadata))
+        for tensor in self.tensors.values():
+            yield from _bytes_of(tensor)
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    begin = 0
+    for name, tensor in tensors.items():
+        end = begin + tensor.numel() * tensor.element_size()
+        dtype = _TYPE_NAMES[str(tensor.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
+    import torch
+
+    values = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    whole = memoryview(values)  # type: ignore[arg-type]
+    for begin in range(0, len(whole), _PIECE_BYTES):
+        yield whole[begin : begin + _PIECE_BYTES]
+
+
+def _write(path: Path, pieces: Iterator[memoryview]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    size = 0
+    with open(path, "wb", buffering=0) as stream:
+        for piece in pieces:
+            digest.update(piece)
+            rest = piece
+            while len(rest):
+                rest = rest[stream.write(rest) :]
+            size += len(piece)
+        os.fsync(stream.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}

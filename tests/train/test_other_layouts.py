@@ -1,0 +1,113 @@
+"""A checkpoint under another world size, ZeRO stage and expert-parallel size: the same state, the same samples."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lumina_ds.monitor.writers import read_records
+from lumina_ds.train.checkpoint import read_manifest, step_folders
+from lumina_ds.train.state_files import SavedState
+
+WORKER = Path(__file__).parent / "layout_worker.py"
+ORIGIN = "zero2-ep2-world2"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("layouts")
+
+
+@pytest.fixture
+def ranks(run_ranks, corpus, folder):
+    """ranks(world_size, task, ...) runs the tasks in one spawn. Layouts are written zeroS-epE-worldW."""
+
+    def run(world_size, *tasks):
+        words = [{"runs_dir": str(folder), **task} for task in tasks]
+        run_ranks(
+            WORKER, json.dumps(words), str(corpus.shards), str(corpus.eval_shards), world_size=world_size
+        )  # fmt: skip
+
+    return run
+
+
+def copy(folder, source, target, into=None):
+    """The task: load the newest checkpoint of `source` into the layout that `target` spells, and save it `into`."""
+    stage, expert_parallel = (int(part[-1]) for part in target.split("-")[:2])
+    return {
+        "copy": str(step_folders(folder / source)[-1]), "into": str(folder / (into or target)), "stage": stage,
+        "expert_parallel": expert_parallel,
+    }  # fmt: skip
+
+
+def whole_state(folder):
+    """{parameter/key: whole tensor or number} of the step folder in `folder`."""
+    step = step_folders(folder)[-1]
+    saved = SavedState(step, read_manifest(step)["files"])
+    state = {}
+    for name, shape in saved.shapes.items():
+        for key in saved.keys_of(name, shape):
+            values = torch.empty(shape)
+            saved.read_into(values.view(-1), name, key, 0)
+            state[f"{name}/{key}"] = values
+        state |= {f"{name}/{key}": torch.tensor(value) for key, value in saved.scalars_of(name).items()}
+    return state
+
+
+def assert_same_state(found, expected):
+    assert found.keys() == expected.keys()
+    assert not [name for name in expected if not torch.equal(found[name], expected[name])]
+
+
+def test_row_30_31_32_the_run_goes_on_under_other_layouts_with_the_same_samples(ranks, folder):
+    """World 2 to 1 to 2, expert parallelism 2 to 1 to 2, ZeRO 2 to 3 to 1 to 0, in one run folder."""
+    ranks(
+        2,
+        {"name": "whole", "stage": 2, "expert_parallel": 2},
+        {"name": "parts", "stage": 2, "expert_parallel": 2, "stop_at_step": 4},
+    )
+    ranks(1, {"name": "parts", "stage": 3, "expert_parallel": 1, "stop_at_step": 6})
+    ranks(
+        2,
+        {"name": "parts", "stage": 1, "expert_parallel": 2, "stop_at_step": 8},
+        {"name": "parts", "stage": 0, "expert_parallel": 2},
+    )
+    whole, parts = (read_records(folder / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert [record["step"] for record in parts] == list(range(1, 11))
+    for expected, found in zip(whole, parts, strict=True):
+        assert sorted(expected["samples"]) == sorted(found["samples"])
+        assert found["loss"] == pytest.approx(expected["loss"], rel=2e-3)
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=2e-2)
+        assert found["tokens"] == expected["tokens"]
+    assert [record["loss"].hex() for record in whole[:4]] == [record["loss"].hex() for record in parts[:4]]
+
+
+def test_row_31_32_weights_and_moments_are_bit_identical_through_every_layout_and_back(ranks, folder):
+    origin = folder / "parts" / "checkpoints"
+    for later in step_folders(origin)[1:]:
+        later.rename(later.with_suffix(".later"))
+    start = copy(folder, "parts/checkpoints", ORIGIN)
+    others = ["zero0-ep1-world2", "zero0-ep2-world2", "zero1-ep1-world2", "zero1-ep2-world2", "zero2-ep1-world2"]
+    others += ["zero3-ep1-world2", "zero3-ep2-world2"]
+    ranks(2, start, *(copy(folder, "parts/checkpoints", other) for other in others))
+    expected = whole_state(folder / ORIGIN)
+    assert {name.split("/")[1] for name in expected} == {"weight", "exp_avg", "exp_avg_sq", "step"}
+    assert_same_state(whole_state(origin), expected)
+    for other in others:
+        assert_same_state(whole_state(folder / other), expected)
+    alone = ["zero2-ep1-world1", "zero3-ep1-world1", "zero0-ep1-world1"]
+    ranks(1, *(copy(folder, ORIGIN, name) for name in alone))
+    for name in alone:
+        assert_same_state(whole_state(folder / name), expected)
+    through = ["zero0-ep2-world2", "zero1-ep1-world2", "zero3-ep2-world2", *alone]
+    ranks(2, *(copy(folder, name, ORIGIN, into=f"back-from-{name}") for name in through))
+    digests = {name: entry for name, entry in files(folder / ORIGIN).items() if not name.startswith("random")}
+    assert len(digests) >= 5
+    for name in through:
+        found = files(folder / f"back-from-{name}")
+        assert {file: found[file] for file in digests} == digests, name
+
+
+def files(folder):
+    return read_manifest(step_folders(folder)[-1])["files"]
