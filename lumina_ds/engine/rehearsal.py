@@ -170,6 +170,9 @@ def _take_one_step(optimizer: Any) -> None:
             flat.grad = torch.zeros_like(flat)
             inner.step()
             flat.grad = None
+        # Between steps the small parameters that ZeRO-3 keeps are whole.
+        optimizer.checkpoint_event_prologue()
+        optimizer.checkpoint_event_epilogue()
         return
     parameters = [parameter for group in inner.param_groups for parameter in group["params"]]
     for parameter in parameters:
