@@ -191,7 +191,7 @@ def _checkpoint(config: RunConfig, plan: MemoryPlan, rehearsed: list[RankRehears
     return {
         "files": 2 * world + len(weight_file_plan(sizes, world)) + 3,
         "bytes": checkpoint_bytes(config, plan.precision).total,
-        "largest": max(size for each in rehearsed for size in each.files.values()),
+        "largest": max((size for each in rehearsed for size in each.files.values()), default=0),
     }
 
 
