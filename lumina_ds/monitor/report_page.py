@@ -49,6 +49,13 @@ EXPERT_PLOTS = (
     PlotOf("load_balancing_loss", "Load-balancing loss", "1 is even"),
     PlotOf("router_z_loss", "Router z-loss"),
 )
+# Drawn where a run has them.
+HEALTH_PLOTS = (
+    PlotOf("anomaly_score", "Anomaly", "deviations above the median of recent steps", from_zero=True),
+    PlotOf("straggler_ratio", "Slowest rank", "its work over the median rank's", from_zero=True),
+    PlotOf("host_memory_available_bytes", "Free memory of the host", "GiB", GIB, from_zero=True),
+    PlotOf("disk_free_bytes", "Free space on the disk", "GiB", GIB, from_zero=True),
+)
 
 
 def run_page(run: RunRecord, other: RunRecord | None = None) -> str:
@@ -78,6 +85,9 @@ def _sections(runs: Sequence[RunRecord]) -> Iterator[str]:
     if any(run.skipped for run in runs):
         figures.append(_figure(PlotOf("skipped", "Skipped steps", "so far", from_zero=True), runs))
     yield section("Course", f'<div class="plots">{"".join(figures)}</div>', _skips(runs))
+    figures = [_figure(plot, runs) for plot in HEALTH_PLOTS if any(run.series[plot.series].points for run in runs)]
+    if figures:
+        yield section("Health", f'<div class="plots">{"".join(figures)}</div>')
     if any(run.experts.num_layers for run in runs):
         figures = [_figure(plot, runs) for plot in EXPERT_PLOTS]
         yield section("Experts", f'<div class="plots">{"".join(figures)}</div>', *map(_experts, runs))

@@ -33,6 +33,10 @@ SCALARS = (
     "load_balancing_loss",
     "router_z_loss",
     "skipped",
+    "anomaly_score",
+    "straggler_ratio",
+    "host_memory_available_bytes",
+    "disk_free_bytes",
 )
 # Not in the records, but made from them: the load of the busiest expert of any layer.
 BUSIEST = "busiest_expert"

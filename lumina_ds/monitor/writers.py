@@ -27,6 +27,9 @@ CSV_COLUMNS = (
     "data_seconds",
     "memory_bytes",
     "skipped",
+    "anomaly_score",
+    "host_memory_available_bytes",
+    "disk_free_bytes",
 )
 
 

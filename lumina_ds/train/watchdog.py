@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -123,7 +124,9 @@ class Watchdog:
         if limit == 0:
             return
         # Should even this thread not get to run, because foreign code holds the interpreter, C code ends the process.
-        faulthandler.dump_traceback_later(2 * limit + 60, exit=True, file=self._stacks)
+        # It needs a thread, which a process without memory does not get.
+        with contextlib.suppress(RuntimeError):
+            faulthandler.dump_traceback_later(2 * limit + 60, exit=True, file=self._stacks)
         if self._heartbeat.seconds_in_phase >= limit:
             self._end_stalled_run()
 
@@ -149,39 +152,50 @@ class Watchdog:
 
     def _report(self) -> str:
         """Ask the other ranks of this host for their stacks, wait for all, and say who is where."""
-        own = self.world.rank
-        before = {beat.rank: beat.count for beat in read_beats(self.logs, self._heartbeat.life)}
-        for beat in read_beats(self.logs, self._heartbeat.life):
-            if beat.rank != own and beat.is_here:
-                _ask_for_stacks(beat)
+        seconds = self._heartbeat.seconds_in_phase
+        before = {beat.rank: beat for beat in read_beats(self.logs, self._heartbeat.life)}
+        for beat in before.values():
+            if beat.rank != self.world.rank and beat.is_here and not beat.is_stopped:
+                _send(beat, STACKS_SIGNAL)
         time.sleep(_REPORT_SECONDS)
         self._heartbeat.write()
         beats = read_beats(self.logs, self._heartbeat.life)
-        silent = {beat.rank for beat in beats if beat.count == before.get(beat.rank)}
+        silent = {beat.rank for beat in beats if beat.rank in before and beat.count == before[beat.rank].count}
+        for beat in beats:
+            if beat.is_stopped:
+                _take_stacks_of_stopped(beat, stacks_path(self.logs, beat.rank))
         lines = stall_lines(beats, silent, self.logs)
-        step = max(beat.step for beat in beats)
         return (
-            f"no progress for {self._heartbeat.seconds_in_phase - _REPORT_SECONDS:.0f} s at step {step}: "
-            f"{'; '.join(lines)}; stacks in {self.logs}/stacks-rank-*.txt"
+            f"no progress for {seconds:.0f} s at step {max(beat.step for beat in beats)}: {'; '.join(lines)}; "
+            f"stacks in {self.logs}/stacks-rank-*.txt"
         )
 
     def _end_the_stopped(self) -> None:
         """A stopped process cannot end by itself, and the deepspeed runner would wait for it half a minute."""
         for beat in read_beats(self.logs, self._heartbeat.life):
             if beat.rank != self.world.rank and beat.is_stopped:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(beat.pid, signal.SIGKILL)
+                _send(beat, signal.SIGKILL)
 
 
-def _ask_for_stacks(beat: Beat) -> None:
-    """Have a rank of this host dump its stacks; one that was stopped goes on for just that moment."""
-    stopped = beat.is_stopped
+def _send(beat: Beat, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(beat.pid, STACKS_SIGNAL)
-        if stopped:
-            os.kill(beat.pid, signal.SIGCONT)
-            time.sleep(0.2)
-            os.kill(beat.pid, signal.SIGSTOP)
+        os.kill(beat.pid, number)
+
+
+def _take_stacks_of_stopped(beat: Beat, path: Path) -> None:
+    """Let a stopped process go on for the moment that its dump takes, and stop it again."""
+    size = path.stat().st_size if path.exists() else 0
+    _send(beat, STACKS_SIGNAL)
+    _send(beat, signal.SIGCONT)
+    _wait_until(lambda: path.exists() and path.stat().st_size > size)
+    _send(beat, signal.SIGSTOP)
+    _wait_until(lambda: beat.is_stopped)
+
+
+def _wait_until(holds: Callable[[], bool], seconds: float = 0.5) -> None:
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def stall_lines(beats: list[Beat], silent: set[int], logs: Path) -> list[str]:

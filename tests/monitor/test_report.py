@@ -233,3 +233,16 @@ def test_differences_of_configurations() -> None:
     assert differences(left, left) == []
     assert starting_point({"preset": "b1"})[0] == "preset b1"
     assert starting_point({"preset": ["b1"]})[0] == starting_point({})[0] == "the defaults"
+
+
+def test_health_is_drawn_where_a_run_measured_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "run")
+    assert "Free space on the disk" not in report(capsys, folder)[1].text
+    measured = {"anomaly_score": 0.5, "host_memory_available_bytes": 3 << 30, "disk_free_bytes": 7 << 30}
+    records = [record(1, **measured), record(2, **measured | {"anomaly_score": None})]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    text = report(capsys, folder)[1].text
+    for title in ("Anomaly", "Free memory of the host", "Free space on the disk"):
+        assert title in text
+    assert "Slowest rank" not in text
+    assert read_run(folder).series["anomaly_score"].missing_steps == [2]

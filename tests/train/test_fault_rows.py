@@ -1,0 +1,260 @@
+"""Rows of the fault matrix that concern running ranks: the real fault, two ranks of the real deepspeed runner.
+
+Checked after each: losses and gradient norms hex-identical to an uninterrupted run (I1), every sample exactly once
+(I2), an exit within a bounded time that leaves no process behind (I4). Those marked `faults` run by
+`python -m pytest -m faults`.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from lumina_ds.cli.launch import rank_processes
+from lumina_ds.monitor.writers import read_records
+
+CHECKOUT = Path(__file__).parents[2]
+HOOK = """import os
+if "RANK" in os.environ and "LUMINA_TEST_FAULTS" in os.environ:
+    import fault_injection
+    fault_injection.install()
+"""
+CONFIG = {
+    "model": {
+        "vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "max_position_embeddings": 64, "num_experts": 4, "moe_intermediate_size": 16,
+        "tie_word_embeddings": True,
+    },
+    "train": {"micro_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 10, "save_every_n_batches": 2},
+    "deepspeed": {"zero_stage": 2, "expert_parallel_size": 2},
+    "health": {"stall_timeout_seconds": 10},
+    "run": {"record_samples": True, "restart_backoff_seconds": 0.1},
+}  # fmt: skip
+
+
+class Run:
+    """`lumina train` on two ranks in a folder of its own, with the faults that are given."""
+
+    def __init__(self, folder, shards, faults=(), options=(), runner=("--num_gpus", "2"), environment=None):
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(HOOK)
+        (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+        planned = [fault | {"marker": str(folder / f"fault-{number}")} for number, fault in enumerate(faults)]
+        self.path = folder / "runs/r"
+        self.mark = uuid.uuid4().hex
+        paths = [str(folder), str(Path(__file__).parent), str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
+        self.environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "LUMINA_TEST_MARK": self.mark,
+            **({"LUMINA_TEST_FAULTS": json.dumps(planned)} if faults else {}), **(environment or {}),
+        }  # fmt: skip
+        words = ["--config", folder / "config.yaml", "--data", shards, "--experiment-name", "r", *options]
+        command = [sys.executable, "-m", "lumina_ds", "train", *words, "--", *runner]
+        self.log = open(folder / "log", "w+")
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=folder, env=self.environment, stdout=self.log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def wait(self, timeout=240):
+        """The exit code; fails on a run that does not end, and on processes that it leaves."""
+        try:
+            code = self.process.wait(timeout)
+            time.sleep(1)
+            left = [process.cmdline() for process in self.family()]
+            assert not left, left
+            return code
+        finally:
+            for process in [self.process, *self.family()]:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            self.process.wait()
+
+    def family(self):
+        """Every process of this run, by the mark in its environment, whoever its parent is now."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                alive = process.status() != psutil.STATUS_ZOMBIE
+                if alive and process.environ().get("LUMINA_TEST_MARK") == self.mark:
+                    found.append(process)
+        return found
+
+    def wait_for_step(self, step, timeout=120):
+        deadline = time.monotonic() + timeout
+        while len(self.records) < step and self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def ranks(self):
+        """Processes of the ranks, in the order of their numbers."""
+        runner = psutil.Process(self.process.pid).children()[0]
+        return sorted(rank_processes(runner.pid), key=lambda process: int(process.environ()["RANK"]))
+
+    @property
+    def printed(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    @property
+    def records(self):
+        return read_records(self.path / "metrics.jsonl")
+
+    @property
+    def exact(self):
+        """What must not change, of every step: I1 and I2."""
+        return [(r["step"], r["loss"].hex(), r["grad_norm"].hex(), r["samples"]) for r in self.records]
+
+    @property
+    def restarts(self):
+        return read_records(self.path / "logs/restarts.jsonl")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus, tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("uninterrupted") / "run", corpus.shards)
+    assert run.wait() == 0, run.printed
+    assert len(run.exact) == 10
+    return run.exact
+
+
+@pytest.fixture
+def start(corpus, tmp_path):
+    return lambda *args, **kwargs: Run(tmp_path / "run", corpus.shards, *args, **kwargs)
+
+
+def test_rows_1_20_and_23_one_after_another(start, uninterrupted):
+    faults = [
+        {"kind": "kill in backward", "rank": 1, "step": 4},
+        {"kind": "stop", "rank": 1, "step": 6},
+        {"kind": "hang in loader", "rank": 1, "step": 8},
+    ]
+    run = start(faults, ["--max-restarts", "5"])
+    assert run.wait(400) == 0, run.printed
+    assert run.exact == uninterrupted
+    killed, stopped, hung = run.restarts
+    assert "rank 1 was killed" in killed["reason"] and killed["checkpoint"] == "step-00000002"
+    assert stopped["exit_code"] == 8 and "rank 1 was stopped by a signal in the training step of" in stopped["reason"]
+    assert "rank 0 waits in all_" in stopped["reason"]
+    assert hung["exit_code"] == 8 and "(train/fault_injection.py:" in hung["reason"]
+    assert "in the data loader of step 8" in hung["reason"]
+    assert "rank 0 waits in all_reduce in the training step of step 8" in hung["reason"]
+    for rank in (0, 1):
+        assert "most recent call first" in (run.path / f"logs/stacks-rank-{rank}.txt").read_text() or rank
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["kill in forward", "kill in step"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_row_1_killed(start, uninterrupted, kind, rank):
+    run = start([{"kind": kind, "rank": rank, "step": 5}], ["--max-restarts", "2"])
+    assert run.wait() == 0, run.printed
+    assert run.exact == uninterrupted and len(run.restarts) == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("receiver", ["launcher", "one rank", "all"])
+def test_rows_13_and_14_signals(start, uninterrupted, number, receiver):
+    slow = [{"kind": "slow loader", "rank": 0, "step": step, "seconds": 0.5} for step in range(1, 11)]
+    run = start(slow, ["--max-restarts", "2"])
+    run.wait_for_step(3)
+    targets = {"launcher": [run.process], "one rank": run.ranks()[1:], "all": [run.process, *run.ranks()]}[receiver]
+    sent = time.monotonic()
+    for process in targets:
+        process.send_signal(number)
+    assert run.wait() == 75, run.printed
+    assert time.monotonic() - sent < 30 and not run.restarts
+    again = start()
+    assert again.wait() == 0, again.printed
+    assert again.exact == uninterrupted
+
+
+@pytest.mark.faults
+def test_row_15_a_second_sigterm_in_the_save(start, uninterrupted):
+    run = start([{"kind": "SIGTERM in save", "rank": "all", "step": 4}] * 2)
+    assert run.wait() == 75, run.printed
+    again = start()
+    assert again.wait() == 0, again.printed
+    assert again.exact == uninterrupted
+
+
+@pytest.mark.faults
+def test_row_21_a_slow_rank_is_named(start):
+    faults = [{"kind": "busy", "rank": 1, "step": step, "seconds": 0.5} for step in range(1, 31)]
+    options = ["--health.straggler_window_seconds", "4", "--max-steps", "30", "--save-every-n-batches", "0"]
+    run = start(faults, options)
+    assert run.wait() == 0, run.printed
+    assert "rank 1 is slow: it works" in run.printed
+    measured = [r for r in run.records if "straggler_ratio" in r]
+    assert measured[-1]["slowest_rank"] == 1 and measured[-1]["straggler_ratio"] > 2
+
+
+@pytest.mark.faults
+def test_row_22_the_same_failure_twice_ends_the_run(start):
+    run = start([{"kind": "raise in loader", "rank": 0, "step": 5}] * 3, ["--max-restarts", "9"])
+    code = run.wait()
+    assert code not in (0, 75) and len(run.restarts) == 1, run.printed
+    assert "no progress: the run failed twice at step" in run.printed
+
+
+@pytest.mark.faults
+def test_row_23_a_loader_that_raises_is_started_again(start, uninterrupted):
+    run = start([{"kind": "raise in loader", "rank": 1, "step": 5}], ["--max-restarts", "2"])
+    assert run.wait() == 0, run.printed
+    assert run.exact == uninterrupted
+
+
+@pytest.mark.faults
+def test_row_36_out_of_memory_goes_on_with_half_the_micro_batch(start, uninterrupted):
+    # Every block above 16 KiB comes from the kernel, which gives this process no more from step 5 on.
+    run = start(
+        [{"kind": "no memory", "rank": 1, "step": 5}],
+        ["--health.out_of_memory", "halve"],
+        environment={"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_TOP_PAD_": "0"},
+    )
+    assert run.wait() == 0, run.printed
+    assert "rank 1 ran out of memory" in run.printed
+    assert "starting again with --batch-size 1 --grad-accum 4, the same rows per step" in run.printed
+    assert [record[3] for record in run.exact] == [record[3] for record in uninterrupted]
+    losses = [record["loss"] for record in run.records]
+    assert losses == pytest.approx([float.fromhex(record[1]) for record in uninterrupted], rel=1e-4)
+
+
+@pytest.mark.faults
+def test_a_taken_port_ends_the_run_and_leaves_nobody(start):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        run = start(runner=("--num_gpus", "2", "--master_port", port))
+        assert run.wait(150) not in (0, 75), run.printed
+        assert "EADDRINUSE" in run.printed or port in run.printed
+
+
+@pytest.mark.faults
+def test_a_full_dev_shm_is_no_fault(corpus, tmp_path, uninterrupted):
+    """In a mount namespace of its own, whose /dev/shm is one page that is full."""
+    probe = subprocess.run(["unshare", "-rm", "true"], capture_output=True)
+    if probe.returncode:
+        pytest.skip("unshare -rm is not allowed here")
+    script = 'mount -t tmpfs -o size=4k tmpfs /dev/shm; head -c 4096 /dev/zero > /dev/shm/full; exec "$@"'
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    words = [sys.executable, "-m", "lumina_ds", "train", "--config", folder / "config.yaml", "--data", corpus.shards]
+    words += ["--experiment-name", "r", "--", "--num_gpus", "2"]
+    finished = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *map(str, words)],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert len(read_records(folder / "runs/r/metrics.jsonl")) == len(uninterrupted)
