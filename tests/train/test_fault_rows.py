@@ -135,7 +135,7 @@ def test_rows_1_20_and_23_one_after_another(start, uninterrupted):
     faults = [
         {"kind": "kill in backward", "rank": 1, "step": 4},
         {"kind": "stop", "rank": 1, "step": 6},
-        {"kind": "hang in loader", "rank": 1, "step": 8},
+        {"kind": "hang in loader", "rank": 1, "step": 10},
     ]
     run = start(faults, ["--max-restarts", "5"])
     assert run.wait(400) == 0, run.printed
@@ -145,8 +145,8 @@ def test_rows_1_20_and_23_one_after_another(start, uninterrupted):
     assert stopped["exit_code"] == 8 and "rank 1 was stopped by a signal in the training step of" in stopped["reason"]
     assert "rank 0 waits in all_" in stopped["reason"]
     assert hung["exit_code"] == 8 and "(train/fault_injection.py:" in hung["reason"]
-    assert "in the data loader of step 8" in hung["reason"]
-    assert "rank 0 waits in all_reduce in the training step of step 8" in hung["reason"]
+    assert "in the data loader of step 10" in hung["reason"]
+    assert "rank 0 waits in all_reduce in the training step of step 10" in hung["reason"]
     for rank in (0, 1):
         assert "most recent call first" in (run.path / f"logs/stacks-rank-{rank}.txt").read_text() or rank
 
