@@ -33,7 +33,7 @@ from lumina_ds.errors import (
 )
 from lumina_ds.monitor.writers import append_record, read_records
 from lumina_ds.train.checkpoint import step_folders
-from lumina_ds.train.heartbeat import Beat, cause_of_end, read_beats
+from lumina_ds.train.heartbeat import Beat, beat_path, cause_of_end, read_beats, tells_of_another_end
 from lumina_ds.train.run_folder import RunFolder
 
 FINAL = {0} | {
@@ -148,12 +148,11 @@ def _failure(folder: RunFolder, ended: Ended) -> Failure:
     recorded = [record["step"] for record in read_records(folder.path / "metrics.jsonl")[-1:]]
     step = max([beat.step for beat in beats] + recorded, default=0)
     code, reason = ended.code, f"the ranks ended with {ended.code}"
-    if cause is not None and cause.end_code not in (None, 1, Interrupted.exit_code):
-        code, reason = cause.end_code or 1, cause.end_reason
-        if code != StalledError.exit_code:  # which tells of all ranks
-            reason = f"rank {cause.rank}: {reason}"
-    elif cause is not None and cause.end_code is not None:
-        reason = f"rank {cause.rank} failed: {cause.end_reason}"
+    if cause is not None and cause.end_code is not None:
+        if not tells_of_another_end(cause.end_reason):
+            code = cause.end_code
+        # A stall's line tells of all ranks already.
+        reason = cause.end_reason if code == StalledError.exit_code else f"rank {cause.rank}: {cause.end_reason}"
     elif cause is not None and not ended.signalled:
         reason = f"rank {cause.rank} was killed around step {step}"
         click.echo(f"error: {reason} (exit code {code}); its log is {folder.logs}/rank-{cause.rank}.log", err=True)
@@ -161,8 +160,6 @@ def _failure(folder: RunFolder, ended: Ended) -> Failure:
 
 
 def _written_since(logs: Path, beat: Beat, started: float) -> bool:
-    from lumina_ds.train.heartbeat import beat_path
-
     try:
         return beat_path(logs, beat.rank).stat().st_mtime >= started - 1
     except OSError:

@@ -19,8 +19,18 @@ from pathlib import Path
 
 import psutil
 
-# How torch.distributed reports, in other ranks, that one has gone.
-_MOURNING = ("connection closed", "connection reset", "connection refused", "nccl", "broken pipe", "gloo")
+from lumina_ds.errors import StalledError
+
+# How torch.distributed, or our own agreement, reports in other ranks that one has gone.
+_MOURNING = (
+    "connection closed",
+    "connection reset",
+    "connection refused",
+    "nccl",
+    "broken pipe",
+    "gloo",
+    "another rank",
+)
 
 
 @dataclass(frozen=True)
@@ -127,9 +137,11 @@ def cause_of_end(beats: list[Beat]) -> Beat | None:
     def order(beat: Beat) -> int:
         if beat.end_code is None:
             return 2
-        if beat.end_code not in (1, 75):
+        if beat.end_code == StalledError.exit_code:
             return 0
-        return 3 if tells_of_another_end(beat.end_reason) or beat.end_code == 75 else 1
+        if tells_of_another_end(beat.end_reason) or beat.end_code == 75:
+            return 3
+        return 1 if beat.end_code == 1 else 0
 
     return min((beat for beat in beats if beat.end_code != 0), key=order, default=None)
 
