@@ -144,7 +144,7 @@ def test_rows_1_20_and_23_one_after_another(start, uninterrupted):
     assert "rank 1 was killed" in killed["reason"] and killed["checkpoint"] == "step-00000002"
     assert stopped["exit_code"] == 8 and "rank 1 was stopped by a signal in the training step of" in stopped["reason"]
     assert "rank 0 waits in all_" in stopped["reason"]
-    assert hung["exit_code"] == 8 and "(train/fault_injection.py:" in hung["reason"]
+    assert hung["exit_code"] == 8 and "(tests/train/fault_injection.py:" in hung["reason"]
     assert "in the data loader of step 10" in hung["reason"]
     assert "rank 0 waits in all_reduce in the training step of step 10" in hung["reason"]
     for rank in (0, 1):
