@@ -14,6 +14,7 @@ from lumina_ds.html.heat_map import HEAT_STYLE, heat_image
 from lumina_ds.html.line_plot import LINE_STYLE, Line, LinePlot, Point, line_figure
 from lumina_ds.html.page import details, escape, page, section, table, tiles
 from lumina_ds.monitor.report_config import differences, starting_point
+from lumina_ds.monitor.report_routing import LAYER_CURVES, layer_columns
 from lumina_ds.monitor.report_run import BUSIEST, RunRecord, moment
 
 GIB = 1 << 30
@@ -48,6 +49,11 @@ EXPERT_PLOTS = (
     PlotOf(BUSIEST, "Busiest expert of any layer", "load over an even share", from_zero=True),
     PlotOf("load_balancing_loss", "Load-balancing loss", "1 is even"),
     PlotOf("router_z_loss", "Router z-loss"),
+    PlotOf("dead_experts", "Experts that no token chose", "all layers", from_zero=True),
+    PlotOf("router_entropy", "Entropy of a token's probabilities", "lowest layer, 1 is undecided", from_zero=True),
+    PlotOf("dropped_share", "Dropped choices", "percent, worst layer", 0.01, from_zero=True),
+    PlotOf("rerouted_share", "Rerouted choices", "percent, worst layer", 0.01, from_zero=True),
+    PlotOf("capacity_factor", "Capacity factor", "highest layer", from_zero=True),
 )
 # Drawn where a run has them.
 HEALTH_PLOTS = (
@@ -89,7 +95,7 @@ def _sections(runs: Sequence[RunRecord]) -> Iterator[str]:
     if figures:
         yield section("Health", f'<div class="plots">{"".join(figures)}</div>')
     if any(run.experts.num_layers for run in runs):
-        figures = [_figure(plot, runs) for plot in EXPERT_PLOTS]
+        figures = [_figure(plot, runs) for plot in EXPERT_PLOTS if _is_drawn(plot, runs)]
         yield section("Experts", f'<div class="plots">{"".join(figures)}</div>', *map(_experts, runs))
     yield section("Checkpoints", *(_checkpoints(run, len(runs) > 1) for run in runs))
     yield section("Configuration", *_configuration(runs))
@@ -155,6 +161,11 @@ def _figure(plot: PlotOf, runs: Sequence[RunRecord], is_wide: bool = False) -> s
     return line_figure(LinePlot(plot.title, lines, plot.unit, plot.from_zero, plot.may_be_log, is_wide, bad=bad))
 
 
+def _is_drawn(plot: PlotOf, runs: Sequence[RunRecord]) -> bool:
+    """What only some settings or versions record is left out where no run has it."""
+    return plot.series not in LAYER_CURVES or any(run.series[plot.series].points for run in runs)
+
+
 def _scaled(points: Sequence[Point], divisor: float) -> Sequence[Point]:
     if divisor == 1.0:
         return points
@@ -174,13 +185,22 @@ def _experts(run: RunRecord) -> str:
     first = run.setting("model", "first_k_dense_layers")
     offset = first if isinstance(first, int) else 0
     maps, rows = [], []
+    columns, cells = layer_columns(run.layers, run.experts.num_layers)
     for layer in range(run.experts.num_layers):
         loads = run.experts.loads(layer)
         end = loads[:, -1]
         idle = int((end < _IDLE_LOAD).sum())
         name = f"layer {layer + offset}"
         rows.append(
-            (name, int(end.argmax()), f"{end.max():.2f}", int(end.argmin()), f"{end.min():.2f}", idle or "none")
+            (
+                name,
+                int(end.argmax()),
+                f"{end.max():.2f}",
+                int(end.argmin()),
+                f"{end.min():.2f}",
+                idle or "none",
+                *cells[layer],
+            )
         )
         description = f"{run.name}, {name}: load of {len(end)} experts over steps; at the end {end.min():.2f} to {end.max():.2f} of an even share"
         image = heat_image(loads, description, height=max(48, min(160, 10 * len(end))))
@@ -191,9 +211,11 @@ def _experts(run: RunRecord) -> str:
         'No load <span class="ramp"></span> twice an even share and more.</p>'
     )
     heat = f'{legend}<div class="heat">{"".join(maps)}</div>'
-    headings = ("layer", "busiest expert", "load", "idlest expert", "load", "experts below 0.1")
+    headings = ("layer", "busiest expert", "load", "idlest expert", "load", "experts below 0.1", *columns)
     return f"<h3>Load of every expert, {escape(run.name)}</h3>{heat}" + details(
-        "Loads at the end, 1 is an even share", table(headings, rows), is_open=len(rows) <= _MAX_LAYERS_OPEN
+        "Loads at the end, 1 is an even share, and balance of the last step",
+        table(headings, rows),
+        is_open=len(rows) <= _MAX_LAYERS_OPEN,
     )
 
 

@@ -18,6 +18,7 @@ import orjson
 from lumina_ds.config.load import read_yaml
 from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.html.line_plot import Point
+from lumina_ds.monitor.report_routing import LAYER_COLUMNS, LAYER_CURVES, layer_values
 from lumina_ds.monitor.report_series import ExpertUsage, Series
 
 METRICS, EVALUATIONS, CONFIG, DEEPSPEED = "metrics.jsonl", "evaluations.jsonl", "config.yaml", "ds_config.json"
@@ -61,13 +62,17 @@ class Checkpoint:
 
 @dataclass
 class RunRecord:
-    """One run. `faults` are what could not be read, in words."""
+    """One run. `layers`: the last value of every metric that has one per MoE layer. `faults` are what could not be
+    read, in words."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    series: dict[str, Series] = field(default_factory=lambda: {name: Series() for name in (*SCALARS, BUSIEST)})
+    series: dict[str, Series] = field(
+        default_factory=lambda: {name: Series() for name in (*SCALARS, BUSIEST, *LAYER_CURVES)}
+    )
     experts: ExpertUsage = field(default_factory=ExpertUsage)
+    layers: dict[str, list[float]] = field(default_factory=dict)
     evaluations: list[Point] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -159,6 +164,12 @@ def _take(run: RunRecord, record: dict[str, Any]) -> None:
         load = run.experts.add(step, record["expert_usage"])
         if load is not None:
             run.series[BUSIEST].add(step, load)
+    for name in LAYER_COLUMNS:
+        values = layer_values(record, name)
+        if values is not None:
+            run.layers[name] = values
+            if name in LAYER_CURVES:
+                run.series[name].add(step, LAYER_CURVES[name](values))
     run.last_step = max(run.last_step, step)
     run.tokens = max(run.tokens, int(_number(record.get("tokens")) or 0))
     run.skipped = max(run.skipped, int(_number(record.get("skipped")) or 0))

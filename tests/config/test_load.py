@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lumina_ds.config.checks import model_faults
 from lumina_ds.config.load import Override, load_config
+from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 
 
@@ -49,6 +51,37 @@ def test_shape_faults_are_reported_together():
     assert "hidden_size 128 is not divisible by model.num_attention_heads 3" in message
     assert "num_attention_heads 3 is not divisible by model.num_key_value_heads 2" in message
     assert "data.seq_length 512 is above the context of 256 tokens" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "faults"),
+    [
+        (
+            {"router_bias_update_rate": 0.001},
+            ["router_bias_update_rate 0.001 and model.router_aux_loss_coef 0.01 balance the same load twice"],
+        ),
+        ({"router_bias_update_rate": 0.001, "router_aux_loss_coef": 0.0}, []),
+        ({"router_bias_update_rate": 0.001, "router_aux_loss_scope": "sequence"}, []),
+        ({"router_bias_update_rate": 0.0}, []),
+        ({"min_capacity_factor": 1.0, "overflow_policy": "drop"}, ["set both or neither"]),
+        ({"min_capacity_factor": 1.0, "max_capacity_factor": 2.0}, ["no meaning where nothing overflows"]),
+        (
+            {"min_capacity_factor": 1.5, "max_capacity_factor": 1.0, "overflow_policy": "drop"},
+            ["capacity_factor 1.25 starts outside of model.min_capacity_factor 1.5"],
+        ),
+        ({"min_capacity_factor": 1.0, "max_capacity_factor": 2.0, "overflow_policy": "reroute"}, []),
+        (
+            {"num_experts": 0, "intermediate_size": 8, "overflow_policy": "drop", "expert_dropout": 0.1},
+            ["expert_dropout 0.1 needs routed experts", "overflow_policy drop needs routed experts"],
+        ),
+    ],
+)
+def test_routing_settings_that_contradict_each_other(settings, faults):
+    config = RunConfig.model_validate({"model": {"num_experts": 4, "moe_intermediate_size": 8} | settings})
+    found = model_faults(config)
+    assert len(found) == len(faults)
+    for message, expected in zip(found, faults, strict=True):
+        assert expected in message and ("set " in message or "move " in message), message
 
 
 def test_a_duplicate_yaml_key_is_refused(tmp_path):

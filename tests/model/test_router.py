@@ -150,7 +150,7 @@ def test_padding_takes_no_room_and_no_share():
 def test_balanced_routing_costs_one_per_token_and_collapse_the_number_of_experts():
     made = router(num_experts_per_tok=1, router_aux_loss_scope="micro_batch")
     made(60 * torch.eye(E, 8) - 30)  # every token to its own expert
-    assert math.isclose(made.statistics.balance_loss, 4.0, rel_tol=1e-5)
+    assert math.isclose(made.statistics.balance_loss.item(), 4.0, rel_tol=1e-5)
     assert math.isclose(made.statistics.z_loss, 4 * 900.0, rel_tol=1e-5)  # log-sum-exp is 30 for each token
     made(tokens(*[(-30.0, -30.0, 30.0, -30.0)] * 4))
     assert math.isclose(made.statistics.balance_loss, 4 * 4.0, rel_tol=1e-5)

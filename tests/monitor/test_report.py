@@ -133,6 +133,23 @@ def test_loads_of_experts_in_the_table(tmp_path: Path) -> None:
     assert run.series["busiest_expert"].last == 2.0
 
 
+def test_balance_of_the_routers_per_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "routed", num_steps=0)
+    balance = {"max_violation": [0.0, 1.0], "usage_entropy": [1.0, 0.25], "router_entropy": [0.875, 0.5]}
+    overflow = {"dropped_share": [0.0, 0.125], "rerouted_share": [0.0, 0.0], "capacity_factor": [1.25, 1.5]}
+    with open(run / "metrics.jsonl", "w") as stream:
+        for step in (1, 2):
+            stream.write(json.dumps(record(step, dead_experts=[step - 1, 1], **balance, **overflow)) + "\n")
+        stream.write(json.dumps(record(3, router_entropy=[None, 0.5], dead_experts=5)) + "\n")
+    found = read_run(run)
+    assert [found.series[name].last for name in ("dead_experts", "router_entropy", "dropped_share")] == [2, 0.5, 0.125]
+    assert found.layers["dead_experts"] == [1, 1]
+    _, page = report(capsys, run)
+    for shown in ("maximum violation", "Dropped choices", "Experts that no token chose", "12.50%", "0.250", "1.500"):
+        assert shown in page.text, shown
+    assert "Dropped choices" not in report(capsys, write_run(tmp_path / "dropless"))[1].text
+
+
 def test_unfinished_and_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "broken", num_steps=2)
     with open(run / "metrics.jsonl", "ab") as stream:
