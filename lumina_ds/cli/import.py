@@ -23,7 +23,7 @@ EXAMPLES = """Example:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="new folder to write")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def command(folder: Path, out: Path, as_json: bool) -> None:
-    """Make a Llama, Qwen3, Mixtral or Qwen3-MoE in FOLDER the starting point of training.
+    """Make a Llama, Qwen3, Mixtral, Qwen3-MoE or GLM-4-MoE in FOLDER the starting point of training.
 
     FOLDER holds config.json and safetensors; its tokenizer is taken along when it has one.
     """

@@ -1,4 +1,7 @@
-"""From config.json of Llama, Qwen3, Mixtral or Qwen3-MoE to our model section; what we do not compute is refused."""
+"""From config.json of Llama, Qwen3, Mixtral, Qwen3-MoE or GLM-4-MoE to our model section.
+
+What we do not compute is refused.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,8 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "decoder_sparse_step": (None, 1),
     "partial_rotary_factor": (None, 1, 1.0),
     "pretraining_tp": (None, 1),
+    "n_group": (None, 1),
+    "routed_scaling_factor": (None, 1, 1.0),
 }
 # The families whose QK-norm models have a head width of their own, not hidden_size / heads, when none is given.
 OWN_HEAD_DIM = ("qwen3", "qwen3_moe")
@@ -49,7 +54,7 @@ def model_from_hugging_face(config: Mapping[str, Any]) -> ModelConfig:
     values |= {
         "head_dim": config.get("head_dim"),
         "rope_theta": _rope_theta(config),
-        "qk_norm": family in OWN_HEAD_DIM,
+        "qk_norm": family in OWN_HEAD_DIM or bool(config.get("use_qk_norm", False)),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         "initializer_range": config.get("initializer_range", 0.02),
     }
@@ -75,6 +80,11 @@ def _feed_forward(config: Mapping[str, Any], family: str) -> dict[str, Any]:
         width = config["intermediate_size"]
         return {**experts, "num_experts": _num_experts(config), "moe_intermediate_size": width}
     num_dense = len(config.get("mlp_only_layers") or [])
+    if family == "glm4_moe":
+        num_dense = config["first_k_dense_replace"]
+        # The bias is kept as it came until the user gives it a rate.
+        bias = {"scoring_func": "sigmoid", "router_bias_update_rate": 0.0}
+        experts |= {"num_shared_experts": config["n_shared_experts"], **bias}
     return {
         **experts,
         "num_experts": _num_experts(config),
@@ -93,6 +103,9 @@ def _faults(config: Mapping[str, Any], family: str) -> list[str]:
         needed.append("num_experts_per_tok")
     if family == "qwen3_moe":
         needed += ["num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"]
+    if family == "glm4_moe":
+        needed += ["num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "n_shared_experts"]
+        needed.append("first_k_dense_replace")
     faults = [f"config.json lacks {name}; add it" for name in needed if config.get(name) is None]
     if family in ROUTERS and _num_experts(config) is None:
         faults.append("config.json lacks num_experts (or num_local_experts); add it")
@@ -105,6 +118,11 @@ def _faults(config: Mapping[str, Any], family: str) -> list[str]:
     # Qwen3 carries a width and a switch, which is checked above; for Mixtral the width is the switch.
     if family == "mixtral" and window is not None and context is not None and window < context:
         faults.append(f"config.json has sliding_window {window}, which this model cannot compute; use another model")
+    rotated = (config.get("rope_parameters") or {}).get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if family == "glm4_moe" and rotated != 1:
+        faults.append(
+            f"config.json has partial_rotary_factor {rotated}, and this model rotates the whole head; use another model"
+        )
     dense = config.get("mlp_only_layers") or []
     if list(dense) != list(range(len(dense))):
         faults.append(f"config.json has mlp_only_layers {dense}; only the first layers may be dense")
@@ -121,8 +139,10 @@ def _faults(config: Mapping[str, Any], family: str) -> list[str]:
 
 
 def _num_experts(config: Mapping[str, Any]) -> Any:
-    """Under either name: transformers 5 writes num_local_experts for Qwen3-MoE too."""
-    return config.get("num_experts", config.get("num_local_experts"))
+    """Under any name: transformers 5 writes num_local_experts for Qwen3-MoE too."""
+    return next(
+        (config[name] for name in ("num_experts", "num_local_experts", "n_routed_experts") if name in config), None
+    )
 
 
 def _rope_theta(config: Mapping[str, Any]) -> Any:

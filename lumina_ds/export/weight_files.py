@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import CheckpointError, DataError, MachineError
+from lumina_ds.export.hugging_face import SELECTION_BIAS
 from lumina_ds.files import write_atomically
 
 if TYPE_CHECKING:
@@ -164,11 +165,17 @@ def _listed_files(folder: Path) -> list[Path]:
     return files
 
 
+def _written_dtype(planned: Planned, dtype: torch.dtype | None) -> torch.dtype | None:
+    """A selection bias keeps its own type: published ones are fp32, and bf16 would lose its small steps."""
+    return None if planned.name.endswith(SELECTION_BIAS) else dtype
+
+
 def _groups(planned: Sequence[Planned], dtype: torch.dtype | None, max_file_bytes: int) -> Iterator[list[Planned]]:
     group: list[Planned] = []
     size = 0
     for one in planned:
-        value_bytes = dtype.itemsize if dtype is not None else VALUE_BYTES[one.parts[0].dtype]
+        written = _written_dtype(one, dtype)
+        value_bytes = written.itemsize if written is not None else VALUE_BYTES[one.parts[0].dtype]
         num_bytes = prod(one.shape) * value_bytes
         if group and size + num_bytes > max_file_bytes:
             yield group
@@ -193,7 +200,7 @@ class _Reader:
         if planned.num_added_rows:
             mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
             tensor = torch.cat([tensor, mean.expand(planned.num_added_rows, *tensor.shape[1:])])
-        tensor = tensor.to(dtype or tensor.dtype).contiguous()
+        tensor = tensor.to(_written_dtype(planned, dtype) or tensor.dtype).contiguous()
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{planned.name} holds values that are not finite; use an earlier checkpoint")
         return tensor

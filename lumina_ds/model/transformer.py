@@ -1,7 +1,7 @@
 """The decoder: embedding, blocks of attention and feed-forward or MoE, norm, head. Plain PyTorch.
 
-Modules carry Hugging Face's names, so a checkpoint maps one to one onto Llama, Qwen3, Mixtral or
-Qwen3-MoE (export/hugging_face.py).
+Modules carry Hugging Face's names, so a checkpoint maps one to one onto Llama, Qwen3, Mixtral,
+Qwen3-MoE or GLM-4-MoE (export/hugging_face.py).
 """
 
 from __future__ import annotations

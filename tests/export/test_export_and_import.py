@@ -18,6 +18,7 @@ from lumina_ds.errors import CheckpointError, ConfigError, DataError
 from lumina_ds.export.folder import export_model
 from lumina_ds.export.foreign_config import model_from_hugging_face
 from lumina_ds.export.start_folder import import_model, read_start_folder
+from lumina_ds.model.balancing import selection_biases
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 
@@ -33,6 +34,10 @@ MODELS = {
         **SHAPE, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=32, qk_norm=True, head_dim=8,
         norm_topk_prob=False, first_k_dense_layers=1, intermediate_size=80,
     ),
+    "glm4_moe": ModelConfig(
+        **SHAPE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, num_shared_experts=2, qk_norm=True,
+        head_dim=8, first_k_dense_layers=1, intermediate_size=80, scoring_func="sigmoid", router_bias_update_rate=0.0,
+    ),
 }  # fmt: skip
 
 
@@ -44,7 +49,10 @@ def write_weights(model: ModelConfig, folder: Path, **changes: torch.Tensor | No
         for name, parameter in network.named_parameters():
             if parameter.dim() == 1:  # norms at one would hide a swapped or missing one
                 parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
-    tensors = {name: parameter.detach().contiguous() for name, parameter in network.named_parameters()} | changes
+        for bias in selection_biases(network).values():
+            bias.normal_(0, 0.5, generator=torch.Generator().manual_seed(3))
+    tensors = {name: parameter.detach().contiguous() for name, parameter in network.named_parameters()}
+    tensors |= selection_biases(network) | changes
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     names = list(tensors)
     folder.mkdir(exist_ok=True)
@@ -90,6 +98,8 @@ def test_there_and_back_again(family, tmp_path, corpus, monkeypatch):
     load_initial_weights(again, start)
     for name, parameter in network.named_parameters():
         assert torch.equal(again.get_parameter(name), parameter), name
+    for name, bias in selection_biases(network).items():
+        assert torch.equal(selection_biases(again)[name], bias), name
     export_model(read_start_folder(start), start, start / "tokenizer.model", second, max_file_bytes=50_000)
     assert tensors_of(second) == tensors_of(first)
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
@@ -100,10 +110,12 @@ def test_there_and_back_again(family, tmp_path, corpus, monkeypatch):
 def test_what_transformers_saves_is_taken(family, tmp_path):
     """A folder that our code had no part in: made and saved by transformers alone."""
     transformers = pytest.importorskip("transformers")
+    # GLM-4-MoE rotates half of each head unless told otherwise.
+    own = {"partial_rotary_factor": 1.0, "n_routed_experts": 4} if family == "glm4_moe" else {"num_experts": 4}
     config = transformers.AutoConfig.for_model(
         family, vocab_size=96, hidden_size=48, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
-        intermediate_size=32, moe_intermediate_size=16, num_experts=4, num_local_experts=4, num_experts_per_tok=2,
-        head_dim=8, max_position_embeddings=64, initializer_range=0.2, sliding_window=None,
+        intermediate_size=32, moe_intermediate_size=16, num_local_experts=4, num_experts_per_tok=2,
+        head_dim=8, max_position_embeddings=64, initializer_range=0.2, sliding_window=None, **own,
     )  # fmt: skip
     torch.manual_seed(3)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.export.hugging_face import hugging_face_config, hugging_face_family, published_names
+from lumina_ds.model.balancing import selection_biases
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 
@@ -38,6 +39,19 @@ FAMILIES = {
         first_k_dense_layers=1,
         intermediate_size=80,
     ),
+    "glm4_moe": ModelConfig(
+        **SHAPE,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        num_shared_experts=2,
+        qk_norm=True,
+        head_dim=8,
+        first_k_dense_layers=1,
+        intermediate_size=80,
+        scoring_func="sigmoid",
+        router_bias_update_rate=0.0,
+    ),
 }
 
 
@@ -51,6 +65,8 @@ def test_logits_equal_transformers(family, tmp_path):
         for name, parameter in ours.named_parameters():
             if parameter.dim() == 1:  # norms at one would hide a swapped or missing norm
                 parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+        for bias in selection_biases(ours).values():  # so large that it decides most choices
+            bias.normal_(0, 0.5, generator=torch.Generator().manual_seed(3))
     tensors = {
         published: (tensor if expert is None else tensor[expert]).contiguous()
         for name, tensor in ours.state_dict().items()
@@ -75,3 +91,7 @@ def test_shapes_without_a_published_counterpart_are_refused():
         hugging_face_family(FAMILIES["mixtral"].model_copy(update={"num_shared_experts": 1}))
     with pytest.raises(ConfigError, match="always normalises"):
         hugging_face_family(FAMILIES["mixtral"].model_copy(update={"norm_topk_prob": False}))
+    with pytest.raises(ConfigError, match="selection bias"):
+        hugging_face_family(FAMILIES["mixtral"].model_copy(update={"router_bias_update_rate": 0.001}))
+    with pytest.raises(ConfigError, match="lacks one of them"):
+        hugging_face_family(FAMILIES["glm4_moe"].model_copy(update={"num_shared_experts": 0}))
