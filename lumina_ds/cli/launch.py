@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from types import FrameType
+from typing import IO
 
 import psutil
 
@@ -27,6 +28,8 @@ FORWARDED = {
     signal.SIGHUP: signal.SIGTERM,
     signal.SIGUSR1: signal.SIGUSR1,
 }
+# What the runner starts as ranks.
+RANK_MODULES = {"lumina_ds.cli.train", "lumina_ds.cli.plan_measure"}
 PLACEMENT = {
     "--num_gpus",
     "--num_accelerators",
@@ -70,11 +73,11 @@ def planned_world_size(arguments: list[str]) -> int:
     return sum(len(slots) for slots in planned_resources(arguments).values())
 
 
-def runner_command(runner: list[str], arguments: list[str]) -> list[str]:
-    """The deepspeed command that trains with these options."""
+def runner_command(runner: list[str], arguments: list[str], module: str = "lumina_ds.cli.train") -> list[str]:
+    """The deepspeed command that trains with these options, or runs another of RANK_MODULES."""
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
-        *(*runner, "--module", "lumina_ds.cli.train", *arguments),
+        *(*runner, "--module", module, *arguments),
     ]
 
 
@@ -126,11 +129,18 @@ class Signals:
         return bool(self.received)
 
 
-def run_until_done(command: list[str], environment: dict[str, str], signals: Signals, started: float = 0.0) -> Ended:
-    """Start `command` and wait; the exit status of the ranks as the runner reports it."""
+def run_until_done(
+    command: list[str],
+    environment: dict[str, str],
+    signals: Signals,
+    started: float = 0.0,
+    output: IO[str] | None = None,
+) -> Ended:
+    """Start `command` and wait; the exit status of the ranks as the runner reports it. `output` takes what they
+    print, instead of standard output."""
     if signals.received:
         return Ended(Interrupted.exit_code, True, started)
-    signals.running = subprocess.Popen(command, env=environment, start_new_session=True)
+    signals.running = subprocess.Popen(command, env=environment, start_new_session=True, stdout=output)
     try:
         for number in signals.received:  # one that came between the two lines above
             signals.forward(number)
@@ -156,6 +166,6 @@ def rank_processes(runner_pid: int) -> list[psutil.Process]:
             words = process.cmdline()
         except psutil.Error:
             continue
-        if "lumina_ds.cli.train" in words and "deepspeed.launcher.launch" not in words:
+        if RANK_MODULES & set(words) and "deepspeed.launcher.launch" not in words:
             ranks.append(process)
     return ranks

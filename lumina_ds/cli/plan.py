@@ -14,6 +14,7 @@ from lumina_ds.cli.plan_choice import render_explanations, render_search, search
 from lumina_ds.cli.plan_options import overrides, setting_options
 from lumina_ds.cli.plan_rehearse import rehearse
 from lumina_ds.cli.plan_time import time
+from lumina_ds.cli.plan_verify import verify
 from lumina_ds.cli.presets import format_bytes, format_count
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.load import load_config
@@ -121,6 +122,7 @@ def command(
 command.add_command(check)
 command.add_command(rehearse)
 command.add_command(time)
+command.add_command(verify)
 
 
 def render_plan(plan: MemoryPlan, console: Console) -> None:

@@ -88,11 +88,11 @@ def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -
     return supervise(
         config,
         lambda more: runner_command(complete_runner_arguments(runner), [*arguments, *more]),
-        _rank_environment(),
+        rank_environment(),
     )
 
 
-def _rank_environment() -> dict[str, str]:
+def rank_environment() -> dict[str, str]:
     """Ours, and on a machine without a GPU DeepSpeed's accelerator by name, so that it does not search and warn."""
     import torch
 

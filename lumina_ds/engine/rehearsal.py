@@ -1,8 +1,8 @@
 """Single ranks of a cluster that is not there: DeepSpeed's own set-up, without memory for tensors.
 
 torch's fake process group stands for the other ranks and its FakeTensorMode gives tensors a shape and no storage, so
-that the run's own build_engine converts the experts, makes the groups, partitions and writes checkpoints as it would among any
-number of ranks. Nothing is computed: forward and backward are not part of it.
+that the run's own build_engine converts the experts, makes the groups, partitions and writes checkpoints as it would
+among any number of ranks. Nothing is computed: forward and backward are not part of it.
 """
 
 from __future__ import annotations

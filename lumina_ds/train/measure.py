@@ -1,0 +1,288 @@
+"""Real steps of a configuration on this machine, with random tokens: what they take in memory and in time.
+
+The measured side of `lumina plan verify` and of `lumina plan time --calibrate`. On a GPU memory is the caching
+allocator's; on a CPU torch's profiler reports every allocation, from which live bytes and peaks follow.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch._C._profiler import _EventType
+
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.data.loader import MicroBatch
+from lumina_ds.engine.build import build_engine
+from lumina_ds.engine.distributed import World
+from lumina_ds.engine.live_tensors import (
+    gradient_tensors,
+    master_tensors,
+    moment_tensors,
+    num_bytes,
+    parameter_tensors,
+)
+from lumina_ds.train.step import StepCounts, run_step
+
+_PREFIX = "lumina memory mark "
+_BANDWIDTH_BYTES = 64 << 20
+
+
+def measure_memory(
+    config: RunConfig, world: World, precision: str, deepspeed_json: Mapping[str, Any], steps: int = 3
+) -> dict[str, Any]:
+    """Bytes of the last of `steps` steps, the fullest rank's. A collective.
+
+    `components` are live tensors, `activations` what the forward pass of the decoder leaves behind (gathered and cast
+    parameters included), `peaks` the most that was alive in each phase, and `seconds` the steps' times. The forward
+    phase ends where the gradient leaves the head, as in lumina_ds/plan/memory.py.
+    """
+    with _marked(world.device) as marks:
+        engine = build_engine(config, world, precision, dict(deepspeed_json))
+        components: dict[str, int] = {}
+        for phase in ("forward", "backward", "step"):
+            setattr(engine, phase, _in_phase(getattr(engine, phase), phase, marks, engine, components))
+        seconds = []
+        hook = engine.module.model.register_forward_hook(lambda _, __, out: _watch_head(out[0], marks))
+        for _ in range(steps):
+            marks.restart()
+            seconds.append(_timed_step(engine, config, world))
+        hook.remove()
+        components |= {
+            "parameters": num_bytes(parameter_tensors(engine)),
+            "master weights": num_bytes(master_tensors(engine.optimizer)),
+            "moments": num_bytes(moment_tensors(engine.optimizer)),
+        }
+    _destroy(engine)
+    live, peaks = marks.read()
+    measured = {
+        "components": components,
+        "activations": live["decoder done"] - live["forward"],
+        "peaks": {
+            "forward": max(peaks["forward"], peaks["decoder done"]),
+            "backward": peaks["backward"],
+            "step": peaks["step"],
+        },
+    }
+    return _fullest(measured, world) | {"seconds": seconds}
+
+
+def measure_speed(
+    config: RunConfig, world: World, precision: str, deepspeed_json: Mapping[str, Any], repeats: int = 4
+) -> dict[str, Any]:
+    """Seconds of a micro-batch without what an optimizer step adds, the all-reduce bandwidth, and a matrix product's
+    rate, all of this machine. A collective.
+
+    A step of three micro-batches less one of a single micro-batch leaves two, without communication at ZeRO 0 or 1.
+    """
+    short, long = (_with_accumulation(config, dict(deepspeed_json), n, world.size) for n in (1, 3))
+    times = {}
+    for name, (run, json) in (("short", short), ("long", long)):
+        engine = build_engine(run, world, precision, json)
+        times[name] = sorted(_timed_step(engine, run, world) for _ in range(repeats + 1))[: repeats // 2 + 1]
+        _destroy(engine)
+    low, high = (sum(values) / len(values) for values in (times["short"], times["long"]))
+    found = torch.tensor([(high - low) / 2, low, _bandwidth(world), _matmul_flops(world, precision)])
+    dist.all_reduce(found)
+    names = ("micro_batch_seconds", "step_seconds", "bytes_per_second", "matmul_flops")
+    return dict(zip(names, (found / world.size).tolist(), strict=True))
+
+
+def random_micro_batch(config: RunConfig, rank: int) -> MicroBatch:
+    """Full rows of one document each, every position trained: the plan's worst case."""
+    rows, length = config.train.micro_batch_size, config.seq_length
+    tokens = np.random.default_rng(rank).integers(0, config.model.vocab_size, (rows, length + 1))
+    return MicroBatch(
+        input_ids=tokens[:, :-1].copy(),
+        labels=tokens[:, 1:].copy(),
+        position_ids=np.tile(np.arange(length), (rows, 1)),
+        document_lengths=(length,) * rows,
+        num_trained_tokens=rows * length,
+        num_tokens=rows * length,
+        row_ids=tuple(range(rows)),
+        padding_mask=np.ones((rows, length), dtype=bool),
+    )
+
+
+class _CpuMarks:
+    """Places in the profiler's record; live bytes at each and the peak up to the next."""
+
+    def __init__(self) -> None:
+        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+        self.round = 0
+
+    def restart(self) -> None:
+        self.round += 1
+
+    def mark(self, name: str) -> None:
+        with torch.profiler.record_function(f"{_PREFIX}{self.round} {name}"):
+            pass
+
+    def read(self) -> tuple[dict[str, int], dict[str, int]]:
+        live: dict[str, int] = {}
+        peaks: defaultdict[str, int] = defaultdict(int)
+        now, place = 0, None
+        current = f"{_PREFIX}{self.round} "
+        held: dict[int, int] = {}
+        for event in sorted(_flattened(self.profile), key=lambda event: event.start_time_ns):
+            if event.tag == _EventType.Allocation:
+                address, size = event.typed[1].ptr, event.typed[1].alloc_size
+                if size > 0:
+                    held[address] = size
+                    now += size
+                else:
+                    # What was allocated before the record began is not in it either.
+                    now -= held.pop(address, 0)
+            elif event.name.startswith(current):
+                place = event.name.removeprefix(current)
+                live[place] = max(now, live.get(place, 0))
+            if place is not None:
+                peaks[place] = max(peaks[place], now)
+        return live, peaks
+
+
+def _flattened(profile: torch.profiler.profile) -> Iterator[Any]:
+    waiting = list(profile.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+    while waiting:
+        event = waiting.pop()
+        yield event
+        waiting += event.children
+
+
+class _CudaMarks:
+    """The caching allocator's own figures."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.live: dict[str, int] = {}
+        self.peaks: defaultdict[str, int] = defaultdict(int)
+        self.place: str | None = None
+
+    def mark(self, name: str) -> None:
+        self._close()
+        torch.cuda.reset_peak_memory_stats()
+        self.place = name
+        self.live[name] = max(torch.cuda.memory_allocated(), self.live.get(name, 0))
+
+    def read(self) -> tuple[dict[str, int], dict[str, int]]:
+        return self.live, self.peaks
+
+    def _close(self) -> None:
+        if self.place is not None:
+            self.peaks[self.place] = max(self.peaks[self.place], torch.cuda.max_memory_allocated())
+
+
+@contextmanager
+def _marked(device: str) -> Iterator[Any]:
+    if device == "cuda":
+        yield _CudaMarks()
+        return
+    marks = _CpuMarks()
+    with marks.profile:
+        yield marks
+
+
+def _in_phase(
+    run: Callable[..., Any], phase: str, marks: Any, engine: Any, components: dict[str, int]
+) -> Callable[..., Any]:
+    """`run` with a mark before it; the mark after it ends what the phase is charged for."""
+
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        if phase == "step":
+            components["gradients"] = num_bytes(gradient_tensors(engine))
+        # The backward phase begins where the head's gradient is done.
+        if phase != "backward":
+            marks.mark(phase)
+        result = run(*args, **kwargs)
+        marks.mark(f"after {phase}") if phase != "forward" else None
+        return result
+
+    return marked
+
+
+def _watch_head(hidden: torch.Tensor, marks: Any) -> None:
+    """Marks at the decoder's end and where the gradient comes back to it."""
+    marks.mark("decoder done")
+    if hidden.requires_grad:
+        hidden.register_hook(lambda gradient: marks.mark("backward"))
+
+
+def _timed_step(engine: Any, config: RunConfig, world: World) -> float:
+    batches = [random_micro_batch(config, world.rank)] * config.train.gradient_accumulation_steps
+    trained = sum(batch.num_trained_tokens for batch in batches) * world.size
+    counts = StepCounts(trained, trained, len(batches) * world.size, False)
+    _synchronize(world)
+    begin = time.perf_counter()
+    run_step(engine, batches, counts, config.model, config.train.max_grad_norm, world)
+    _synchronize(world)
+    return time.perf_counter() - begin
+
+
+def _with_accumulation(
+    config: RunConfig, json: dict[str, Any], steps: int, world_size: int
+) -> tuple[RunConfig, dict[str, Any]]:
+    run = config.model_copy(deep=True)
+    run.train.global_batch_size = None
+    run.train.gradient_accumulation_steps = steps
+    rows = config.train.micro_batch_size * steps * world_size
+    return run, json | {"gradient_accumulation_steps": steps, "train_batch_size": rows}
+
+
+def _bandwidth(world: World) -> float:
+    """Bytes that a rank sends a second in an all-reduce of 64 MiB, as a ring sends them; 0 for one rank."""
+    if world.size == 1:
+        return 0.0
+    buffer = torch.zeros(_BANDWIDTH_BYTES // 4, device=world.torch_device)
+    best = min(_seconds(lambda: dist.all_reduce(buffer), world) for _ in range(4))
+    return 2 * (world.size - 1) / world.size * _BANDWIDTH_BYTES / best
+
+
+def _matmul_flops(world: World, precision: str) -> float:
+    """The rate of a large matrix product in the precision's operands: this machine's peak, as far as torch reaches."""
+    width = 8192 if world.device == "cuda" else 1024
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
+    operand = torch.ones(width, width, dtype=dtype, device=world.torch_device)
+    best = min(_seconds(lambda: operand @ operand, world) for _ in range(5))
+    return 2 * width**3 / best
+
+
+def _seconds(run: Callable[[], Any], world: World) -> float:
+    _synchronize(world)
+    begin = time.perf_counter()
+    run()
+    _synchronize(world)
+    return time.perf_counter() - begin
+
+
+def _synchronize(world: World) -> None:
+    if world.device == "cuda":
+        torch.cuda.synchronize()
+    dist.barrier()
+
+
+def _destroy(engine: Any) -> None:
+    engine.destroy()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _fullest(measured: dict[str, Any], world: World) -> dict[str, Any]:
+    """Each figure of the rank where it is largest."""
+    found: list[Any] = [None] * world.size
+    dist.all_gather_object(found, measured)
+    return {
+        name: max(each[name] for each in found)
+        if isinstance(value, int)
+        else {key: max(each[name][key] for each in found) for key in value}
+        for name, value in measured.items()
+    }
