@@ -221,7 +221,7 @@ def _watch_head(hidden: torch.Tensor, marks: Any) -> None:
 def _timed_step(engine: Any, config: RunConfig, world: World) -> float:
     batches = [random_micro_batch(config, world.rank)] * config.train.gradient_accumulation_steps
     trained = sum(batch.num_trained_tokens for batch in batches) * world.size
-    counts = StepCounts(trained, trained, len(batches) * world.size, False)
+    counts = StepCounts(trained, trained, stop_requested=False, save_due=False, failed=False)
     _synchronize(world)
     begin = time.perf_counter()
     run_step(engine, batches, counts, config.model, config.train.max_grad_norm, world)
