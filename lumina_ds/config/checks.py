@@ -111,6 +111,30 @@ def attention_faults(config: RunConfig) -> list[str]:
     ]
 
 
+def sequence_faults(config: RunConfig) -> list[str]:
+    """What sequence parallelism cannot do."""
+    size, model = config.deepspeed.sequence_parallel_size, config.model
+    if size == 1:
+        return []
+    faults = []
+    if model.num_experts:
+        faults.append(
+            f"--sequence-parallel {size} is for dense models: DeepSpeed's expert parallelism (AutoEP) excludes it; "
+            "use --sequence-parallel 1, with --activation-checkpointing full for long rows"
+        )
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        if getattr(model, name) % size:
+            faults.append(
+                f"model.{name} {getattr(model, name)} is not divisible by --sequence-parallel {size}, and each rank "
+                "attends in its own heads; use a divisor"
+            )
+    if config.seq_length % size:
+        faults.append(f"--seq-length {config.seq_length} is not divisible by --sequence-parallel {size}")
+    if config.train.compile:
+        faults.append(f"--sequence-parallel {size} exchanges heads in code that --compile cannot trace; drop one")
+    return faults
+
+
 def device_faults(config: RunConfig, device: str, precision: str) -> list[str]:
     """Faults that depend on where the run trains, cuda or cpu, and in which resolved precision."""
     if config.train.compile and config.model.num_experts and device == "cpu" and precision != "bf16":
@@ -136,13 +160,16 @@ def world_faults(config: RunConfig, world_size: int) -> list[str]:
         faults.append(
             f"{world_size} ranks are not divisible by --expert-parallel {size}; {_nearest_layouts(config, world_size)}"
         )
-    train = config.train
-    product = train.micro_batch_size * train.gradient_accumulation_steps * world_size
+    train, sharing = config.train, config.deepspeed.sequence_parallel_size
+    if world_size % sharing:
+        faults.append(f"{world_size} ranks are not divisible by --sequence-parallel {sharing}; use a divisor")
+    num_readers = world_size // sharing
+    product = train.micro_batch_size * train.gradient_accumulation_steps * num_readers
     if train.global_batch_size is not None and train.global_batch_size != product:
         faults.append(
             f"the batch equation does not hold: train.global_batch_size {train.global_batch_size} is not "
             f"micro_batch_size {train.micro_batch_size} x gradient_accumulation_steps "
-            f"{train.gradient_accumulation_steps} x {world_size} ranks = {product}; set it to {product} or drop it"
+            f"{train.gradient_accumulation_steps} x {num_readers} ranks = {product}; set it to {product} or drop it"
         )
     return faults
 

@@ -17,7 +17,7 @@ from lumina_ds.config.deepspeed_check import combination_faults, deepspeed_fault
 from lumina_ds.config.deepspeed_keys import TOP_LEVEL
 from lumina_ds.config.deepspeed_merge import Merger
 from lumina_ds.config.deepspeed_optimizer import merge_optimizer, optimizer_faults
-from lumina_ds.config.deepspeed_tree import AUTO, is_enabled, section_of, value_at
+from lumina_ds.config.deepspeed_tree import AUTO, is_above, is_enabled, section_of, value_at
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.suggest import nearest
 from lumina_ds.config.tensors import moe_layers, parameter_tensors
@@ -125,6 +125,8 @@ def _file_faults(base: Mapping[str, Any], config: RunConfig) -> list[str]:
     faults = deepspeed_faults(base)
     if "scheduler" in base:
         faults.append("scheduler: the run schedules the learning rate itself; set train.lr_scheduler_type, remove it")
+    if is_above(base.get("sequence_parallel_size"), 1):
+        faults.append("sequence_parallel_size: the run sets it up itself; remove it and use --sequence-parallel")
     if is_enabled(base, "expert_parallel") and not config.model.num_experts:
         faults.append("expert_parallel is enabled, but model.num_experts is 0; use a file without it, such as zero2")
     return faults

@@ -48,6 +48,7 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--zero", "deepspeed.zero_stage"),
     ShortOption("--offload", "deepspeed.offload"),
     ShortOption("--expert-parallel", "deepspeed.expert_parallel_size"),
+    ShortOption("--sequence-parallel", "deepspeed.sequence_parallel_size"),
     ShortOption("--deepspeed_config", "deepspeed.config"),
     ShortOption("--inference-precision", "inference.precision"),
     ShortOption("--experiment-name", "run.name"),

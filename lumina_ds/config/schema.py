@@ -202,6 +202,9 @@ class DeepSpeedConfig(Section):
         None, description="states kept in host memory: optimizer at ZeRO-1 to 3, parameters too at ZeRO-3"
     )
     expert_parallel_size: int = Field(1, ge=1, description="ranks that share one set of experts (AutoEP)")
+    sequence_parallel_size: int = Field(
+        1, ge=1, description="ranks that share long rows, each with a slice (Ulysses); dense models only"
+    )
     rendezvous_seconds: float = Field(60, gt=0, description="how long a rank waits for the others at the start")
 
 

@@ -9,7 +9,7 @@ depends on G alone, and the whole state of the loader is one integer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,6 +41,34 @@ class MicroBatch:
     row_ids: tuple[int, ...]  # packed-row number per row, -1 for a filler
     padding_mask: np.ndarray  # [B, S] bool, True where a real token stands
     row_seeds: tuple[int, ...] | None = None  # of the routers' noise, per row; None where there is none
+
+
+@dataclass(frozen=True)
+class RowShare:
+    """Which rows a reader gets: those of number `rank` among `size`; and of each the slice `part` of `num_parts`."""
+
+    rank: int
+    size: int
+    part: int = 0
+    num_parts: int = 1
+
+    def cut(self, batch: MicroBatch) -> MicroBatch:
+        """The slice of a micro-batch, [B, S / num_parts]; its documents stay those of the whole rows."""
+        if self.num_parts == 1:
+            return batch
+        length = batch.input_ids.shape[1] // self.num_parts
+        columns = slice(self.part * length, (self.part + 1) * length)
+        labels, padding_mask = batch.labels[:, columns], batch.padding_mask[:, columns]
+        return replace(
+            batch,
+            # Slices of rows are no contiguous memory, which is what a copy to the device wants.
+            input_ids=np.ascontiguousarray(batch.input_ids[:, columns]),
+            position_ids=np.ascontiguousarray(batch.position_ids[:, columns]),
+            labels=np.ascontiguousarray(labels),
+            padding_mask=np.ascontiguousarray(padding_mask),
+            num_trained_tokens=int(np.count_nonzero(labels != IGNORED_LABEL)),
+            num_tokens=int(np.count_nonzero(padding_mask)),
+        )
 
 
 class PackedRows:

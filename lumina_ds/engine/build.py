@@ -15,6 +15,7 @@ from lumina_ds.engine.allocate import allocate, without_storage
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.expert_parallel import install_routers
 from lumina_ds.engine.muon import muon_groups, use_plain_kernels
+from lumina_ds.engine.sequence_parallel import share_rows
 from lumina_ds.engine.weights import WeightSource, drawn_weights, fill_parameters, load_selection_biases, stored_weights
 from lumina_ds.model.attention_choice import choose_attention
 from lumina_ds.model.balancing import selection_biases
@@ -51,6 +52,8 @@ def build_engine(
             checkpoint_interval=config.train.checkpoint_interval,
             loss_chunk_tokens=config.train.loss_chunk_tokens,
         )
+    if world.sequence_parallel_size > 1:
+        share_rows(model, world)
     weights = initial_weights(model, config) if fresh else None
     allocate(model, PARAMETER_DTYPES[precision], world.torch_device, deepspeed_json)
     if config.train.optimizer == "muon":

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lumina_ds.data.loader import RowShare
 from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, meet
 from lumina_ds.errors import MachineError
 
@@ -34,12 +35,20 @@ LAUNCHERS = (
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks of the run. `device` is cuda or cpu."""
+    """This process among the ranks of the run. `device` is cuda or cpu; neighbouring ranks share rows when
+    `sequence_parallel_size` is above 1."""
 
     rank: int
     local_rank: int
     size: int
     device: str
+    sequence_parallel_size: int = 1
+
+    @property
+    def share(self) -> RowShare:
+        """The rows that this rank reads, and the part of each."""
+        parts = self.sequence_parallel_size
+        return RowShare(self.rank // parts, self.size // parts, self.rank % parts, parts)
 
     @property
     def torch_device(self) -> Any:

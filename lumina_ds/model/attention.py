@@ -6,6 +6,9 @@ cache, take torch's scaled_dot_product_attention.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +27,9 @@ class Attention(nn.Module):
         super().__init__()
         width, head_dim = config.hidden_size, config.attention_head_dim
         self.head_dim = head_dim
-        self.backend = BACKENDS[backend]
+        self.num_key_value_heads = config.num_key_value_heads
+        # Sequence parallelism puts an exchange between ranks around it.
+        self.attend: Callable[..., Tensor] = partial(attend_packed_rows, BACKENDS[backend])
         self.q_proj = nn.Linear(width, config.num_attention_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, config.num_key_value_heads * head_dim, bias=False)
@@ -46,10 +51,18 @@ class Attention(nn.Module):
         k_BSKC = apply_rotary(self.k_norm(self.k_proj(x_BSD).view(heads)), *rotary)
         v_BSKC = self.v_proj(x_BSD).view(heads)
         if documents is not None:
-            out = self.backend(q_BSHC.flatten(0, 1), k_BSKC.flatten(0, 1), v_BSKC.flatten(0, 1), documents)
+            out = self.attend(q_BSHC, k_BSKC, v_BSKC, documents=documents)
         else:
             out = attend_rows(q_BSHC, k_BSKC, v_BSKC, cache)
         return self.o_proj(out.reshape(rows, length, -1))
+
+
+def attend_packed_rows(
+    backend: Callable[..., Tensor], q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, documents: DocumentLayout
+) -> Tensor:
+    """Causal attention within each document of packed rows, by one of BACKENDS; [B, S, H, C]."""
+    out_THC = backend(q_BSHC.flatten(0, 1), k_BSKC.flatten(0, 1), v_BSKC.flatten(0, 1), documents)
+    return out_THC.view(q_BSHC.shape)
 
 
 def attend_rows(q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, cache: LayerCache | None = None) -> Tensor:

@@ -113,7 +113,7 @@ def plan_memory(
     states = _states(config, zero, world_size, precision)
     activations = activation_bytes(
         model,
-        config.train.micro_batch_size * config.seq_length,
+        config.train.micro_batch_size * config.seq_length // config.deepspeed.sequence_parallel_size,
         precision,
         config.train.activation_checkpointing,
         experts,

@@ -37,9 +37,10 @@ def evaluate(
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=world.torch_device)
     num_rows = min(rows.num_rows, max_rows or rows.num_rows)
-    for row_ids in evaluation_rows(num_rows, world.rank, world.size, micro_batch_size):
+    share = world.share
+    for row_ids in evaluation_rows(num_rows, share.rank, share.size, micro_batch_size):
         on_batch()
-        batch = rows.collate(row_ids)
+        batch = share.cut(rows.collate(row_ids))
         loss_sum = model(**model_inputs(batch, world.torch_device))[0]
         sums += torch.tensor([float(loss_sum), batch.num_trained_tokens], dtype=torch.float64, device=sums.device)
     if dist.is_initialized():

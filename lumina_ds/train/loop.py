@@ -76,7 +76,7 @@ class TrainingRun:
         self.saved_at = time.monotonic()
         _, self.precision, self.precision_reason = device_and_precision(config.train.precision)
         self.deepspeed_json = compose_deepspeed(config, world.size, self.precision)
-        self.batch_rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world.size
+        self.batch_rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world.share.size
         self.num_steps, self.total_rows = planned_length(config, rows.num_rows, self.batch_rows)
         self.order = TrainingOrder(rows.num_rows, config.train.seed, self.total_rows)
         self.progress = Progress()
@@ -251,21 +251,21 @@ class TrainingRun:
 
     def _micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's part of a step. Runs ahead of the loop in a thread of its own."""
-        config, train = self.config, self.config.train
+        config, train, share = self.config, self.config.train, self.world.share
         batches = []
         for index in range(train.gradient_accumulation_steps):
             batch = self.rows.collate(
                 self.order.step_rows(
                     step,
                     index,
-                    self.world.rank,
-                    self.world.size,
+                    share.rank,
+                    share.size,
                     train.micro_batch_size,
                     train.gradient_accumulation_steps,
                 )
             )
             seeds = noise_seeds(config.model, train.seed, step, batch.row_ids)
-            batches.append(batch if seeds is None else replace(batch, row_seeds=seeds))
+            batches.append(share.cut(batch if seeds is None else replace(batch, row_seeds=seeds)))
         return batches
 
     def _evaluate_and_save(self, outcome: StepOutcome) -> None:

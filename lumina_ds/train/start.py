@@ -6,6 +6,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -62,6 +63,7 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
     )
     if faults:
         raise ConfigError.from_faults(faults)
+    world = replace(world, sequence_parallel_size=config.deepspeed.sequence_parallel_size)
     folders = [
         ShardFolder.open(path, force_streaming=config.data.force_streaming)
         for path in (shards, eval_shards)
