@@ -13,7 +13,7 @@ from torch import nn
 from lumina_ds.config.schema import RunConfig, TrainConfig
 from lumina_ds.engine.allocate import allocate, without_storage
 from lumina_ds.engine.distributed import World
-from lumina_ds.engine.expert_parallel import install_routers
+from lumina_ds.engine.expert_parallel import install_cpu_experts, install_routers
 from lumina_ds.engine.muon import muon_groups, use_plain_kernels
 from lumina_ds.engine.sequence_parallel import share_rows
 from lumina_ds.engine.weights import WeightSource, drawn_weights, fill_parameters, load_selection_biases, stored_weights
@@ -69,6 +69,8 @@ def build_engine(
         install_routers(engine.module, config.model)
         if config.train.init_from is not None and fresh:
             load_selection_biases(engine.module, Path(config.train.init_from))
+        if world.device == "cpu":
+            install_cpu_experts(engine.module, config.deepspeed.expert_parallel_size)
     if config.train.compile:
         engine.compile()
     return engine

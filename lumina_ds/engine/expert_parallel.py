@@ -7,11 +7,14 @@ giving the existing module objects our classes: parameters, hooks and optimizer 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.model.experts import Experts
+from lumina_ds.model.moe import MoE
 from lumina_ds.model.router import Router, RouterGate
 
 
@@ -20,6 +23,26 @@ def autoep_layers(module: nn.Module) -> list[Any]:
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
     return [child for child in module.modules() if isinstance(child, AutoEPMoELayer)]
+
+
+def install_cpu_experts(module: nn.Module, expert_parallel_size: int) -> None:
+    """On a CPU, let our experts (model/experts.py) work in the AutoEP layers of `module`, in place.
+
+    Without expert parallelism no token leaves the rank, so the whole layer is our plain one. On a GPU DeepSpeed's
+    grouped kernels, made for its cards, stay.
+    """
+    for layer in autoep_layers(module):
+        layer.experts.__class__ = Experts
+        if expert_parallel_size == 1:
+            layer.__class__ = _local_layer()
+
+
+@lru_cache(maxsize=1)
+def _local_layer() -> Any:
+    """A class made on first use, since its base needs deepspeed; DeepSpeed knows its layers by that base."""
+    from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+
+    return type("LocalMoELayer", (AutoEPMoELayer,), {"forward": MoE.forward})
 
 
 def install_routers(module: nn.Module, config: ModelConfig) -> None:
