@@ -41,8 +41,9 @@ def activation_bytes(
     expert_parallel_size: int,
     interval: int = 1,
     loss_chunk: int | None = None,
+    device: str = "cuda",
 ) -> ActivationBytes:
-    """Bytes for `tokens` tokens of one micro-batch.
+    """Bytes for `tokens` tokens of one micro-batch on "cuda" or "cpu", where experts that are not spread keep less.
 
     `checkpointing` (none, full, attention, experts) keeps the inputs of what every `interval`-th block recomputes,
     and the contents of one such part at a time. `loss_chunk` is train.loss_chunk_tokens.
@@ -51,9 +52,9 @@ def activation_bytes(
     d, layers = model.hidden_size, range(model.num_hidden_layers)
     spread = EXPERT_LOAD_IMBALANCE if expert_parallel_size > 1 else 1.0
     rows = spread * tokens * model.num_experts_per_tok + _ROW_ALIGNMENT * (model.num_experts // expert_parallel_size)
-    feed_forward = [
-        _mixture(model, tokens, rows, b) if model.is_moe_layer(layer) else _dense(model, tokens, b) for layer in layers
-    ]
+    local = device == "cpu" and expert_parallel_size == 1
+    mixture = _mixture_on_cpu(model, tokens, b) if local else _mixture(model, tokens, rows, b)
+    feed_forward = [mixture if model.is_moe_layer(layer) else _dense(model, tokens, b) for layer in layers]
     anew = recomputed_layers(model, checkpointing, interval)
     attention_anew = anew if checkpointing in ("full", "attention") else []
     feed_forward_anew = anew if checkpointing in ("full", "experts") else []
@@ -106,6 +107,15 @@ def _mixture(model: ModelConfig, tokens: int, rows: float, b: int) -> float:
     routing = 4 * d + 22 * model.num_experts + b * model.num_experts_per_tok * d
     shared = b * (d + 4 * model.num_shared_experts * width) if model.num_shared_experts else 0
     return tokens * (routing + shared) + rows * b * (d + 4 * width)
+
+
+def _mixture_on_cpu(model: ModelConfig, tokens: int, b: int) -> float:
+    """The same through model/experts.py, which computes silu and product again and weighs rows inside: b (d + 2f) a
+    row; of the router its input 4d, scores and their logarithms 8E, and 40 bytes of places and weights a choice."""
+    d, width, choices = model.hidden_size, model.moe_intermediate_size or 0, model.num_experts_per_tok
+    routing = 4 * d + 8 * model.num_experts + 40 * choices
+    shared = b * (d + 4 * model.num_shared_experts * width) if model.num_shared_experts else 0
+    return tokens * (routing + shared + choices * b * (d + 2 * width))
 
 
 def _feed_forward_width(model: ModelConfig, layer: int) -> int:

@@ -119,6 +119,7 @@ def plan_memory(
         experts,
         config.train.checkpoint_interval,
         config.train.loss_chunk_tokens,
+        device,
     )
     copies = _autocast_copies(model, experts) if precision == "mixed_bf16" else 0
     fixed = _cuda_overhead(world_size, experts) if device == "cuda" else 0

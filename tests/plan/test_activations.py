@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from lumina_ds.config.schema import ModelConfig  # noqa: E402
 from lumina_ds.model.attention_backends import DocumentLayout  # noqa: E402
+from lumina_ds.model.init import initialize  # noqa: E402
 from lumina_ds.model.loss import LanguageHead  # noqa: E402
 from lumina_ds.model.transformer import CausalLM  # noqa: E402
 from lumina_ds.plan.activations import activation_bytes  # noqa: E402
@@ -67,6 +68,22 @@ def test_activations_equal_what_is_alive_after_the_forward(precision, mode, inte
     total -= (none.feed_forward / 4 + norm) * (mode in ("full", "experts"))
     assert live.now == pytest.approx(total, rel=0.001)
     del hidden
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("num_experts, top_k, width", [(4, 2, 100), (16, 2, 104), (4, 1, 304)])
+def test_activations_of_experts_equal_what_is_alive(precision, num_experts, top_k, width):
+    shape = {"num_experts": num_experts, "num_experts_per_tok": top_k, "moe_intermediate_size": width}
+    mixture = ModelConfig.model_validate(DENSE.model_dump() | shape)
+    model = CausalLM(mixture)
+    initialize(model, mixture, seed=0)
+    model = model.to(DTYPES[precision])
+    ids, positions = torch.arange(512).view(2, 256), torch.arange(256).expand(2, 256)
+    with LiveBytes() as live:
+        outputs = model.model(ids, positions, DocumentLayout.from_lengths((128, 128, 128, 128)))
+    planned = activation_bytes(mixture, 512, precision, "none", 1, device="cpu")
+    assert live.now == pytest.approx(planned.attention + planned.feed_forward + planned.other, rel=0.01)
+    del outputs
 
 
 @pytest.mark.parametrize("precision", DTYPES)
