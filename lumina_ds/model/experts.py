@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lumina_ds.model.cpu_products import product_dtype
+
 
 class Experts(nn.Module):
     """E SwiGLU experts as three tensors: w1 (gate) and w3 (up) [E, F, D], w2 (down) [E, D, F]."""
@@ -136,56 +138,62 @@ class _MixOnCpu(torch.autograd.Function):
         w1, w2, w3 = (w.to(dtype) for w in (w1, w2, w3))
         ctx.counts = counts = plan.counts_E.tolist()
         ctx.plan = plan
+        ctx.product = product = product_dtype(dtype, "cpu")
         x_ND = x_TD.index_select(0, plan.token_N)
         weights_N1 = weights_N.index_select(0, plan.slot_N).to(dtype).unsqueeze(1)
         gate_NF, up_NF = (x_ND.new_empty(len(x_ND), w1.shape[1]) for _ in range(2))
         out_ND = torch.empty_like(x_ND)
         out_ND[sum(counts) :].zero_()
         for expert, rows in _expert_rows(counts):
-            gate, up = gate_NF[rows], up_NF[rows]
-            torch.mm(x_ND[rows], w1[expert].T, out=gate)
-            torch.mm(x_ND[rows], w3[expert].T, out=up)
+            x = x_ND[rows].to(product)
+            gate = _multiply(x, w1[expert].to(product).T, gate_NF[rows])
+            up = _multiply(x, w3[expert].to(product).T, up_NF[rows])
             hidden = F.silu(gate).mul_(up).mul_(weights_N1[rows])
-            torch.mm(hidden, w2[expert].T, out=out_ND[rows])
+            _multiply(hidden, w2[expert].to(product).T, out_ND[rows])
         ctx.save_for_backward(x_ND, weights_N1, gate_NF, up_NF, w1, w2, w3)
         return _sum_rows(out_ND, plan.row_TK)
 
     @staticmethod
     def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x_ND, weights_N1, gate_NF, up_NF, w1, w2, w3 = ctx.saved_tensors
-        plan = ctx.plan
+        plan, product = ctx.plan, ctx.product
         gradient_ND = gradient_TD.index_select(0, plan.token_N)
         d_w1, d_w2, d_w3 = (torch.empty_like(w) for w in (w1, w2, w3))
         d_x_ND = torch.empty_like(x_ND)
         d_x_ND[sum(ctx.counts) :].zero_()
         d_weights_N = torch.zeros(len(x_ND), dtype=torch.float32)
         for expert, rows in _expert_rows(ctx.counts):
-            x, gate, up, weights = x_ND[rows], gate_NF[rows], up_NF[rows], weights_N1[rows]
-            d_hidden = gradient_ND[rows] @ w2[expert]
+            x, gate, up, weights, d_out = (
+                part[rows].to(product) for part in (x_ND, gate_NF, up_NF, weights_N1, gradient_ND)
+            )
+            d_hidden = d_out @ w2[expert].to(product)
             activated = F.silu(gate)
             hidden = activated * up
             torch.sum(hidden * d_hidden, dim=1, dtype=torch.float32, out=d_weights_N[rows])
-            torch.mm(gradient_ND[rows].T, hidden.mul_(weights), out=d_w2[expert])
+            _multiply(d_out.T, hidden.mul_(weights), d_w2[expert])
             d_hidden.mul_(weights)
             d_up = activated.mul_(d_hidden)
             d_gate = torch.ops.aten.silu_backward(d_hidden.mul_(up), gate)
-            torch.mm(d_gate.T, x, out=d_w1[expert])
-            torch.mm(d_up.T, x, out=d_w3[expert])
-            torch.mm(d_gate, w1[expert], out=d_x_ND[rows]).addmm_(d_up, w3[expert])
+            _multiply(d_gate.T, x, d_w1[expert])
+            _multiply(d_up.T, x, d_w3[expert])
+            d_x_ND[rows] = torch.mm(d_gate, w1[expert].to(product)).addmm_(d_up, w3[expert].to(product))
         for expert, count in enumerate(ctx.counts):
             if count == 0:
                 for gradient in (d_w1, d_w2, d_w3):
                     gradient[expert].zero_()
         weights_type, w_type = ctx.types
         d_weights = torch.empty_like(d_weights_N).scatter_(0, plan.slot_N, d_weights_N).to(weights_type)
-        return (
-            _sum_rows(d_x_ND, plan.row_TK),
-            d_weights,
-            None,
-            d_w1.to(w_type),
-            d_w2.to(w_type),
-            d_w3.to(w_type),
-        )
+        d_x_TD = _sum_rows(d_x_ND, plan.row_TK)
+        return d_x_TD, d_weights, None, d_w1.to(w_type), d_w2.to(w_type), d_w3.to(w_type)
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """left @ right, written to `out` and returned in the type it was computed in."""
+    if left.dtype == out.dtype:
+        return torch.mm(left, right, out=out)
+    result = left @ right
+    out.copy_(result)
+    return result
 
 
 def _expert_rows(counts: list[int]) -> Iterator[tuple[int, slice]]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lumina_ds.config.loss_chunk import loss_chunk_tokens
+from lumina_ds.model.cpu_products import product_dtype
 
 IGNORED = -100
 
@@ -42,10 +43,12 @@ class LanguageHead(nn.Linear):
 def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int) -> Tensor:
     """Sum of -log softmax(hidden @ weight.T)[label], fp32, with at most `chunk_tokens` rows of logits alive.
 
-    The matrix products are in autocast's type where it is on, else in the hidden states' own; softmax is in fp32.
+    The matrix products are in autocast's type where it is on, else in the hidden states' own (on some CPUs in fp32,
+    model/cpu_products.py); softmax is in fp32.
     """
     device = hidden_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    dtype = product_dtype(dtype, device)
     with torch.autocast(device, enabled=False):
         if torch.is_grad_enabled():
             return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk_tokens, dtype)

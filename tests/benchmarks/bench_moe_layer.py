@@ -44,7 +44,10 @@ def run_config(experts: int, hidden: int, width: int, top_k: int) -> RunConfig:
 def build(experts: int, hidden: int, width: int, top_k: int, dtype: torch.dtype) -> dict[str, tuple[nn.Module, Any]]:
     """Modules by name, each with the function that picks the hidden states out of what it returns."""
     config = run_config(experts, hidden, width, top_k)
-    modules: dict[str, tuple[nn.Module, Any]] = {DENSE: (SwiGLU(hidden, top_k * width), None), OURS: (MoE(config.model), None)}
+    modules: dict[str, tuple[nn.Module, Any]] = {
+        DENSE: (SwiGLU(hidden, top_k * width), None),
+        OURS: (MoE(config.model), None),
+    }
     for grouped in (True, False):
         modules[f"AutoEP {'grouped' if grouped else 'loop'}"] = (_autoep(config, grouped), None)
         implementation = "grouped_mm" if grouped else "eager"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lumina_ds.model import cpu_products
 from lumina_ds.model.experts import Experts, RowPlan, experts_reference, mix_grouped, mix_on_cpu
 
 TOKENS, EXPERTS, WIDTH, INNER = 30, 5, 16, 24
@@ -48,6 +49,35 @@ def test_fp32_weights_serve_bf16_tokens(path):
     for name, found in run(PATHS[path], torch.bfloat16, weight_dtype=torch.float32).items():
         assert ((found.float() - expected[name]).norm() / expected[name].norm()).item() < 1e-2, name
         assert found.dtype == (torch.bfloat16 if name in ("out", "x") else torch.float32), name
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_bf16_in_either_kind_of_product(monkeypatch, faster):
+    monkeypatch.setattr(cpu_products, "_fp32_is_faster", lambda: faster)
+    expected = run(experts_reference, torch.float32)
+    for name, found in run(mix_on_cpu, torch.bfloat16).items():
+        assert ((found.float() - expected[name]).norm() / expected[name].norm()).item() < 1e-2, name
+
+
+@pytest.mark.parametrize(
+    "machine, dtype",
+    [
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False, "cpu_name": "Intel Xeon"}, torch.float32),
+        ({"architecture": "x86_64", "avx512_bf16": True, "cpu_name": "AMD EPYC 9654"}, torch.bfloat16),
+        ({"architecture": "x86_64", "avx512_bf16": False, "cpu_name": "AMD EPYC 7763"}, torch.float32),
+        ({"architecture": "aarch64"}, torch.bfloat16),
+        ({}, torch.bfloat16),
+    ],
+)
+def test_type_of_products_by_cpu(monkeypatch, machine, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: machine, raising=False)
+    cpu_products._fp32_is_faster.cache_clear()
+    assert cpu_products.product_dtype(torch.bfloat16, "cpu") == dtype
+    assert cpu_products.product_dtype(torch.bfloat16, "cuda") == torch.bfloat16
+    assert cpu_products.product_dtype(torch.float32, "cpu") == torch.float32
+    monkeypatch.undo()
+    cpu_products._fp32_is_faster.cache_clear()
 
 
 def test_widths_that_the_grouped_product_refuses_take_the_loop():
