@@ -132,6 +132,7 @@ class _MixOnCpu(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)  # the types are chosen here
     def forward(ctx: Any, x_TD: Tensor, weights_N: Tensor, plan: RowPlan, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
         dtype = x_TD.dtype
         ctx.types = weights_N.dtype, w1.dtype
@@ -154,6 +155,7 @@ class _MixOnCpu(torch.autograd.Function):
         return _sum_rows(out_ND, plan.row_TK)
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, gradient_TD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x_ND, weights_N1, gate_NF, up_NF, w1, w2, w3 = ctx.saved_tensors
         plan, product = ctx.plan, ctx.product

@@ -1,4 +1,4 @@
-"""The MoE layer benchmark runs and compares every contender; no timing is judged."""
+"""The model benchmarks run and compare every contender; no timing is judged."""
 
 import json
 import subprocess
@@ -14,3 +14,15 @@ def test_bench_moe_layer_runs():
     (result,) = json.loads(ran.stdout.splitlines()[-1])
     assert len(result["layers"]) == 8 and result["layers"]["dense"]["of_dense"] == 1
     assert all(found["milliseconds"] > 0 for found in result["layers"].values())
+
+
+def test_bench_step_runs():
+    script = Path(__file__).parent / "bench_step.py"
+    sizes = {"hidden": 64, "layers": 1, "experts": 4, "width": 32, "vocabulary": 256, "rows": 1, "length": 64}
+    words = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    command = [sys.executable, script, *words, "--steps", "1", "--rounds", "1", "--json"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    result = json.loads(ran.stdout)
+    assert set(result["contenders"]) == {"lumina plain", "lumina engine", "transformers"}
+    assert all(found["seconds"] > 0 and found["peak_bytes"] > 0 for found in result["contenders"].values())

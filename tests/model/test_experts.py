@@ -52,10 +52,13 @@ def test_fp32_weights_serve_bf16_tokens(path):
 
 
 @pytest.mark.parametrize("faster", [True, False])
-def test_bf16_in_either_kind_of_product(monkeypatch, faster):
+@pytest.mark.parametrize("autocast", [True, False])
+def test_bf16_in_either_kind_of_product(monkeypatch, faster, autocast):
     monkeypatch.setattr(cpu_products, "_fp32_is_faster", lambda: faster)
     expected = run(experts_reference, torch.float32)
-    for name, found in run(mix_on_cpu, torch.bfloat16).items():
+    with torch.autocast("cpu", enabled=autocast):
+        results = run(mix_on_cpu, torch.bfloat16, weight_dtype=torch.float32 if autocast else None)
+    for name, found in results.items():
         assert ((found.float() - expected[name]).norm() / expected[name].norm()).item() < 1e-2, name
 
 
