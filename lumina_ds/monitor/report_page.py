@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 import yaml
 
@@ -18,7 +16,6 @@ from lumina_ds.monitor.report_routing import LAYER_CURVES, layer_columns
 from lumina_ds.monitor.report_run import BUSIEST, RunRecord, moment
 
 GIB = 1 << 30
-_LIBRARIES = ("lumina-ds", "torch", "deepspeed", "numpy", "pyarrow")
 # An expert below this share of an even load learns next to nothing.
 _IDLE_LOAD = 0.1
 _MAX_LAYERS_OPEN = 8
@@ -264,19 +261,28 @@ def _code(text: str) -> str:
 
 
 def _environment(runs: Sequence[RunRecord]) -> str:
-    names = list(dict.fromkeys(name for run in runs for name in run.topology))
-    rows = [(name.replace("_", " "), *(str(run.topology.get(name, "unknown")) for run in runs)) for name in names]
-    ran = (
-        table(("in its checkpoints", *(run.name for run in runs)), rows, num_text_columns=1 + len(runs))
-        if rows
-        else '<p class="muted">No checkpoint names the ranks and the precision yet.</p>'
-    )
-    here = [("Python", platform.python_version()), *((name, _version(name)) for name in _LIBRARIES)]
-    return ran + table(("library", "version where this page was made"), here, num_text_columns=2)
+    """What each run says of its latest life, its layout as the newest checkpoint names it, and versions side by side."""
+    facts = [_facts(run) for run in runs]
+    names = list(dict.fromkeys(name for one in facts for name in one))
+    rows = [(name, *(one.get(name, "unknown") for one in facts)) for name in names]
+    if not rows:
+        return '<p class="muted">The run says nothing about where it trained.</p>'
+    return table(("", *(run.name for run in runs)), rows, num_text_columns=1 + len(runs))
 
 
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return "not installed"
+def _facts(run: RunRecord) -> dict[str, str]:
+    environment = run.environment
+    facts = {name.replace("_", " "): str(value) for name, value in run.topology.items()}
+    hosts = environment.get("hosts")
+    if isinstance(hosts, dict):
+        facts["hosts"] = ", ".join(f"{host} ({ranks} ranks)" for host, ranks in hosts.items())
+    devices, command = environment.get("devices"), environment.get("command")
+    if isinstance(devices, list):
+        facts["devices"] = ", ".join(map(str, devices))
+    for name in ("started", "platform"):
+        if name in environment:
+            facts[name] = str(environment[name])
+    if isinstance(command, list):
+        facts["command"] = " ".join(map(str, command))
+    versions = environment.get("versions")
+    return facts | ({name: str(value) for name, value in versions.items()} if isinstance(versions, dict) else {})

@@ -22,6 +22,7 @@ from lumina_ds.monitor.report_routing import LAYER_COLUMNS, LAYER_CURVES, layer_
 from lumina_ds.monitor.report_series import ExpertUsage, Series
 
 METRICS, EVALUATIONS, CONFIG, DEEPSPEED = "metrics.jsonl", "evaluations.jsonl", "config.yaml", "ds_config.json"
+ENVIRONMENT = "environment.json"
 # One place to add a series: its key in the metrics record; report_page.PLOTS draws it.
 SCALARS = (
     "loss",
@@ -68,6 +69,7 @@ class RunRecord:
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
     deepspeed: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
     series: dict[str, Series] = field(
         default_factory=lambda: {name: Series() for name in (*SCALARS, BUSIEST, *LAYER_CURVES)}
     )
@@ -89,8 +91,8 @@ class RunRecord:
 
     @property
     def planned_steps(self) -> int | None:
-        """Steps that the configuration asks for; None when epochs decide, whose steps depend on the shards."""
-        steps = self.setting("train", "max_steps")
+        """Steps of the whole run, as its latest life or its configuration says; None for an old run by epochs."""
+        steps = self.environment.get("num_steps", self.setting("train", "max_steps"))
         return steps if isinstance(steps, int) else None
 
     @property
@@ -143,6 +145,8 @@ def read_run(path: Path) -> RunRecord:
     run = RunRecord(path)
     run.config = _config(path / CONFIG, run.faults)
     run.deepspeed = _json_object(path / DEEPSPEED, run.faults)
+    if (path / ENVIRONMENT).exists():  # runs of earlier versions have none
+        run.environment = _json_object(path / ENVIRONMENT, run.faults)
     for record in _records(path / METRICS, run.faults):
         _take(run, record)
     run.evaluations = [

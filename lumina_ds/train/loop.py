@@ -37,6 +37,7 @@ from lumina_ds.monitor.console import TrainingConsole
 from lumina_ds.monitor.trackers import open_trackers
 from lumina_ds.monitor.writers import MetricsWriter
 from lumina_ds.plan.duration import checkpoint_bytes
+from lumina_ds.train.environment import write_environment
 from lumina_ds.train.evaluate import evaluate, perplexity
 from lumina_ds.train.health import StepHealth, Verdict
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, layout_changes, run_identity
@@ -125,6 +126,7 @@ class TrainingRun:
             write_atomically(self.folder.path / "ds_config.json", json.dumps(self.deepspeed_json, indent=2))
             tokenizer = self.rows.folder.tokenizer_path
             shutil.copyfile(tokenizer, self.folder.path / tokenizer.name)
+        write_environment(self.folder.path, self.world, self.num_steps)
         dist.barrier()
         return resume_from
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import rank_environment
 
 from lumina_ds.engine.distributed import free_port
 from lumina_ds.engine.rendezvous import Arrival, _ranks, _unreached
@@ -20,7 +20,8 @@ WORKER = Path(__file__).parent / "rendezvous_worker.py"
 
 def begin(rank: int, size: int, port: int, seconds: float, torch: str = "", **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(WORKER), str(seconds), torch]
-    environment = rank_environment(rank, size, port) | variables
+    group = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = os.environ | group | variables
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

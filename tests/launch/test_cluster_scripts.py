@@ -12,10 +12,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from conftest import Corpus
 
 from lumina_ds.engine.distributed import free_port
 from lumina_ds.monitor.writers import read_records
@@ -76,7 +76,7 @@ def run(script: str, *arguments: object, cwd: Path, tools: Path, **variables: st
 
 @pytest.mark.skipif(MPIRUN is None, reason="needs mpirun (extra mpi)")
 def test_mpirun_srun_and_the_runner_continue_one_another(
-    corpus: Corpus, tmp_path: Path, tools: Callable[..., Path]
+    corpus: Any, tmp_path: Path, tools: Callable[..., Path]
 ) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(

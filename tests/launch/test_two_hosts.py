@@ -15,11 +15,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
-from conftest import Corpus
 
 from lumina_ds.engine.distributed import free_port
 from lumina_ds.monitor.writers import read_records
@@ -60,7 +60,7 @@ def hosts() -> Iterator[list[Host]]:
 
 
 def test_a_run_across_hosts_is_killed_on_one_of_them_and_goes_on(
-    hosts: list[Host], corpus: Corpus, tmp_path: Path
+    hosts: list[Host], corpus: Any, tmp_path: Path
 ) -> None:
     hostfile, config, metrics = tmp_path / "hosts", tmp_path / "tiny.yaml", tmp_path / "runs/two/metrics.jsonl"
     hostfile.write_text("# two hosts\n" + "".join(f"{host.address} slots=1\n" for host in hosts))

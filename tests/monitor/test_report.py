@@ -40,6 +40,8 @@ def write_run(folder: Path, num_steps: int = 4, **settings: Any) -> Path:
     config = load_config("debug", overrides).config.model_dump()
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "ds_config.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    environment = {"num_steps": 4, "hosts": {"node-1": 2}, "devices": ["a card"], "versions": {"torch": "9.9"}}
+    (folder / "environment.json").write_text(json.dumps(environment))
     records = [json.dumps(record(step)) + "\n" for step in range(1, num_steps + 1)]
     (folder / "metrics.jsonl").write_text("".join(records))
     evaluations = [{"step": 0, "loss": 9.0}, {"step": 4, "loss": 2.5}]
@@ -263,3 +265,14 @@ def test_health_is_drawn_where_a_run_measured_it(tmp_path: Path, capsys: pytest.
         assert title in text
     assert "Slowest rank" not in text
     assert read_run(folder).series["anomaly_score"].missing_steps == [2]
+
+
+def test_the_page_says_where_and_with_what_a_run_trained(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    _, page = report(capsys, run)
+    assert all(words in page.text for words in ("node-1 (2 ranks)", "a card", "9.9"))
+    # Runs by epochs know their length from it; those of earlier versions have no such file.
+    (run / "config.yaml").write_text(yaml.safe_dump({"train": {"max_steps": None}}))
+    assert read_run(run).planned_steps == 4
+    (run / "environment.json").unlink()
+    assert read_run(run).planned_steps is None and read_run(run).faults == []
