@@ -54,7 +54,11 @@ class ModelConfig(Section):
     moe_intermediate_size: int | None = Field(None, ge=1, description="width of one expert")
     num_shared_experts: int = Field(0, ge=0, description="experts that every token visits, fused into one layer")
     first_k_dense_layers: int = Field(0, ge=0, description="leading layers that stay dense")
-    norm_topk_prob: bool = Field(True, description="rescale a token's chosen routing weights to sum to one")
+    norm_topk_prob: bool = Field(
+        True,
+        description="rescale a token's chosen routing weights to sum to one; with one expert per token set it false, "
+        "or its weight is always one and the language loss teaches the router nothing",
+    )
     scoring_func: Literal["softmax", "sigmoid"] = Field(
         "softmax", description="scores of the experts from the router's logits; sigmoid is DeepSeek-V3's"
     )

@@ -9,6 +9,8 @@ TOLERANCE = 1e-4
 
 def test_every_policy_trains_like_the_plain_forward(run_ranks):
     found = run_ranks(Path(__file__).parent / "routing_worker.py", timeout=400)
+    stored, started = found.pop("started")
+    assert stored == started and len(stored) == 2
     losses = {}
     for policy, curves in found.items():
         plain = curves.pop("plain")
