@@ -70,9 +70,9 @@ class StepHealth:
         """Take a finished step, counted from 1."""
         scores = [self._loss.score(loss), self._norm.score(grad_norm)]
         spikes = [
-            f"{name} {value:.4g} is {detector.score(value):.1f} deviations above its recent median"
-            for name, detector, value in (("loss", self._loss, loss), ("gradient norm", self._norm, grad_norm))
-            if detector.is_spike(value)
+            f"{name} {value:.4g} is {score:.1f} deviations above its recent median"
+            for name, value, score in (("loss", loss, scores[0]), ("gradient norm", grad_norm, scores[1]))
+            if self.config.spike_threshold < score < math.inf
         ]
         # A refused loss leaves no gradient norm: then the loss alone has a score.
         score = max((each for each in scores if math.isfinite(each) or not spikes), default=math.inf)

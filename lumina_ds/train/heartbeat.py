@@ -91,6 +91,10 @@ class Heartbeat:
         """From now on the rank is in `phase` of `step`."""
         self._state = (step, phase, time.monotonic())
 
+    def restart_clock(self) -> None:
+        """Count the time in the present phase from now on."""
+        self._state = (*self._state[:2], time.monotonic())
+
     @property
     def phase(self) -> str:
         return self._state[1]

@@ -390,7 +390,6 @@ class TrainingRun:
             "memory_bytes": memory_bytes(self.world),
             "skipped": self.progress.skipped,
             "anomaly_score": anomaly_score,
-            **machine_metrics(self.folder.path),
             **self.watchdog.metrics,
             **outcome.routing.record(overflows=self.config.model.overflow_policy != "dropless"),
         }
@@ -424,12 +423,3 @@ def memory_bytes(world: World) -> int:
     if world.device == "cuda":
         return torch.cuda.max_memory_allocated()
     return psutil.Process().memory_info().rss
-
-
-def machine_metrics(folder: Path) -> dict[str, int]:
-    """Memory of this process and of its host, and room on the run folder's disk, in bytes."""
-    return {
-        "host_memory_bytes": psutil.Process().memory_info().rss,
-        "host_memory_available_bytes": psutil.virtual_memory().available,
-        "disk_free_bytes": shutil.disk_usage(folder).free,
-    }

@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -22,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any
+
+import psutil
 
 from lumina_ds.config.schema import HealthConfig
 from lumina_ds.engine.distributed import World
@@ -45,6 +48,7 @@ LOADER = "the data loader"
 SLOW_PHASES = {"start": 4, "saving a checkpoint": 4}
 _BEAT_SECONDS = 1.0
 _SAMPLE_SECONDS = 0.05
+_PAUSE_SECONDS = 5.0
 _REPORT_SECONDS = 4.0
 _MIN_SAMPLES = 50
 
@@ -67,9 +71,9 @@ class Watchdog:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Of the last comparison of the ranks, on rank 0; empty with one rank or before the first."""
+        """The machine as it was at the last beat, and, on rank 0, the last comparison of the ranks, if any yet."""
         found = self.straggler
-        return {"slowest_rank": found["rank"], "straggler_ratio": found["ratio"]} if found else {}
+        return self._machine | ({"slowest_rank": found["rank"], "straggler_ratio": found["ratio"]} if found else {})
 
     def __enter__(self) -> Watchdog:
         if self.world.rank == 0:
@@ -77,6 +81,7 @@ class Watchdog:
                 old.unlink(missing_ok=True)
         self._stacks = open_stacks(self.logs, self.world.rank)
         self._heartbeat.write()
+        self._machine = machine_metrics(self.logs)
         self._thread.start()
         return self
 
@@ -91,14 +96,21 @@ class Watchdog:
 
     def _watch(self) -> None:
         working, samples = 0, 0
-        window_began = next_beat = time.monotonic()
+        window_began = next_beat = last = time.monotonic()
         while not self._stop.wait(_SAMPLE_SECONDS):
             samples += 1
             working += not is_waiting(sys._current_frames().get(self._heartbeat.main_thread))
             now = time.monotonic()
+            if now - last > _PAUSE_SECONDS:
+                # This whole process stood still, as under `scontrol suspend`: that is no stall of its training.
+                self._heartbeat.restart_clock()
+            last = now
             if now >= next_beat:
                 next_beat = now + _BEAT_SECONDS
-                self._heartbeat.write()
+                # Neither a full machine nor a lost folder may silence the watchdog.
+                with contextlib.suppress(OSError, MemoryError, psutil.Error):
+                    self._machine = machine_metrics(self.logs)
+                    self._heartbeat.write()
                 self._check_stall()
             if now - window_began >= self.config.straggler_window_seconds:
                 self._heartbeat.share_working = working / samples if samples >= _MIN_SAMPLES else None
@@ -235,6 +247,15 @@ def find_straggler(shares: dict[int, float]) -> dict[str, Any]:
     rank = max(shares, key=lambda each: shares[each])
     others = median(share for each, share in shares.items() if each != rank)
     return {"rank": rank, "ratio": shares[rank] / max(others, 0.01)}
+
+
+def machine_metrics(folder: Path) -> dict[str, int]:
+    """Memory of this process and of its host, and room on the run folder's disk, in bytes."""
+    return {
+        "host_memory_bytes": psutil.Process().memory_info().rss,
+        "host_memory_available_bytes": psutil.virtual_memory().available,
+        "disk_free_bytes": shutil.disk_usage(folder).free,
+    }
 
 
 def _end_code(error: BaseException | None) -> int:

@@ -188,6 +188,21 @@ def test_row_15_a_second_sigterm_in_the_save(start, uninterrupted):
 
 
 @pytest.mark.faults
+def test_ranks_that_all_stand_still_and_go_on_are_not_stalled(start, uninterrupted):
+    """What a batch system does when it suspends a job, for longer than a stall may last."""
+    run = start([{"kind": "slow loader", "rank": 0, "step": step, "seconds": 0.5} for step in range(1, 11)])
+    run.wait_for_step(4)
+    ranks = run.ranks()
+    for process in ranks:
+        process.suspend()
+    time.sleep(15)
+    for process in ranks:
+        process.resume()
+    assert run.wait() == 0, run.printed
+    assert run.exact == uninterrupted
+
+
+@pytest.mark.faults
 def test_row_21_a_slow_rank_is_named(start):
     faults = [{"kind": "busy", "rank": 1, "step": step, "seconds": 0.5} for step in range(1, 31)]
     options = ["--health.straggler_window_seconds", "4", "--max-steps", "30", "--save-every-n-batches", "0"]
