@@ -225,7 +225,8 @@ def _place(beat: Beat, silent: bool, logs: Path) -> str:
         return f"is gone, or its host is, since it was {during}"
     call = call_of(read_stacks(stacks_path(logs, beat.rank)), beat.main_thread, beat.phase == LOADER)
     if beat.is_stopped:
-        return f"was stopped by a signal {during}" + (f", where it {call}" if call else "")
+        # Its stack is of this moment, its beat of up to a second before.
+        return f"was stopped by a signal where it {call}" if call else f"was stopped by a signal, last seen {during}"
     if silent and call is None:
         return f"does not answer {during}"
     return f"{call or 'is'} {during}"

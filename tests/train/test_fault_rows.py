@@ -131,24 +131,30 @@ def start(corpus, tmp_path):
     return lambda *args, **kwargs: Run(tmp_path / "run", corpus.shards, *args, **kwargs)
 
 
-def test_rows_1_20_and_23_one_after_another(start, uninterrupted):
-    faults = [
-        {"kind": "kill in backward", "rank": 1, "step": 4},
-        {"kind": "stop", "rank": 1, "step": 6},
-        {"kind": "hang in loader", "rank": 1, "step": 10},
-    ]
+def test_rows_1_and_20_one_after_the_other(start, uninterrupted):
+    faults = [{"kind": "kill in backward", "rank": 1, "step": 4}, {"kind": "stop", "rank": 1, "step": 6}]
     run = start(faults, ["--max-restarts", "5"])
     assert run.wait(400) == 0, run.printed
     assert run.exact == uninterrupted
-    killed, stopped, hung = run.restarts
+    killed, stopped = run.restarts
     assert "rank 1 was killed" in killed["reason"] and killed["checkpoint"] == "step-00000002"
-    assert stopped["exit_code"] == 8 and "rank 1 was stopped by a signal in the training step of" in stopped["reason"]
+    assert stopped["exit_code"] == 8
+    assert "rank 1 was stopped by a signal where it is in _in_forward (tests/train/fault_inj" in stopped["reason"]
     assert "rank 0 waits in all_" in stopped["reason"]
-    assert hung["exit_code"] == 8 and "(tests/train/fault_injection.py:" in hung["reason"]
-    assert "in the data loader of step 10" in hung["reason"]
-    assert "rank 0 waits in all_reduce in the training step of step 10" in hung["reason"]
     for rank in (0, 1):
-        assert "most recent call first" in (run.path / f"logs/stacks-rank-{rank}.txt").read_text() or rank
+        assert (run.path / f"logs/stacks-rank-{rank}.txt").exists()
+
+
+@pytest.mark.faults
+def test_row_23_a_loader_that_hangs_is_named(start, uninterrupted):
+    run = start([{"kind": "hang in loader", "rank": 1, "step": 6}], ["--max-restarts", "2"])
+    assert run.wait() == 0, run.printed
+    assert run.exact == uninterrupted
+    (hung,) = run.restarts
+    assert hung["exit_code"] == 8
+    assert "is in _in_loader (tests/train/fault_injection.py:" in hung["reason"]
+    assert "in the data loader of step 6" in hung["reason"]
+    assert "rank 0 waits in all_reduce in the training step of step 6" in hung["reason"]
 
 
 @pytest.mark.faults
