@@ -60,9 +60,8 @@ def test_a_stopped_process_and_one_that_is_gone(tmp_path):
         deadline = time.monotonic() + 5
         while not stopped.is_stopped and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert stall_lines([stopped], {0}, tmp_path) == [
-            "rank 0 was stopped by a signal in the training step of step 7"
-        ]
+        expected = "rank 0 was stopped by a signal, last seen in the training step of step 7"
+        assert stall_lines([stopped], {0}, tmp_path) == [expected]
     finally:
         process.kill()
         process.wait()
