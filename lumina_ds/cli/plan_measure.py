@@ -1,4 +1,4 @@
-"""Ranks that measure: what `lumina plan verify` and `lumina plan time --calibrate` start through the deepspeed runner.
+"""Ranks that measure: what `lumina plan verify` starts through the deepspeed runner.
 
 A list of requests goes in and a list of results comes out, as JSON files, so that many configurations share a start.
 """
@@ -18,7 +18,7 @@ _MODULE = "lumina_ds.cli.plan_measure"
 
 
 def measure_on_ranks(requests: Sequence[dict[str, Any]], num_ranks: int) -> list[dict[str, Any]]:
-    """Run every request (`kind` memory or speed, `config`, `precision`, `deepspeed`) on ranks of this machine.
+    """Run every request (`config`, `precision`, `deepspeed`) on ranks of this machine.
 
     A request that runs out of a GPU's memory has {"out_of_memory": true} for its result when there is one rank.
     Raises MachineError, or OutOfMemory, when the ranks end without results.
@@ -69,12 +69,11 @@ def _answer(request: dict[str, Any], world: Any) -> dict[str, Any]:
     import torch
 
     from lumina_ds.config.schema import RunConfig
-    from lumina_ds.train.measure import measure_memory, measure_speed
+    from lumina_ds.train.measure import measure_memory
 
-    measure = {"memory": measure_memory, "speed": measure_speed}[request["kind"]]
     config = RunConfig.model_validate(request["config"])
     try:
-        return measure(config, world, request["precision"], request["deepspeed"]) | {"device": _device(world)}
+        return measure_memory(config, world, request["precision"], request["deepspeed"]) | {"device": _device(world)}
     except torch.OutOfMemoryError:
         # Of several ranks the others would wait for this one for ever.
         if world.size > 1:

@@ -73,7 +73,7 @@ def memory_request(
     """What the ranks are asked to run, and the plan of the same."""
     composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
     plan = plan_memory(config, world_size, precision, device, composed)
-    asked = {"kind": "memory", "config": config.model_dump(mode="json"), "precision": precision, "deepspeed": composed}
+    asked = {"config": config.model_dump(mode="json"), "precision": precision, "deepspeed": composed}
     return asked, plan
 
 

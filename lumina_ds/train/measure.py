@@ -1,6 +1,6 @@
-"""Real steps of a configuration on this machine, with random tokens: what they take in memory and in time.
+"""Real steps of a configuration on this machine, with random tokens: what they take in memory.
 
-The measured side of `lumina plan verify` and of `lumina plan time --calibrate`. On a GPU memory is the caching
+The measured side of `lumina plan verify`. On a GPU memory is the caching
 allocator's; on a CPU torch's profiler reports every allocation, from which live bytes and peaks follow.
 """
 
@@ -32,7 +32,6 @@ from lumina_ds.engine.live_tensors import (
 from lumina_ds.train.step import StepCounts, run_step
 
 _PREFIX = "lumina memory mark "
-_BANDWIDTH_BYTES = 64 << 20
 
 
 def measure_memory(
@@ -74,27 +73,6 @@ def measure_memory(
         },
     }
     return _fullest(measured, world) | {"seconds": seconds}
-
-
-def measure_speed(
-    config: RunConfig, world: World, precision: str, deepspeed_json: Mapping[str, Any], repeats: int = 4
-) -> dict[str, Any]:
-    """Seconds of a micro-batch without what an optimizer step adds, the all-reduce bandwidth, and a matrix product's
-    rate, all of this machine. A collective.
-
-    A step of three micro-batches less one of a single micro-batch leaves two, without communication at ZeRO 0 or 1.
-    """
-    short, long = (_with_accumulation(config, dict(deepspeed_json), n, world.size) for n in (1, 3))
-    times = {}
-    for name, (run, json) in (("short", short), ("long", long)):
-        engine = build_engine(run, world, precision, json)
-        times[name] = sorted(_timed_step(engine, run, world) for _ in range(repeats + 1))[: repeats // 2 + 1]
-        _destroy(engine)
-    low, high = (sum(values) / len(values) for values in (times["short"], times["long"]))
-    found = torch.tensor([(high - low) / 2, low, _bandwidth(world), _matmul_flops(world, precision)])
-    dist.all_reduce(found)
-    names = ("micro_batch_seconds", "step_seconds", "bytes_per_second", "matmul_flops")
-    return dict(zip(names, (found / world.size).tolist(), strict=True))
 
 
 def random_micro_batch(config: RunConfig, rank: int) -> MicroBatch:
@@ -225,42 +203,6 @@ def _timed_step(engine: Any, config: RunConfig, world: World) -> float:
     _synchronize(world)
     begin = time.perf_counter()
     run_step(engine, batches, counts, config.model, config.train.max_grad_norm, world)
-    _synchronize(world)
-    return time.perf_counter() - begin
-
-
-def _with_accumulation(
-    config: RunConfig, json: dict[str, Any], steps: int, world_size: int
-) -> tuple[RunConfig, dict[str, Any]]:
-    run = config.model_copy(deep=True)
-    run.train.global_batch_size = None
-    run.train.gradient_accumulation_steps = steps
-    rows = config.train.micro_batch_size * steps * world_size
-    return run, json | {"gradient_accumulation_steps": steps, "train_batch_size": rows}
-
-
-def _bandwidth(world: World) -> float:
-    """Bytes that a rank sends a second in an all-reduce of 64 MiB, as a ring sends them; 0 for one rank."""
-    if world.size == 1:
-        return 0.0
-    buffer = torch.zeros(_BANDWIDTH_BYTES // 4, device=world.torch_device)
-    best = min(_seconds(lambda: dist.all_reduce(buffer), world) for _ in range(4))
-    return 2 * (world.size - 1) / world.size * _BANDWIDTH_BYTES / best
-
-
-def _matmul_flops(world: World, precision: str) -> float:
-    """The rate of a large matrix product in the precision's operands: this machine's peak, as far as torch reaches."""
-    width = 8192 if world.device == "cuda" else 1024
-    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
-    operand = torch.ones(width, width, dtype=dtype, device=world.torch_device)
-    best = min(_seconds(lambda: operand @ operand, world) for _ in range(5))
-    return 2 * width**3 / best
-
-
-def _seconds(run: Callable[[], Any], world: World) -> float:
-    _synchronize(world)
-    begin = time.perf_counter()
-    run()
     _synchronize(world)
     return time.perf_counter() - begin
 

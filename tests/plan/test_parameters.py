@@ -75,9 +75,9 @@ def test_every_preset_equals_the_model(name):
     assert planned_tensors(model) == meta_tensors(model)
 
 
-def test_a_hundred_random_models_equal_the_model():
+def test_two_hundred_random_models_equal_the_model():
     draw = random.Random(0)
-    for _ in range(100):
+    for _ in range(200):
         model = random_model(draw)
         assert planned_tensors(model) == meta_tensors(model), model
         assert count_parameters(model).total == sum(tensor.numel for tensor in parameter_tensors(model))
