@@ -107,7 +107,7 @@ def test_the_architecture_lists_what_exists() -> None:
 
 def test_short_options() -> None:
     expected = [
-        [option.flag + (f" / --no-{option.flag[2:]}" if option.kind == "pair" else ""), option.field]
+        [option.flag + (f" / --no-{option.flag[2:]}" if option.kind == "choice" else ""), option.field]
         for option in SHORT_OPTIONS
     ]
     assert table("option") == expected

@@ -36,7 +36,9 @@ class ConfigCommand(click.Command):
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --config and every short option of config/options.py to a click command."""
     for option in reversed(SHORT_OPTIONS):
-        function = click.option(option.flag + _negation(option), **_click_arguments(option))(function)
+        function = click.option(option.flag, **_click_arguments(option))(function)
+        if option.kind == "choice":
+            function = click.option(_negation(option), is_flag=True, help=f"the same as {option.flag} off")(function)
     return click.option("--config", metavar="PRESET|FILE", help="preset name or YAML file")(function)
 
 
@@ -47,6 +49,8 @@ def resolve(ctx: click.Context) -> ResolvedConfig:
         value = ctx.params[_parameter_name(option)]
         if value is not None and value != ():
             overrides.append(Override(option.field, list(value) if option.kind == "many" else value, option.flag))
+        if option.kind == "choice" and ctx.params[f"no_{_parameter_name(option)}"]:
+            overrides.append(Override(option.field, "off", _negation(option)))
     return load_config(ctx.params["config"], overrides + _dotted(ctx.args))
 
 
@@ -69,7 +73,7 @@ def _dotted(args: list[str]) -> list[Override]:
 
 
 def _negation(option: ShortOption) -> str:
-    return f"/--no-{option.flag.removeprefix('--')}" if option.kind == "pair" else ""
+    return f"--no-{option.flag.removeprefix('--')}"
 
 
 def _parameter_name(option: ShortOption) -> str:
@@ -82,6 +86,8 @@ def _click_arguments(option: ShortOption) -> dict[str, Any]:
         arguments["multiple"] = True
     elif option.kind == "true":
         arguments |= {"is_flag": True, "flag_value": True}
+    elif option.kind == "choice":
+        arguments |= {"is_flag": False, "flag_value": "on", "metavar": f"[{_metavar(option.field)}]"}
     elif option.kind == "value":
         arguments |= {"type": str, "metavar": _metavar(option.field)}
     return arguments

@@ -137,7 +137,7 @@ def sequence_faults(config: RunConfig) -> list[str]:
 
 def device_faults(config: RunConfig, device: str, precision: str) -> list[str]:
     """Faults that depend on where the run trains, cuda or cpu, and in which resolved precision."""
-    if config.train.compile and config.model.num_experts and device == "cpu" and precision != "bf16":
+    if config.train.compile == "on" and config.model.num_experts and device == "cpu" and precision != "bf16":
         return [
             f"train.compile is on, and torch.compile traces the experts' grouped product on a CPU in bf16 only, "
             f"not in {precision}; use --no-compile, or --precision bf16"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ShortOption:
-    """`flag` sets `field`. `kind`: value, many (repeatable), true (a switch), or pair (--x / --no-x)."""
+    """`flag` sets `field`. `kind`: value, many (repeatable), true (a switch), or choice (--x [VALUE], on without one; --no-x)."""
 
     flag: str
     field: str
@@ -39,9 +39,10 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--weight-decay", "train.weight_decay"),
     ShortOption("--max-grad-norm", "train.max_grad_norm"),
     ShortOption("--precision", "train.precision"),
+    ShortOption("--precision-fallback", "train.precision_fallback", "true"),
     ShortOption("--activation-checkpointing", "train.activation_checkpointing"),
     ShortOption("--flash-attention", "train.flash_attention"),
-    ShortOption("--compile", "train.compile", "pair"),
+    ShortOption("--compile", "train.compile", "choice"),
     ShortOption("--seed", "train.seed"),
     ShortOption("--eval-every-n-batches", "train.eval_every_n_batches"),
     ShortOption("--save-every-n-batches", "train.save_every_n_batches"),

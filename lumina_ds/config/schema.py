@@ -16,6 +16,10 @@ Checkpointing = Annotated[
     Literal["none", "full", "attention", "experts"],
     BeforeValidator(lambda value: "none" if value == "off" else value),
 ]
+Compile = Annotated[
+    Literal["auto", "on", "off"],
+    BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value),
+]
 AttentionBackend = Literal["auto", "flash", "varlen", "flex", "sdpa", "reference"]
 InferencePrecision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16", "dynamic"]
 Schedule = Literal["cosine", "linear", "onecycle", "wsd", "constant"]
@@ -165,6 +169,9 @@ class TrainConfig(Section):
     precision: Precision = Field(
         "auto", description="auto: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU"
     )
+    precision_fallback: bool = Field(
+        False, description="when training becomes unstable, go on from the last checkpoint in a safer precision"
+    )
     activation_checkpointing: Checkpointing = Field(
         "none", description="recompute in the backward pass: full blocks, or their attention or feed-forward half"
     )
@@ -176,7 +183,9 @@ class TrainConfig(Section):
         "auto", description="FlashAttention kernels, of flash-attn (extra: flash) or of torch; auto: where they gain"
     )
     attention_backend: AttentionBackend = Field("auto", description="kernel by name; auto leaves it to flash_attention")
-    compile: bool = Field(False, description="torch.compile through DeepSpeed; needs a C++ compiler on CPU")
+    compile: Compile = Field(
+        "off", description="torch.compile through DeepSpeed, needs a compiler; auto: where it works and may gain"
+    )
     seed: int = Field(42, ge=0, description="of the initial weights and the order of the rows")
     init_from: str | None = Field(
         None, description="folder of whole weights to start from: of `lumina import`, or a checkpoint's step folder"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lumina_ds.config.compile import choose_compile
 from lumina_ds.config.schema import RunConfig, TrainConfig
 from lumina_ds.engine.allocate import allocate, without_storage
 from lumina_ds.engine.distributed import World
@@ -71,7 +72,9 @@ def build_engine(
             load_selection_biases(engine.module, Path(config.train.init_from))
         if world.device == "cpu":
             install_cpu_experts(engine.module, config.deepspeed.expert_parallel_size)
-    if config.train.compile:
+    compiles, reason = choose_compile(config, world.device)
+    log.info("%s", reason)
+    if compiles:
         engine.compile()
     return engine
 

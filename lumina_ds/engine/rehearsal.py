@@ -154,7 +154,7 @@ def _engine(config: RunConfig, world: Any, precision: str, deepspeed_json: dict[
 
     nn.Module._apply = lambda self, fn, recurse=True: self  # type: ignore[method-assign]
     config = config.model_copy(deep=True)
-    config.train.compile = False
+    config.train.compile = "off"
     config.train.flash_attention, config.train.attention_backend = "off", "auto"
     return build_engine(config, world, "bf16" if precision == "fp16" else precision, deepspeed_json, fresh=False)
 

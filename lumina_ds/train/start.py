@@ -56,7 +56,7 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
     from lumina_ds.data.shards import ShardFolder
     from lumina_ds.data.tokenizer import Tokenizer, check_vocabulary
     from lumina_ds.model.device import device_and_precision
-    from lumina_ds.train.loop import TrainingRun
+    from lumina_ds.train.precision_fallback import train_with_fallback
 
     faults = world_faults(config, world.size) + device_faults(
         config, world.device, device_and_precision(config.train.precision)[1]
@@ -73,7 +73,7 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
     for folder in folders:
         check_vocabulary(Tokenizer.load(folder.tokenizer_path), config.model.vocab_size)
     rows = [PackedRows(folder, config.seq_length) for folder in folders]
-    TrainingRun(config, rows[0], rows[1] if len(rows) > 1 else None, world).run()
+    train_with_fallback(config, rows[0], rows[1] if len(rows) > 1 else None, world)
 
 
 def verify_shards(folders: Sequence[ShardFolder], world: World) -> None:
