@@ -16,6 +16,22 @@ import torch
 from torch import Tensor, nn
 
 WEIGHT = "weight"
+MOMENTUM = "momentum_buffer"
+
+
+@dataclass(frozen=True)
+class MomentumPlace:
+    """Muon's momentum of a whole parameter (this rank's experts of it): `numel` elements at `offset` of the group's
+    buffer of `size`. `start` is its first element in the parameter with all experts.
+
+    Every rank that holds a piece of the parameter keeps all of it (deepspeed/runtime/zero/stage_1_and_2.py,
+    _muon_momentum_buffer), since it orthogonalises the whole matrix.
+    """
+
+    size: int
+    offset: int
+    numel: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,7 @@ class Piece:
     flat: Tensor
     offset: int
     optimizer: Any
+    momentum: MomentumPlace | None = None
 
     @property
     def state(self) -> dict[str, Any]:
@@ -45,25 +62,41 @@ class Piece:
 
     def tensors(self) -> dict[str, Tensor]:
         """Views [numel] of the fp32 weight and of every optimizer tensor, by key."""
-        states = {key: value for key, value in self.state.items() if _is_like(value, self.flat)}
-        return {WEIGHT: self.view(self.flat)} | {key: self.view(value) for key, value in states.items()}
+        found = {WEIGHT: self.view(self.flat)}
+        for key, value in self.state.items():
+            if self.momentum is not None and key == MOMENTUM:
+                begin = self.momentum.offset + self.start - self.momentum.start
+                found[key] = value.narrow(0, begin, self.numel)
+            elif _is_like(value, self.flat):
+                found[key] = self.view(value)
+        return found
 
     def scalars(self) -> dict[str, float]:
         """The optimizer's numbers for this piece, such as Adam's step count."""
-        return {key: float(value) for key, value in self.state.items() if not _is_like(value, self.flat)}
+        return {key: float(value) for key, value in self.state.items() if key not in self.tensors()}
 
-    def room_for(self, key: str) -> Tensor:
-        """View [numel] to write `key` into, made as zeros where the optimizer has not stepped yet."""
+    def room_for(self, key: str) -> tuple[Tensor, int]:
+        """(1-D view to write `key` into, the element of the parameter that it begins with).
+
+        Made as zeros where the optimizer has not stepped yet.
+        """
         if key == WEIGHT:
-            return self.view(self.flat)
+            return self.view(self.flat), self.start
+        if self.momentum is not None and key == MOMENTUM:
+            place = self.momentum
+            if key not in self.state:
+                self.state[key] = torch.zeros(place.size, dtype=self.flat.dtype, device=self.flat.device)
+            return self.state[key].narrow(0, place.offset, place.numel), place.start
         if key not in self.state:
             self.state[key] = torch.zeros_like(self.flat.detach())
-        return self.view(self.state[key])
+        return self.view(self.state[key]), self.start
 
     def set_scalar(self, key: str, value: float) -> None:
         """Set a number in the form in which this optimizer keeps it."""
         group = self.optimizer.param_groups[0]
-        if isinstance(self.optimizer, torch.optim.Optimizer) and type(self.optimizer).__module__.startswith("torch."):
+        # Muon hands its other parameters to an AdamW inside.
+        counting = getattr(self.optimizer, "aux_optimizer", None) or self.optimizer
+        if isinstance(counting, torch.optim.Optimizer) and type(counting).__module__.startswith("torch."):
             on_device = group.get("fused") or group.get("capturable")
             device = self.flat.device if on_device else torch.device("cpu")
             self.state[key] = torch.tensor(value, dtype=torch.float32, device=device)
@@ -130,7 +163,19 @@ def _flat_piece(zero: Any, name: str, parameter: Any, shape: tuple[int, ...], fi
     place = mapping.get_hp_fragment_address()
     [flat] = zero.optimizer.param_groups[mapping.param_group_index]["params"]
     start = first + mapping.lp_fragment_address.start
-    return Piece(name, shape, start, place.numel, flat, place.start, zero.optimizer)
+    momentum = _momentum_place(zero, mapping.param_group_index, parameter, first)
+    return Piece(name, shape, start, place.numel, flat, place.start, zero.optimizer, momentum)
+
+
+def _momentum_place(zero: Any, group: int, parameter: Any, first: int) -> MomentumPlace | None:
+    if not zero.optimizer.param_groups[group].get("use_muon"):
+        return None
+    offset = size = 0
+    for other in zero.params_in_partition[group]:
+        if other is parameter:
+            offset = size
+        size += other.numel()
+    return MomentumPlace(size, offset, parameter.numel(), first)
 
 
 def _stage3_piece(zero: Any, name: str, parameter: Any, shape: tuple[int, ...], first: int) -> Piece:

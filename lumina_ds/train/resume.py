@@ -24,9 +24,10 @@ from lumina_ds.train.publishing import restore_replaced
 if TYPE_CHECKING:
     from lumina_ds.train.loop import TrainingRun
 
-# Of these, nothing may differ but the layout, for which the state is divided anew.
+# Of these, nothing may differ but the layout, for which the state is divided anew, and the precision: weights and
+# moments are saved in fp32 whatever it is.
 IDENTITY = ("topology", "model", "optimizer", "tokenizer", "template", "data", "schedule")
-LAYOUT = ("topology.world_size", "topology.zero_stage", "topology.expert_parallel_size")
+LAYOUT = tuple(f"topology.{name}" for name in ("world_size", "zero_stage", "expert_parallel_size", "precision"))
 
 
 def run_identity(run: TrainingRun) -> dict[str, Any]:
@@ -107,7 +108,7 @@ def refuse_another_run(folder: Path, saved: Mapping[str, Any], present: Mapping[
 
 
 def layout_changes(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """`field: saved -> present` for a resume under another world size, ZeRO stage or expert-parallel size."""
+    """`field: saved -> present` for a resume under another world size, ZeRO stage, expert-parallel size or precision."""
     return [difference for difference in identity_differences(saved, present) if difference.startswith(LAYOUT)]
 
 

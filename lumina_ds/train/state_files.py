@@ -81,7 +81,8 @@ def restore_engine(engine: Any, folder: Path, manifest: dict[str, Any]) -> None:
     with torch.no_grad():
         for piece in pieces_of_rank(engine, divided=False):
             for key in saved.keys_of(piece.name, piece.shape):
-                saved.read_into(piece.room_for(key), piece.name, key, piece.start)
+                target, start = piece.room_for(key)
+                saved.read_into(target, piece.name, key, start)
             for key, value in saved.scalars_of(piece.name).items():
                 piece.set_scalar(key, value)
         publish_weights(engine)
