@@ -1,4 +1,4 @@
-"""`lumina checkpoint list|verify`: what checkpoints a run holds, and whether they are sound."""
+"""`lumina checkpoint list|verify|consolidate|reshard`: what a run holds, whether it is sound, and other forms of it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from lumina_ds.errors import CheckpointError
+from lumina_ds.errors import CheckpointError, ConfigError
 
 
 @click.group(epilog="Example: lumina checkpoint verify runs/debug")
 def command() -> None:
-    """List or verify the checkpoints of a run."""
+    """List, verify, or rewrite the checkpoints of a run."""
 
 
 @command.command("list")
@@ -70,6 +70,82 @@ def verify_command(run: Path, as_json: bool) -> None:
     damaged = [name for name, found in faults.items() if found]
     if damaged:
         raise CheckpointError(f"{len(damaged)} of {len(faults)} checkpoints are damaged: {', '.join(damaged)}")
+
+
+@command.command("consolidate")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="a folder, or FILE.safetensors")
+@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON document")
+def consolidate_command(run: Path, out: Path, dtype: str, as_json: bool) -> None:
+    """Write the whole weights of RUN's newest sound checkpoint, or of a step folder, from their fp32 state."""
+    import torch
+
+    from lumina_ds.train.checkpoint import find_checkpoint
+    from lumina_ds.train.resharding import consolidate
+
+    folder = find_checkpoint(run)
+    num_bytes = consolidate(folder, out, torch.float32 if dtype == "fp32" else torch.bfloat16)
+    if as_json:
+        click.echo(json.dumps({"checkpoint": str(folder), "out": str(out), "dtype": dtype, "bytes": num_bytes}))
+    else:
+        click.echo(f"{out}: {num_bytes / 2**20:.1f} MiB of {dtype} weights of {folder}")
+
+
+@command.command("reshard")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--world-size", required=True, type=click.IntRange(1), help="number of ranks")
+@click.option("--zero", "zero_stage", type=click.IntRange(0, 3), help="ZeRO stage; as saved when not given")
+@click.option("--expert-parallel", type=click.IntRange(1), help="ranks that share the experts; as saved when not given")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document")
+def reshard_command(
+    run: Path, world_size: int, zero_stage: int | None, expert_parallel: int | None, as_json: bool
+) -> None:
+    """Divide the newest sound checkpoint of RUN for another layout, moments included, in its place.
+
+    Training does this by itself when it resumes; here it is done once, ahead of time, without any rank.
+    """
+    from lumina_ds.config.checks import world_faults
+    from lumina_ds.config.schema import RunConfig
+    from lumina_ds.train.checkpoint import find_checkpoint, read_manifest
+    from lumina_ds.train.resharding import reshard
+    from lumina_ds.train.run_folder import RunFolder
+
+    folder = find_checkpoint(run)
+    manifest = read_manifest(folder)
+    saved = manifest["topology"]
+    wanted: dict[str, Any] = {
+        "world_size": world_size,
+        "zero_stage": saved["zero_stage"] if zero_stage is None else zero_stage,
+        "expert_parallel_size": expert_parallel or saved["expert_parallel_size"],
+    }
+    config = RunConfig.model_validate(manifest["config"])
+    config.deepspeed.expert_parallel_size = wanted["expert_parallel_size"]
+    config.deepspeed.zero_stage = wanted["zero_stage"]
+    per_pass = config.train.micro_batch_size * world_size
+    accumulation, rest = divmod(manifest["schedule"]["rows_per_step"], per_pass)
+    if rest:
+        raise ConfigError(
+            f"a step of this run has {manifest['schedule']['rows_per_step']} rows, which {world_size} ranks cannot "
+            f"share with --batch-size {config.train.micro_batch_size}; use another --world-size"
+        )
+    config.train.gradient_accumulation_steps = accumulation
+    faults = world_faults(config, world_size)
+    if faults:
+        raise ConfigError.from_faults(faults)
+    lock = RunFolder(folder.parents[1])
+    lock.lock()
+    try:
+        reshard(folder, wanted)
+    finally:
+        lock.release()
+    if as_json:
+        click.echo(json.dumps({"checkpoint": str(folder), "was": saved, "topology": saved | wanted}))
+        return
+    click.echo(
+        f"{folder} is divided for {world_size} ranks; go on with --zero {wanted['zero_stage']} --expert-parallel "
+        f"{wanted['expert_parallel_size']} --batch-size {config.train.micro_batch_size} --grad-accum {accumulation}"
+    )
 
 
 def _folders(run: Path) -> list[Path]:

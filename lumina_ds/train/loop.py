@@ -30,7 +30,7 @@ from lumina_ds.engine.build import build_engine, set_learning_rate
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.gradient_norm import NormGate
 from lumina_ds.engine.schedules import learning_rate
-from lumina_ds.errors import ConfigError, DataError, Interrupted, UnstableError
+from lumina_ds.errors import ConfigError, DataError, Interrupted, LuminaError, UnstableError
 from lumina_ds.files import write_atomically
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.monitor.console import TrainingConsole
@@ -75,6 +75,7 @@ class TrainingRun:
         self.folder = RunFolder.of(config)
         self.published_step: int | None = None
         self.saved_at = time.monotonic()
+        self.save_error: LuminaError | None = None
         _, self.precision, self.precision_reason = device_and_precision(config.train.precision)
         self.deepspeed_json = compose_deepspeed(config, world.size, self.precision)
         self.batch_rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world.share.size
@@ -351,13 +352,15 @@ class TrainingRun:
 
     def _finish_saving(self) -> None:
         """Wait for the save under way; raises why the newest step could not be saved."""
-        outcome = self.saver.finish()
-        self._report_save(outcome)
-        if outcome is not None and outcome.error is not None:
-            raise outcome.error
+        self.settle_saves()
+        if self.save_error is not None:
+            raise self.save_error
 
     def _report_save(self, outcome: SaveOutcome | None) -> None:
-        if outcome is None or not self.leads:
+        if outcome is None:
+            return
+        self.save_error = outcome.error
+        if not self.leads:
             return
         if outcome.error is None:
             seconds = f"{outcome.total_seconds:.1f} s, of which training waited {outcome.stalled_seconds:.2f} s"

@@ -21,6 +21,7 @@ import psutil
 
 from lumina_ds.engine.distributed import World
 from lumina_ds.errors import LuminaError, MachineError, UnstableError
+from lumina_ds.train.checkpoint import step_name
 from lumina_ds.train.publishing import begin, publish
 from lumina_ds.train.state_files import engine_counters, rank_files
 from lumina_ds.train.tensor_file import CheckpointFile
@@ -178,7 +179,7 @@ class _Save:
         free = shutil.disk_usage(self.saver.checkpoints).free
         if free < self.saver.num_bytes:
             raise MachineError(
-                f"a checkpoint takes {gib(self.saver.num_bytes)} and {self.saver.checkpoints} has {gib(free)} free; "
+                f"a checkpoint takes {_mib(self.saver.num_bytes)} and {self.saver.checkpoints} has {_mib(free)} free; "
                 "free some space, or lower --train.keep_checkpoints"
             )
         staging = begin(self.saver.checkpoints, self.manifest["step"])
@@ -204,9 +205,9 @@ class _Save:
     def _end(self, error: LuminaError | None) -> None:
         total = time.perf_counter() - self.started
         stalled = total if self.stalled_seconds is None else self.stalled_seconds
-        folder = self.staging.with_suffix("")
+        folder = self.saver.checkpoints / step_name(self.manifest["step"])
         self.saver._outcome = SaveOutcome(self.manifest["step"], folder, error, stalled, total)
 
 
-def gib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"
+def _mib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

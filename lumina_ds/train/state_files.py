@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -147,7 +148,10 @@ def restore_random_state(folder: Path, rank: int, seed: int) -> None:
         torch.manual_seed(random.getrandbits(63))
         np.random.seed(random.getrandbits(32))
         return
-    state = torch.load(path, weights_only=True)
+    try:
+        state = torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} is no random state of a run, and nothing of it was run: {error}") from error
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     keys = state["numpy"]["state"]["key"].numpy().astype(np.uint32)

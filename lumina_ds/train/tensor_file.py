@@ -14,7 +14,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +36,16 @@ _TYPE_NAMES = {
 
 @dataclass
 class CheckpointFile:
-    """A file to be written: tensors with text about them, or plain bytes."""
+    """A file to be written: tensors with text about them, or plain bytes.
+
+    With `load`, `tensors` are on the meta device, and their values are asked for one after the other.
+    """
 
     name: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     content: bytes | None = None
+    load: Callable[[str], Tensor] | None = None
 
     def __post_init__(self) -> None:
         # Widest values first, as the library does, so that every tensor is aligned to its own type.
@@ -85,8 +89,8 @@ class CheckpointFile:
             yield memoryview(self.content)
             return
         yield memoryview(_header(self.tensors, self.metadata))
-        for tensor in self.tensors.values():
-            yield from _bytes_of(tensor)
+        for name, tensor in self.tensors.items():
+            yield from _bytes_of(tensor if self.load is None else self.load(name))
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

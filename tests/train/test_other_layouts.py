@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from lumina_ds.cli.main import cli, run_command
 from lumina_ds.monitor.writers import read_records
-from lumina_ds.train.checkpoint import read_manifest, step_folders
+from lumina_ds.train.checkpoint import checkpoint_faults, read_manifest, step_folders, weight_files
 from lumina_ds.train.state_files import SavedState
 
 WORKER = Path(__file__).parent / "layout_worker.py"
@@ -107,6 +109,33 @@ def test_row_31_32_weights_and_moments_are_bit_identical_through_every_layout_an
     for name in through:
         found = files(folder / f"back-from-{name}")
         assert {file: found[file] for file in digests} == digests, name
+
+
+def test_consolidate_and_reshard_from_the_command_line(ranks, folder, lumina, tmp_path):
+    step = step_folders(folder / "whole" / "checkpoints")[-1]
+    lumina("checkpoint", "consolidate", folder / "whole", "--out", tmp_path / "whole.safetensors")
+    lumina("checkpoint", "consolidate", step, "--out", tmp_path / "half", "--dtype", "bf16")
+    expected = {}
+    for path in weight_files(step):
+        expected |= load_file(path)
+    found, half = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "half" / "model-00001.safetensors")
+    assert found.keys() == half.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor) and torch.equal(half[name], tensor.to(torch.bfloat16))
+    before = whole_state(step.parent)
+    for world_size, expert_parallel, zero in ((1, 1, 3), (4, 4, 2), (2, 2, 2)):
+        layout = ["--world-size", world_size, "--expert-parallel", expert_parallel, "--zero", zero]
+        lumina("checkpoint", "reshard", folder / "whole", *layout)
+        assert checkpoint_faults(step) == []
+        manifest = read_manifest(step)
+        assert [manifest["topology"][key] for key in ("world_size", "expert_parallel_size", "zero_stage")] == [
+            *(world_size, expert_parallel, zero)
+        ]
+        assert sum(name.startswith("optimizer-") for name in manifest["files"]) == world_size
+        assert_same_state(whole_state(step.parent), before)
+    words = ["checkpoint", "reshard", str(folder / "whole"), "--world-size", "3", "--expert-parallel", "1"]
+    assert run_command(cli, words) == 2
+    ranks(2, {"name": "whole", "stage": 2, "expert_parallel": 2})  # nothing is left to train, and it is accepted
 
 
 def files(folder):
