@@ -78,7 +78,7 @@ def test_the_checker_finds_wrong_commands() -> None:
     assert option_faults(shlex.split("lumina train --config debug --model.num_experts 8 -- --num_gpus 2")) == []
     assert "--confg" in option_faults(shlex.split("lumina train --confg debug"))[0]
     assert "--zero" in option_faults(shlex.split("lumina checkpoint verify runs/debug --zero 2"))[0]
-    assert "reshard" in option_faults(shlex.split("lumina checkpoint reshard runs/debug"))[0]
+    assert "merge" in option_faults(shlex.split("lumina checkpoint merge runs/debug"))[0]
     assert "teleport" in option_faults(shlex.split("lumina teleport"))[0]
     assert "--zer" in option_faults(shlex.split("deepspeed --num_gpus 2 launch/train.py --zer 1"))[0]
 
