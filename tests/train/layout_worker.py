@@ -16,7 +16,8 @@ from lumina_ds.train.state_files import restore_engine
 
 
 def layout(runs_dir, name, stage, expert_parallel, world_size, **train_fields):
-    config = configuration(name, stage, "fp32", runs_dir, **train_fields)
+    config = configuration(name, 2, "fp32", runs_dir, **train_fields)  # one model for all stages
+    config.deepspeed.zero_stage = stage
     config.deepspeed.expert_parallel_size = expert_parallel
     config.train.gradient_accumulation_steps = 4 // world_size  # the same rows in a step
     config.run.name = name
