@@ -18,7 +18,7 @@ from typing import Literal
 
 from lumina_ds.data.conversation import RejectedLine, is_blank, parse_conversation, split_lines
 from lumina_ds.data.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
-from lumina_ds.errors import ConfigError, DataError
+from lumina_ds.errors import ConfigError, DataError, MachineError
 from lumina_ds.files import write_atomically
 from preprocess.quarantine import common_fault
 from preprocess.sources import InputFile, resolve_inputs
@@ -51,20 +51,26 @@ def train_tokenizer(
     """Train on about `sample_bytes` of the turns' text and write the model to `out`, atomically.
 
     The model has `vocab_size` ids, or fewer where the text is too small for so many. Raises ConfigError for a
-    vocabulary that cannot hold bytes, markers and characters, DataError for input without conversations.
+    vocabulary that cannot hold bytes, markers and characters, or an `out` that is a folder, DataError for input without conversations,
+    MachineError where `out` cannot be written.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise ConfigError(
             f"a vocabulary of {vocab_size} ids is too small: bytes and markers take {_NUM_FIXED_IDS}; "
             f"use {MIN_VOCAB_SIZE} or more"
         )
+    if Path(out).is_dir():
+        raise ConfigError(f"{out} is a folder; name a file in it with --out")
     rules: set[str] = set()
     sentences = list(_sample(resolve_inputs(files), max_conversations, sample_bytes, rules))
     if not sentences:
         raise DataError(common_fault(rules, ", ".join(files)))
     model = _train(sentences, vocab_size, model_type)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(out), model)
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(out), model)
+    except OSError as error:
+        raise MachineError(f"cannot write {out}: {error.strerror}; choose another --out") from error
     tokenizer = Tokenizer.load(out)
     if tokenizer.vocab_size < vocab_size:
         log.info("the text gives %d ids, fewer than the %d asked for", tokenizer.vocab_size, vocab_size)

@@ -87,7 +87,8 @@ def test_every_command_exists() -> None:
     called = [words for words in commands() if words[0] == "lumina" or words[0] in TRAINERS]
     assert len(called) > 15
     assert [fault for words in called for fault in option_faults(words)] == []
-    assert {words[1] for words in called if words[0] == "lumina"} >= set(VERBS), "a verb is not shown"
+    shown = {words[1] for words in called if words[0] == "lumina"} | {"completion"} & set(README.split())
+    assert shown >= set(VERBS), "a verb is not shown"
 
 
 def test_every_path_exists() -> None:
@@ -111,6 +112,21 @@ def test_short_options() -> None:
         for option in SHORT_OPTIONS
     ]
     assert table("option") == expected
+
+
+def test_flags_of_the_original() -> None:
+    """Every flag has its counterpart: the same option of `lumina train`, or commands that exist."""
+    train = cli.get_command(click.Context(cli), "train")
+    assert train is not None
+    known = {flag for parameter in train.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    rows = table("original flag")
+    for flags, ours in rows:
+        if ours == "the same":
+            assert set(flags.split(", ")) <= known, flags
+        else:
+            named = re.findall(r"lumina [a-z ]+[a-z]", ours)
+            assert named and [fault for each in named for fault in option_faults(each.split())] == []
+    assert len(rows) > 5
 
 
 def test_presets() -> None:

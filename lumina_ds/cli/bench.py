@@ -1,4 +1,4 @@
-"""`lumina bench`: what the loader gives and what precisions of inference cost, on this machine."""
+"""`lumina bench`: what training and the loader give and what precisions of inference cost, on this machine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lumina_ds.cli.bench_train import train
+
 if TYPE_CHECKING:
     from lumina_ds.data.loader_speed import LoaderSpeed
     from lumina_ds.train.compare_precisions import PrecisionResult
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 @click.group()
 def command() -> None:
     """Measure a part of the program on this machine."""
+
+
+command.add_command(train)
 
 
 @command.command(epilog="Example: lumina bench loader shards/train --batch-size 8")

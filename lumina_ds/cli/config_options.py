@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config
+from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config, preset_names
 from lumina_ds.config.options import SHORT_OPTIONS, ShortOption
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.suggest import nearest
@@ -39,7 +40,15 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
         function = click.option(option.flag, **_click_arguments(option))(function)
         if option.kind == "choice":
             function = click.option(_negation(option), is_flag=True, help=f"the same as {option.flag} off")(function)
-    return click.option("--config", metavar="PRESET|FILE", help="preset name or YAML file")(function)
+    return click.option(
+        "--config", metavar="PRESET|FILE", help="preset name or YAML file", shell_complete=complete_config
+    )(function)
+
+
+def complete_config(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Presets that begin so, else files."""
+    presets = [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
+    return presets or [CompletionItem(incomplete, type="file")]
 
 
 def resolve(ctx: click.Context) -> ResolvedConfig:
@@ -51,17 +60,19 @@ def resolve(ctx: click.Context) -> ResolvedConfig:
             overrides.append(Override(option.field, list(value) if option.kind == "many" else value, option.flag))
         if option.kind == "choice" and ctx.params[f"no_{_parameter_name(option)}"]:
             overrides.append(Override(option.field, "off", _negation(option)))
-    return load_config(ctx.params["config"], overrides + _dotted(ctx.args))
+    return load_config(
+        ctx.params["config"],
+        overrides + _dotted(ctx.args, [flag for option in ctx.command.params for flag in option.opts]),
+    )
 
 
-def _dotted(args: list[str]) -> list[Override]:
+def _dotted(args: list[str], known: list[str]) -> list[Override]:
     overrides = []
     rest = list(args)
     while rest:
         flag = rest.pop(0)
         name, equals, value = flag.removeprefix("--").partition("=")
         if not flag.startswith("--") or "." not in name:
-            known = [option.flag for option in SHORT_OPTIONS]
             kind = "option" if flag.startswith("-") else "argument"
             raise ConfigError(f"unknown {kind} {flag}{nearest(flag, known)}")
         if not equals:
@@ -87,19 +98,33 @@ def _click_arguments(option: ShortOption) -> dict[str, Any]:
     elif option.kind == "true":
         arguments |= {"is_flag": True, "flag_value": True}
     elif option.kind == "choice":
-        arguments |= {"is_flag": False, "flag_value": "on", "metavar": f"[{_metavar(option.field)}]"}
+        arguments |= {"is_flag": False, "flag_value": "on", "metavar": f"[{'|'.join(_choices(option.field))}]"}
     elif option.kind == "value":
-        arguments |= {"type": str, "metavar": _metavar(option.field)}
+        arguments |= {"type": str, "metavar": "|".join(_choices(option.field)) or "VALUE"}
+    if option.kind in ("many", "value", "choice"):
+        arguments["shell_complete"] = _completer(option.field)
     return arguments
 
 
-def _metavar(field: str) -> str:
-    """The choices of a field that has some, else VALUE."""
+def _completer(field: str) -> Callable[..., list[CompletionItem]]:
+    """Completes a field's choices, or files for a field of text."""
+    choices, is_text = _choices(field), "str" in str(_field(field).annotation)
+
+    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        if choices:
+            return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="file")] if is_text else []
+
+    return complete
+
+
+def _choices(field: str) -> list[str]:
+    """The values that a field takes, where there are few."""
     annotation = _field(field).annotation
     for choice in (annotation, *get_args(annotation)):
         if get_origin(choice) is Literal:
-            return "|".join(str(value) for value in get_args(choice))
-    return "VALUE"
+            return [str(value) for value in get_args(choice)]
+    return []
 
 
 def _description(field: str) -> str:

@@ -6,11 +6,12 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from lumina_ds.cli.model_source import clean_text, load_run, sampling_options, sampling_settings, source_options
+from lumina_ds.errors import MachineError
 
 EXAMPLES = """Examples:
 
@@ -85,18 +86,25 @@ def _answer_file(
     from lumina_ds.generate.batch import read_prompts, replies
 
     asked = read_prompts(prompts, system)
-    loaded, _ = load_run(run, precision)
-    records = replies(loaded, asked, settings)
     if out is None:
-        for record in records:
+        for record in replies(load_run(run, precision)[0], asked, settings):
             click.echo(json.dumps(record, ensure_ascii=False))
         return
-    with click.open_file(str(out), "w", encoding="utf-8") as stream:
+    with _opened(out) as stream:
+        records = replies(load_run(run, precision)[0], asked, settings)
         for record in _shown(records, len(asked)):
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             # What is answered stays when the rest is interrupted.
             stream.flush()
     click.echo(f"{len(asked)} replies in {out}", err=True)
+
+
+def _opened(out: Path) -> IO[str]:
+    """`out` for writing, asked for before a model is loaded; MachineError where there can be no such file."""
+    try:
+        return click.open_file(str(out), "w", encoding="utf-8")
+    except OSError as error:
+        raise MachineError(f"cannot write {out}: {error.strerror}; choose another --out") from error
 
 
 def _shown(records: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:

@@ -29,7 +29,7 @@ FORWARDED = {
     signal.SIGUSR1: signal.SIGUSR1,
 }
 # What the runner starts as ranks.
-RANK_MODULES = {"lumina_ds.cli.train", "lumina_ds.cli.plan_measure"}
+RANK_MODULES = {"lumina_ds.cli.train", "lumina_ds.cli.plan_measure", "lumina_ds.cli.on_ranks"}
 PLACEMENT = {
     "--num_gpus",
     "--num_accelerators",

@@ -33,7 +33,9 @@ VERBS: dict[str, str] = {
     "report": "a run, two runs or a folder of runs as an HTML page with plots",
     "export": "write a model in Hugging Face's format",
     "import": "start training from a model in Hugging Face's format",
-    "bench": "measure the data loader",
+    "bench": "measure training, the data loader, or precisions of inference",
+    "profile": "where the time and memory of a training step go",
+    "completion": "print the completion script of a shell",
 }
 
 
@@ -64,7 +66,7 @@ class VerbGroup(click.Group):
     cls=VerbGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 done, 2 configuration or usage, 3 data, 4 environment, 5 checkpoint, "
-    "6 out of memory, 7 unstable, 75 interrupted but resumable.",
+    "6 out of memory, 7 unstable, 8 a rank stalled, 75 interrupted but resumable.",
 )
 @click.version_option(__version__, prog_name="lumina")
 def cli() -> None:
@@ -86,10 +88,14 @@ def run_command(
     except LuminaError as error:
         _report(str(error), everywhere=isinstance(error, DataError | MachineError))
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        # A group without a verb shows its help, which is no sentence about a mistake.
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         # click would print the usage over several lines; one line with the remedy is what a user reads.
         hint = f" (see {error.ctx.command_path} --help)" if isinstance(error, click.UsageError) and error.ctx else ""
-        _report(error.format_message() + hint)
+        _report(" ".join(error.format_message().split()) + hint)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):  # before RuntimeError, which click.Abort is
         click.echo("interrupted", err=True)

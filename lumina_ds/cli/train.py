@@ -18,7 +18,7 @@ from lumina_ds.cli.main import run_command
 from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.errors import ConfigError, MachineError
+from lumina_ds.errors import CheckpointError, ConfigError, MachineError
 
 EXAMPLES = """Examples:
 
@@ -75,6 +75,10 @@ def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -
     config = resolved.config
     check_deepspeed_version()
     check_run(config, planned_world_size(complete_runner_arguments(runner)))
+    if config.run.resume not in ("auto", "none") and not Path(config.run.resume).is_dir():
+        raise CheckpointError(
+            f"{config.run.resume} is neither a run folder nor a checkpoint (step-XXXXXXXX); give --resume one of them"
+        )
     RunFolder.of(config).create()
     configure_logging()
     data = _prepare(config)

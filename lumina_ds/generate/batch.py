@@ -23,8 +23,10 @@ def read_prompts(path: Path, system: str | None = None) -> list[tuple[dict[str, 
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 ({error}); give a JSONL file with --prompts") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; give a JSONL file with --prompts") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no UTF-8 text; give a JSONL file with --prompts") from None
     asked = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

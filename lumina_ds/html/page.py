@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lumina_ds import __version__
-from lumina_ds.errors import DataError
+from lumina_ds.errors import MachineError
 from lumina_ds.files import write_atomically
 
 # Nothing may be loaded or run, whatever a conversation holds; images are part of the page itself.
@@ -111,8 +111,8 @@ def details(summary: str, content: str, style: str = "", is_open: bool = False) 
 
 
 def write_page(document: str, path: Path) -> None:
-    """Write a page, whole or not at all. Raises DataError where it cannot be written."""
+    """Write a page, whole or not at all. Raises MachineError where it cannot be written."""
     try:
         write_atomically(path, document)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from error
+        raise MachineError(f"cannot write {path}: {error.strerror}; name a file in a folder that exists") from error

@@ -94,6 +94,21 @@ def find_gpu(name: str) -> Gpu:
     raise ConfigError(f"--gpu {name} is no known card{nearest(wanted, names)} (known: {', '.join(names)})")
 
 
+def card_of_device(device_name: str, memory_bytes: int) -> Gpu | None:
+    """The listed card behind a driver's name, such as "NVIDIA H100 80GB HBM3"; None for one that is not listed.
+
+    Of a model in several sizes the one whose memory is nearest.
+    """
+    wanted = re.sub(r"[\s_-]", "", device_name.lower())
+    models = {gpu.name.rpartition("-")[0] for gpu in GPUS}
+    # Not the B200 in GB200, nor the A10 in A100 and A10G: other chips with other rates.
+    found = [
+        name for name in models if re.search(rf"(?<!g){name}(?![0-9a-z])|(?<!g){name}(?=sxm|pcie|[0-9]+gb)", wanted)
+    ]
+    sizes = [gpu for gpu in GPUS if found and gpu.name.rpartition("-")[0] == max(found, key=len)]
+    return min(sizes, key=lambda gpu: abs(gpu.memory_gb * 1e9 - memory_bytes), default=None)
+
+
 def _spellings(name: str) -> set[str]:
     """h100-80, h10080, h100; of a GeForce or RTX PRO also without rtx."""
     model = name.rpartition("-")[0]

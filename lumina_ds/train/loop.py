@@ -42,12 +42,11 @@ from lumina_ds.train.evaluate import evaluate, perplexity
 from lumina_ds.train.health import StepHealth, Verdict
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, layout_changes, run_identity
 from lumina_ds.train.rollback import go_back
-from lumina_ds.train.routing import noise_seeds
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.saving import CheckpointSaver, SaveOutcome
 from lumina_ds.train.signals import StopRequest
 from lumina_ds.train.state_files import load_checkpoint
-from lumina_ds.train.step import StepCounts, StepOutcome, agree, run_step
+from lumina_ds.train.step import StepCounts, StepOutcome, agree, rank_micro_batches, run_step
 from lumina_ds.train.watchdog import LOADER, Watchdog
 
 log = logging.getLogger(__name__)
@@ -254,22 +253,7 @@ class TrainingRun:
 
     def _micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's part of a step. Runs ahead of the loop in a thread of its own."""
-        config, train, share = self.config, self.config.train, self.world.share
-        batches = []
-        for index in range(train.gradient_accumulation_steps):
-            batch = self.rows.collate(
-                self.order.step_rows(
-                    step,
-                    index,
-                    share.rank,
-                    share.size,
-                    train.micro_batch_size,
-                    train.gradient_accumulation_steps,
-                )
-            )
-            seeds = noise_seeds(config.model, train.seed, step, batch.row_ids)
-            batches.append(share.cut(batch if seeds is None else replace(batch, row_seeds=seeds)))
-        return batches
+        return rank_micro_batches(self.config, self.rows, self.order, step, self.world)
 
     def _evaluate_and_save(self, outcome: StepOutcome) -> None:
         train, step = self.config.train, self.progress.step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -33,14 +33,23 @@ def run_rank(config: RunConfig, shards: Path, eval_shards: Path | None) -> NoRet
 
     A user's mistake is one line on rank 0; every rank finds the same one. Anything unexpected keeps its traceback.
     """
-    rank, code, clean = 0, 1, False
-    try:
-        world = start(config.deepspeed.rendezvous_seconds)
-        rank = world.rank
+
+    def body(world: World) -> None:
         folder = RunFolder.of(config)
         folder.create()
-        configure_logging(rank, folder.logs / f"rank-{rank}.log")
+        configure_logging(world.rank, folder.logs / f"rank-{world.rank}.log")
         train(config, shards, eval_shards, world)
+
+    run_as_rank(body, config.deepspeed.rendezvous_seconds)
+
+
+def run_as_rank(body: Callable[[World], None], rendezvous_seconds: float) -> NoReturn:
+    """Join the others, do `body`, and end the process with 0 or the exit code of the error."""
+    rank, code, clean = 0, 1, False
+    try:
+        world = start(rendezvous_seconds)
+        rank = world.rank
+        body(world)
         code, clean = 0, True
     except LuminaError as error:
         code = error.exit_code

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lumina_ds.config.schema import ModelConfig
-from lumina_ds.data.loader import MicroBatch
+from lumina_ds.config.schema import ModelConfig, RunConfig
+from lumina_ds.data.loader import MicroBatch, TrainingOrder
 from lumina_ds.engine.build import clip_gradients, clips_by_itself
 from lumina_ds.engine.distributed import World
 from lumina_ds.model.attention_backends import DocumentLayout
 from lumina_ds.model.balancing import capacity_factors, update_balance
-from lumina_ds.train.routing import RoutingMetrics, RoutingTotals
+from lumina_ds.train.routing import RoutingMetrics, RoutingTotals, noise_seeds
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,28 @@ class StepOutcome:
     routing: RoutingMetrics
     grad_norm: float
     skipped: bool
+
+
+class Rows(Protocol):
+    """Packed rows by number: of a shard folder, or made up."""
+
+    def collate(self, row_ids: Sequence[int]) -> MicroBatch: ...
+
+
+def rank_micro_batches(
+    config: RunConfig, rows: Rows, order: TrainingOrder, step: int, world: World
+) -> list[MicroBatch]:
+    """A rank's part of a step, counted from 0: a micro-batch per accumulation step."""
+    train, share = config.train, world.share
+    batches = []
+    for index in range(train.gradient_accumulation_steps):
+        row_ids = order.step_rows(
+            step, index, share.rank, share.size, train.micro_batch_size, train.gradient_accumulation_steps
+        )
+        batch = rows.collate(row_ids)
+        seeds = noise_seeds(config.model, train.seed, step, batch.row_ids)
+        batches.append(share.cut(batch if seeds is None else replace(batch, row_seeds=seeds)))
+    return batches
 
 
 def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:

@@ -14,8 +14,8 @@ def write_report(folder_or_findings: str | Path | Findings, path: str | Path, se
     """Write a self-contained HTML page about a shard folder, or about what validate_files() found.
 
     The page depends on the content alone, so the same folder gives the same bytes. `seq_length`: the rows of a
-    folder's page, the folder's own when None. Raises DataError when the
-    folder is damaged or the page cannot be written.
+    folder's page, the folder's own when None. Raises DataError when the folder is damaged, MachineError when the page
+    cannot be written.
     """
     if isinstance(folder_or_findings, Findings):
         document = validation_page(folder_or_findings)

@@ -49,6 +49,26 @@ CASES = {
     "runs folder is a file": ([*TRAIN, "--data", "{shards}", "--runs-dir", "{folder}/text.jsonl"], 2, "--runs-dir"),
     "runner arguments": ([*TRAIN, "--data", "{shards}", "--", "--num_gpus", "two"], 2, "--num_gpus two"),
     "temperature": (["generate", "nowhere", "--prompt", "hi", "--temperature", "-1"], 2, "--temperature -1.0"),
+    "resume from nowhere": ([*TRAIN, "--data", "{shards}", "--resume", "nowhere"], 5, "give --resume one of them"),
+    "unknown sub-verb": (["data", "inspec", "{shards}"], 2, "Did you mean 'inspect'?"),
+    "tokenizer into a folder": (
+        ["tokenizer", "train", "{train}", "--vocab-size", "300", "--out", "{folder}"],
+        2,
+        "name a file in it with --out",
+    ),
+    "tokenizer into a file": (
+        ["tokenizer", "train", "{train}", "--vocab-size", "300", "--out", "{folder}/text.jsonl/t.model"],
+        4,
+        "choose another --out",
+    ),
+    "replies into a folder": (
+        ["generate", "nowhere", "--prompts", "{folder}/prompts.jsonl", "--out", "{folder}"],
+        4,
+        "choose another --out",
+    ),
+    "prompts from nowhere": (["generate", "nowhere", "--prompts", "none.jsonl"], 3, "cannot read none.jsonl: No such"),
+    "shell": (["completion", "tcsh"], 2, "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
+    "no shell": (["completion"], 2, "Choose from: bash, zsh, fish"),
     "--json without --dry-run": ([*TRAIN, "--json"], 2, "--json goes with --dry-run"),
 }
 
@@ -58,6 +78,7 @@ def places(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
     (folder / "text.jsonl").write_text("just some prose\nand more of it\n")
     (folder / "users.jsonl").write_text('{"messages": [{"role": "user", "content": "anyone there?"}]}\n' * 5)
+    (folder / "prompts.jsonl").write_text('{"prompt": "hi"}\n')
     other = ["tokenizer", "train", str(corpus.train), "--vocab-size", "400", "--model-type", "unigram", "--out"]
     assert run_command(cli, [*other, str(folder / "other.model")]) == 0
     return {"folder": folder, "shards": corpus.shards, "train": corpus.train}
@@ -73,6 +94,13 @@ def test_one_line_and_the_documented_exit_code(case, places, capfd, monkeypatch,
     errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in printed.err
     assert printed.out == ""
+
+
+@pytest.mark.parametrize("group", [[], ["tokenizer"], ["data"], ["checkpoint"], ["bench"]])
+def test_a_verb_without_its_sub_verb_shows_its_help(group, capsys):
+    assert run_command(cli, group) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("Usage: ") and "error" not in printed.err and printed.out == ""
 
 
 def test_all_faults_are_reported_together(capsys):

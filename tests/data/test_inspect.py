@@ -229,7 +229,7 @@ def test_rows_and_samples_at_the_command_line(
     [
         (["--row", "9"], 2, "9 is beyond the last row, 0"),
         (["--row", "0", "--sample", "1"], 2, "--row and --sample exclude each other"),
-        (["--html", "{shards}/manifest.json/x.html"], 3, "cannot write"),
+        (["--html", "{shards}/manifest.json/x.html"], 4, "cannot write"),
     ],
 )
 def test_errors(words: list[str], code: int, message: str, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

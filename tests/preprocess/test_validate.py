@@ -247,7 +247,7 @@ def test_exit_codes(mixed: Path, chats: Path, lumina: Command, tmp_path: Path) -
         (["{empty}"], 3, "empty.jsonl holds no line to validate"),
         (["none.jsonl"], 3, "no such file: none.jsonl"),
         (["{chats}", "--tokenizer", "{chats}"], 3, "is not a SentencePiece model"),
-        (["{chats}", "--report", "{empty}/x.html"], 3, "cannot write"),
+        (["{chats}", "--report", "{empty}/x.html"], 4, "cannot write"),
     ],
 )
 def test_errors(words: list[str], code: int, message: str, chats: Path, tmp_path: Path, lumina: Command) -> None:
