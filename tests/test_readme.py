@@ -14,6 +14,7 @@ import click
 import pytest
 
 from lumina_ds import errors
+from lumina_ds.cli.config_options import ConfigCommand
 from lumina_ds.cli.main import VERBS, cli
 from lumina_ds.config.load import dotted_fields, load_config, preset_names
 from lumina_ds.config.options import SHORT_OPTIONS
@@ -67,11 +68,16 @@ def option_faults(words: list[str]) -> list[str]:
         if found is None:
             return [f"{rest[0]} is no verb of {' '.join(words)}"]
         command, rest = found, rest[1:]
-    known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
-    if command is cli.get_command(context, "train"):
-        known |= {f"--{name}" for name in dotted_fields(RunConfig)}
-    options = [word.split("=")[0] for word in rest if word.startswith("--")]
+    known = _flags(command) | {"--help"}
+    if isinstance(command, ConfigCommand):
+        known |= {f"--{name}" for name in dotted_fields(RunConfig)} | {option.flag for option in SHORT_OPTIONS}
+    # One with a space is a value: the options of a variant.
+    options = [word.split("=")[0] for word in rest if word.startswith("--") and " " not in word]
     return [f"{option} is no option of {' '.join(words)}" for option in options if option not in known]
+
+
+def _flags(command: click.Command) -> set[str]:
+    return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def test_the_checker_finds_wrong_commands() -> None:
@@ -118,7 +124,7 @@ def test_flags_of_the_original() -> None:
     """Every flag has its counterpart: the same option of `lumina train`, or commands that exist."""
     train = cli.get_command(click.Context(cli), "train")
     assert train is not None
-    known = {flag for parameter in train.params for flag in (*parameter.opts, *parameter.secondary_opts)}
+    known = _flags(train)
     rows = table("original flag")
     for flags, ours in rows:
         if ours == "the same":

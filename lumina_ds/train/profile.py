@@ -63,6 +63,8 @@ def profile_steps(
 ) -> dict[str, Any]:
     """Time by phase and part, and memory by component and phase, of rank 0. A collective.
 
+    The times of the parts add up to `profiled_step_seconds`, a mean; `step_seconds` is the median of plain steps.
+
     `trace` is a file for Chrome's trace of the profiled steps, `snapshot` one for torch's memory snapshot of the
     plain ones, which only a GPU's allocator has.
     """
@@ -89,7 +91,7 @@ def profile_steps(
         "expert_parallel_size": config.deepspeed.expert_parallel_size,
         "steps": num_steps,
         "step_seconds": median_seconds(plain),
-        "profiled_step_seconds": median_seconds(profiled),
+        "profiled_step_seconds": sum(step.seconds for step in profiled) / num_steps,
         "data_seconds": sum(step.data_seconds for step in plain) / num_steps,
         "time": time_by_part(profile, num_steps, world.device, sum(step.seconds for step in profiled)),
         "memory": {

@@ -52,10 +52,16 @@ def test_bench_train_puts_variants_side_by_side(tiny, corpus, tmp_path):
         assert result["mfu"] == pytest.approx(
             flops_per_token(ModelConfig(**MODEL), 64) * result["tokens_per_second"] / result["peak_flops"]
         )
-        assert 0 < result["mfu"] < 1 and 0 <= result["data_share"] < 1 and result["peak_bytes"] > 50e6
+        assert (
+            result["peak_flops"] > 1e9
+            and "a matrix product of 1024" in result["peak_flops_of"]
+            and 0 <= result["data_share"] < 1
+            and result["peak_bytes"] > 50e6
+        )
     # 2 rows of 64 tokens, three times; random rows have no padding, real ones do.
     assert (random["zero_stage"], random["tokens_per_step"], random["data"]) == (1, 384, "random tokens")
-    assert random["tokens_per_second"] == pytest.approx(384 / random["step_seconds"]["median"], rel=0.9)
+    seconds = random["step_seconds"]
+    assert 384 / seconds["max"] <= random["tokens_per_second"] <= 384 / seconds["min"]
     assert 0 < real["tokens_per_step"] <= 128 and real["data"] == str(corpus.shards)
     assert list(tmp_path.iterdir()) == []
 
@@ -74,7 +80,7 @@ def test_profile_splits_time_and_memory(tiny, corpus, tmp_path):
     assert spent["forward", "head and loss"] > 0 and spent["backward", "gradients"] > 0
     assert spent["between", "data"] >= 0
     # The parts are the whole: nothing is counted twice or left out.
-    assert sum(spent.values()) == pytest.approx(result["profiled_step_seconds"], rel=0.7)
+    assert sum(spent.values()) == pytest.approx(result["profiled_step_seconds"], rel=0.1)
     count = count_parameters(load_config(tiny).config.model)
     dense, experts = count.total - count.experts, count.experts // 2
     # fp32 weights of half the experts; masters and moments of half the rest too, with some elements of padding.
