@@ -20,6 +20,7 @@ from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.load import load_config
 from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.tensors import num_parameters
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.explain import explain
 from lumina_ds.plan.hardware import GIB, cards_that_fit, find_gpu, usable_bytes
@@ -78,7 +79,8 @@ def command(
     config = load_config(source, overrides(settings)).config
     gpu = find_gpu(gpu_name) if gpu_name else None
     # Without a card's name, planned for any GPU of today; a run asks the GPU that it has.
-    precision, reason = resolve_precision(config.train.precision, device, bf16_supported=gpu is None or gpu.bf16)
+    bf16 = gpu is None or gpu.bf16
+    precision, reason = resolve_precision(config.train.precision, device, bf16, num_parameters(config.model))
     world_size = gpus * nodes
     card_gb = gpu.memory_gb if gpu else gpu_memory
     composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")

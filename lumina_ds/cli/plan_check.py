@@ -11,6 +11,7 @@ import click
 from lumina_ds.config.deepspeed_report import DeepSpeedReport, report_on_file, report_on_run
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.precision import PRECISIONS, resolve_precision
+from lumina_ds.config.tensors import num_parameters
 from lumina_ds.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ from lumina_ds.errors import ConfigError
 @click.argument("file")
 @click.option("--config", "source", help="A preset or YAML file: judge the JSON together with this run.")
 @click.option("--gpus", type=click.IntRange(min=1), help="Ranks, for the batch equation; 1 with --config.")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="With --config: of the run; auto means bf16.")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="With --config: of the run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def check(file: str, source: str | None, gpus: int | None, precision: str | None, as_json: bool) -> None:
     """Check a DeepSpeed JSON: FILE, or the name of a shipped one such as zero2.
@@ -33,7 +34,8 @@ def check(file: str, source: str | None, gpus: int | None, precision: str | None
     else:
         # As an override, so that a preset's own stage gives way to the file's.
         config = load_config(source, [Override("deepspeed.config", file, "FILE")]).config
-        resolved, _ = resolve_precision(precision or config.train.precision, "cuda", bf16_supported=True)
+        asked = precision or config.train.precision
+        resolved, _ = resolve_precision(asked, "cuda", True, num_parameters(config.model))
         report = report_on_run(config, gpus or 1, resolved)
     if as_json:
         click.echo(json.dumps({"file": file, "ok": not report.faults, **asdict(report)}, indent=2))

@@ -26,7 +26,7 @@ _OPTIONS = (
     click.option("--deepspeed_config", help="A DeepSpeed JSON: a file, or a name such as zero3_offload."),
     click.option("--micro-batch", type=click.IntRange(min=1), help="Packed rows per GPU and forward pass."),
     click.option("--seq-length", type=click.IntRange(min=2), help="Tokens of a packed row."),
-    click.option("--precision", type=click.Choice(PRECISIONS), help="auto: bf16 on a GPU, fp32 on a CPU."),
+    click.option("--precision", type=click.Choice(PRECISIONS), help="auto: by device and model size."),
     click.option(
         "--activation-checkpointing",
         type=click.Choice(["none", "full", "attention", "experts"]),

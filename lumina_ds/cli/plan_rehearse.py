@@ -17,7 +17,7 @@ from lumina_ds.config.deepspeed_report import batch_equation
 from lumina_ds.config.load import load_config
 from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.config.tensors import parameter_tensors
+from lumina_ds.config.tensors import num_parameters, parameter_tensors
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.cluster import cluster_findings
 from lumina_ds.plan.duration import checkpoint_bytes
@@ -67,7 +67,8 @@ def rehearse(
     config = load_config(source, overrides(settings)).config
     gpu = find_gpu(gpu_name) if gpu_name else None
     world_size = gpus * nodes
-    precision, _ = resolve_precision(config.train.precision, "cuda", bf16_supported=gpu is None or gpu.bf16)
+    bf16 = gpu is None or gpu.bf16
+    precision, _ = resolve_precision(config.train.precision, "cuda", bf16, num_parameters(config.model))
     composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
     plan = plan_memory(config, world_size, precision, "cuda", composed)
     from lumina_ds.engine.rehearsal import rehearse as rehearse_ranks

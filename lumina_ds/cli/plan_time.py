@@ -15,6 +15,7 @@ from lumina_ds.cli.plan_options import overrides, setting_options
 from lumina_ds.cli.presets import format_bytes, format_count
 from lumina_ds.config.load import load_config
 from lumina_ds.config.precision import resolve_precision
+from lumina_ds.config.tensors import num_parameters
 from lumina_ds.plan.duration import TimePlan, plan_time
 from lumina_ds.plan.hardware import find_gpu
 
@@ -69,7 +70,7 @@ def time(
         from lumina_ds.data.manifest import read_manifest
 
         tokens = round(read_manifest(data).totals.tokens * config.train.epochs)
-    precision, _ = resolve_precision(config.train.precision, "cuda", bf16_supported=gpu.bf16)
+    precision, _ = resolve_precision(config.train.precision, "cuda", gpu.bf16, num_parameters(config.model))
     plan = plan_time(config, gpus * nodes, gpu, precision, tokens, mfu, price)
     if as_json:
         click.echo(json.dumps(_record(plan), indent=2))

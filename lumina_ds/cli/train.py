@@ -110,7 +110,7 @@ def check_run(config: RunConfig, world_size: int) -> tuple[str, str, str]:
     from lumina_ds.model.device import device_and_precision
     from lumina_ds.monitor.trackers import missing_trackers
 
-    device, precision, reason = device_and_precision(config.train.precision)
+    device, precision, reason = device_and_precision(config.train.precision, config.model)
     faults = world_faults(config, world_size) + device_faults(config, device, precision)
     if faults:
         raise ConfigError.from_faults(faults)

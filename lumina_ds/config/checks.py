@@ -130,7 +130,7 @@ def sequence_faults(config: RunConfig) -> list[str]:
             )
     if config.seq_length % size:
         faults.append(f"--seq-length {config.seq_length} is not divisible by --sequence-parallel {size}")
-    if config.train.compile:
+    if config.train.compile == "on":
         faults.append(f"--sequence-parallel {size} exchanges heads in code that --compile cannot trace; drop one")
     return faults
 

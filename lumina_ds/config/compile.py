@@ -19,6 +19,8 @@ def choose_compile(config: RunConfig, device: str) -> tuple[bool, str]:
         return False, "torch.compile is off: on a CPU every new arrangement of documents would be compiled anew"
     if config.model.num_experts:
         return False, "torch.compile is off: the dispatch to experts reads their loads on the host, which breaks graphs"
+    if config.deepspeed.sequence_parallel_size > 1:
+        return False, "torch.compile is off: it cannot trace the exchange of heads between ranks that share rows"
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         return False, "torch.compile is off: its Triton kernels need a C compiler (cc, gcc or clang), and there is none"
     return True, "torch.compile is on: a dense model on a GPU, with a compiler at hand"

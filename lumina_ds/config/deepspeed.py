@@ -148,6 +148,11 @@ def _merge_precision(merger: Merger, precision: str) -> None:
         wanted = precision == wanted_by
         if wanted or section in merger.merged:
             merger.impose(f"{section}.enabled", wanted, f"--precision {precision}")
+    if precision == "fp16":
+        # A dynamic scale from 2^16 on: halved after the second overflow, doubled after 1000 steps without one.
+        dynamic = {"loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2}
+        for key, value in (dynamic | {"min_loss_scale": 1}).items():
+            merger.propose(f"fp16.{key}", value)
     if precision == "mixed_bf16":
         merger.impose("torch_autocast.dtype", "bfloat16", "--precision mixed_bf16")
         # DeepSpeed reduces the gradients of exactly these classes in bf16.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from lumina_ds.config.checks import attention_faults, data_faults, model_faults, sequence_faults
 from lumina_ds.config.schema import ModelConfig, RunConfig, Section
 from lumina_ds.config.suggest import nearest
-from lumina_ds.config.tensors import parameter_tensors
+from lumina_ds.config.tensors import num_parameters
 from lumina_ds.errors import ConfigError
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
@@ -77,8 +77,8 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
 def warmup_by_size(model: ModelConfig) -> float:
     """Share of the steps that warm up, where none is given: small models train in few steps, of which Adam's second
     moment needs some tens to settle whatever their number (arXiv 1910.04209). The presets' own values."""
-    num_parameters = sum(tensor.numel for tensor in parameter_tensors(model))
-    return next(ratio for below, ratio in _WARMUP_RATIOS if num_parameters < below)
+    size = num_parameters(model)
+    return next(ratio for below, ratio in _WARMUP_RATIOS if size < below)
 
 
 def dotted_fields(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -167,7 +167,9 @@ class TrainConfig(Section):
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, ge=0, description="global gradient norm to clip at; 0 switches clipping off")
     precision: Precision = Field(
-        "auto", description="auto: bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU"
+        "auto",
+        description="auto: bf16 on a GPU that has it, mixed_bf16 there below 100 million parameters, fp16 on compute "
+        "capability 7, fp32 on older GPUs and on a CPU",
     )
     precision_fallback: bool = Field(
         False, description="when training becomes unstable, go on from the last checkpoint in a safer precision"

@@ -38,6 +38,11 @@ def parameter_tensors(model: ModelConfig) -> Iterator[ParameterTensor]:
         yield ParameterTensor("lm_head.weight", (model.vocab_size, hidden), "head")
 
 
+def num_parameters(model: ModelConfig) -> int:
+    """Elements of all tensors together."""
+    return sum(tensor.numel for tensor in parameter_tensors(model))
+
+
 def moe_layers(model: ModelConfig) -> list[int]:
     """Numbers of the layers whose feed-forward is a mixture of experts."""
     return [layer for layer in range(model.num_hidden_layers) if model.is_moe_layer(layer)]

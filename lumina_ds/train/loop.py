@@ -75,7 +75,7 @@ class TrainingRun:
         self.published_step: int | None = None
         self.saved_at = time.monotonic()
         self.save_error: LuminaError | None = None
-        _, self.precision, self.precision_reason = device_and_precision(config.train.precision)
+        _, self.precision, self.precision_reason = device_and_precision(config.train.precision, config.model)
         self.deepspeed_json = compose_deepspeed(config, world.size, self.precision)
         self.batch_rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world.share.size
         self.num_steps, self.total_rows = planned_length(config, rows.num_rows, self.batch_rows)

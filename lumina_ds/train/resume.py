@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.data.sampler import ORDER_VERSION
 from lumina_ds.errors import CheckpointError, LuminaError
 from lumina_ds.files import file_digest
@@ -124,12 +124,21 @@ def changed_settings(saved: Mapping[str, Any], config: RunConfig) -> list[str]:
 
 def identity_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
     """`field: saved -> present` for every field of the identity that differs."""
+    saved = _with_later_fields(saved)
     return [
         f"{section}.{name} was {_short(saved.get(section, {}).get(name))}, is now {_short(value)}"
         for section in IDENTITY
         for name, value in present[section].items()
         if saved.get(section, {}).get(name) != value
     ]
+
+
+def _with_later_fields(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A model saved before some field existed was what the field's default makes."""
+    if "model" not in saved:
+        return saved
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in ModelConfig.model_fields.items()}
+    return {**saved, "model": defaults | saved["model"]}
 
 
 def _short(value: Any) -> str:

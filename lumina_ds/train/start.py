@@ -68,7 +68,7 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
     from lumina_ds.train.precision_fallback import train_with_fallback
 
     faults = world_faults(config, world.size) + device_faults(
-        config, world.device, device_and_precision(config.train.precision)[1]
+        config, world.device, device_and_precision(config.train.precision, config.model)[1]
     )
     if faults:
         raise ConfigError.from_faults(faults)

@@ -89,6 +89,8 @@ def restore_engine(engine: Any, folder: Path, manifest: dict[str, Any]) -> None:
         publish_weights(engine)
         _restore_routing_state(engine, folder)
     _restore_counters(engine, manifest["step"], manifest["engine"])
+    if engine.fp16_enabled():
+        restore_loss_scale(engine.optimizer.loss_scaler, manifest)
 
 
 class SavedState:
@@ -135,6 +137,18 @@ class SavedState:
                 position = stop
         if position != end:
             raise CheckpointError(f"the checkpoint lacks elements {position} to {end} of {parameter} ({key})")
+
+
+def restore_loss_scale(scaler: Any, manifest: dict[str, Any]) -> None:
+    """The dynamic scale of an fp16 run that goes on in fp16.
+
+    Every other precision has a scaler too, fixed at 1: neither may take the other's numbers.
+    """
+    if manifest["topology"]["precision"] != "fp16":
+        return
+    for key, value in manifest["engine"]["loss_scaler"].items():
+        if hasattr(scaler, key):
+            setattr(scaler, key, value)
 
 
 def restore_random_state(folder: Path, rank: int, seed: int) -> None:
@@ -234,10 +248,6 @@ def _restore_counters(engine: Any, step: int, saved: dict[str, Any]) -> None:
     engine.global_steps = step
     engine.micro_steps = step * engine.gradient_accumulation_steps()
     engine.global_samples = step * engine.train_batch_size()
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    for key, value in saved["loss_scaler"].items():
-        if hasattr(scaler, key):
-            setattr(scaler, key, value)
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     for group in inner.param_groups:
         if saved["group_step"] is not None:

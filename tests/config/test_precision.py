@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lumina_ds.config.precision import resolve_precision
@@ -26,6 +28,23 @@ def test_precision(requested, device, bf16_supported, used):
     precision, reason = resolve_precision(requested, device, bf16_supported)
     assert precision == used
     assert reason.startswith(used)
+
+
+@pytest.mark.parametrize(
+    ("bf16_supported", "capability", "millions", "used", "why"),
+    [
+        (True, (9, 0), 1200, "bf16", r"GPU \(compute capability 9.0\) supports it and of 1,200.0 million parameters"),
+        (True, (8, 0), 100, "bf16", "memory counts"),
+        (True, (8, 0), 99, "mixed_bf16", "in fp32 take 396 MB more and round less"),
+        (False, (7, 5), 1, "fp16", "fp16 with dynamic loss scaling"),
+        (False, (7, 0), 5000, "fp16", "compute capability 7.0"),
+        (False, (6, 1), 1, "fp32", "no tensor cores"),
+    ],
+)
+def test_auto_goes_by_card_and_size(bf16_supported, capability, millions, used, why):
+    precision, reason = resolve_precision("auto", "cuda", bf16_supported, millions * 10**6, capability)
+    assert precision == used
+    assert re.search(why, reason)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lumina_ds.config.checks import sequence_faults, world_faults
+from lumina_ds.config.compile import choose_compile
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import IGNORED_LABEL, MicroBatch, RowShare
@@ -57,6 +58,17 @@ def test_what_cannot_be_shared_is_refused_with_the_reason(model, other, says):
     )
     [fault] = sequence_faults(config)
     assert says in fault
+
+
+def test_only_a_compiled_model_cannot_share_rows():
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 8}
+    for asked, num_faults in (("off", 0), ("auto", 0), ("on", 1)):
+        config = RunConfig.model_validate(
+            {"model": shape, "train": {"compile": asked}, "deepspeed": {"sequence_parallel_size": 2}}
+        )
+        assert len(sequence_faults(config)) == num_faults
+    config.train.compile = "auto"
+    assert choose_compile(config, "cuda")[0] is False
 
 
 def test_the_batch_counts_rows_not_slices():

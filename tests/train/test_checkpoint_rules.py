@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.errors import CheckpointError, ConfigError
 from lumina_ds.files import file_digest
 from lumina_ds.train.checkpoint import (
@@ -137,6 +137,15 @@ def test_identity_differences_name_both_values():
     present = {**saved, "topology": {"world_size": 2}}
     assert identity_differences(saved, present) == ["topology.world_size was 4, is now 2"]
     assert identity_differences(saved, saved) == []
+
+
+def test_a_model_saved_before_a_field_existed_is_the_same_model():
+    present = {section: {} for section in ("topology", "optimizer", "tokenizer", "template", "data", "schedule")}
+    present["model"] = ModelConfig(num_experts=4).model_dump()
+    saved = {**present, "model": {k: v for k, v in present["model"].items() if k not in ("scoring_func", "qk_norm")}}
+    assert identity_differences(saved, present) == []
+    present["model"]["scoring_func"] = "sigmoid"
+    assert identity_differences(saved, present) == ["model.scoring_func was 'softmax', is now 'sigmoid'"]
 
 
 def test_what_is_neither_run_nor_step_is_refused(tmp_path):
