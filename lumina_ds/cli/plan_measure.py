@@ -1,4 +1,4 @@
-"""Ranks that measure: what `lumina plan verify` starts through the deepspeed runner.
+"""Ranks that measure: what `lumina plan verify` and `plan time --calibrate` start through the deepspeed runner.
 
 A list of requests goes in and a list of results comes out, as JSON files, so that many configurations share a start.
 """
@@ -18,8 +18,9 @@ _MODULE = "lumina_ds.cli.plan_measure"
 
 
 def measure_on_ranks(requests: Sequence[dict[str, Any]], num_ranks: int) -> list[dict[str, Any]]:
-    """Run every request (`config`, `precision`, `deepspeed`) on ranks of this machine.
+    """Run every request (`config`, `precision`, `deepspeed`, and `measure`) on ranks of this machine.
 
+    `measure` is memory, or step_seconds, or bandwidths, which takes a `folder` and no configuration.
     A request that runs out of a GPU's memory has {"out_of_memory": true} for its result when there is one rank.
     Raises MachineError, or OutOfMemory, when the ranks end without results.
     """
@@ -70,10 +71,17 @@ def _answer(request: dict[str, Any], world: Any) -> dict[str, Any]:
 
     from lumina_ds.config.schema import RunConfig
     from lumina_ds.train.measure import measure_memory
+    from lumina_ds.train.measure_time import measure_bandwidths, measure_step_seconds
 
+    if request.get("measure") == "bandwidths":
+        memory = torch.cuda.mem_get_info()[1] if world.device == "cuda" else 0
+        return measure_bandwidths(Path(request["folder"]), world) | {"device": _device(world), "device_bytes": memory}
     config = RunConfig.model_validate(request["config"])
+    asked = (config, world, request["precision"], request["deepspeed"])
     try:
-        return measure_memory(config, world, request["precision"], request["deepspeed"]) | {"device": _device(world)}
+        if request.get("measure") == "step_seconds":
+            return {"seconds": measure_step_seconds(*asked)}
+        return measure_memory(*asked) | {"device": _device(world)}
     except torch.OutOfMemoryError:
         # Of several ranks the others would wait for this one for ever.
         if world.size > 1:

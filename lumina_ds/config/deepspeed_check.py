@@ -9,6 +9,8 @@ from typing import Any
 
 from lumina_ds.config.deepspeed_combinations import expert_faults, precision_faults, zero_faults
 from lumina_ds.config.deepspeed_keys import REMOVED, SECTIONS, TOP_LEVEL, Kinds
+from lumina_ds.config.deepspeed_other_sections import OTHER_SECTIONS
+from lumina_ds.config.deepspeed_ranges import range_faults
 from lumina_ds.config.deepspeed_sections import (
     CHOICES,
     OPTIMIZER_PARAMS,
@@ -17,18 +19,24 @@ from lumina_ds.config.deepspeed_sections import (
     SCHEDULER_PARAMS,
     SIDE_SECTIONS,
 )
-from lumina_ds.config.deepspeed_tree import AUTO, section_of
+from lumina_ds.config.deepspeed_tree import AUTO, section_of, sections_at
 from lumina_ds.config.suggest import nearest
 
 
 def deepspeed_faults(json: Mapping[str, Any]) -> list[str]:
     """Every fault of a DeepSpeed configuration; `"auto"` is accepted wherever a value may stand."""
     faults = _key_faults(json, "", TOP_LEVEL)
-    for path, keys in (SECTIONS | SIDE_SECTIONS).items():
-        section = section_of(json, path)
-        if section:
+    for pattern, keys in (SECTIONS | SIDE_SECTIONS | OTHER_SECTIONS).items():
+        for path, section in sections_at(json, pattern):
             faults += _key_faults(section, f"{path}.", keys)
-    return faults + _typed_faults(json) + _choice_faults(json) + batch_faults(json) + combination_faults(json)
+        if pattern.endswith(".*"):
+            # Below the user's own names stand objects.
+            for path, parent in sections_at(json, pattern.removesuffix(".*")):
+                faults += _key_faults(parent, f"{path}.", dict.fromkeys(parent, "section"))
+    faults += _typed_faults(json) + _choice_faults(json) + batch_faults(json)
+    named = {fault.partition(" ")[0] for fault in faults}
+    faults += [fault for fault in range_faults(json) if fault.partition(" ")[0] not in named]
+    return faults + combination_faults(json)
 
 
 def batch_faults(json: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,22 @@ def section_of(json: Mapping[str, Any], path: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
+def sections_at(json: Mapping[str, Any], pattern: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(path, object) of every object whose dotted path fits; `*` is any one key."""
+    found: list[tuple[str, Any]] = [("", json)]
+    for part in pattern.split("."):
+        objects = [(path, value) for path, value in found if isinstance(value, Mapping)]
+        found = [
+            (f"{path}.{key}" if path else key, value[key])
+            for path, value in objects
+            for key in (value if part == "*" else [part])
+            if key in value
+        ]
+    for path, value in found:
+        if isinstance(value, Mapping):
+            yield path, value
+
+
 def value_at(json: Mapping[str, Any], path: str, default: Any = None) -> Any:
     """The value at a dotted path, or `default` where there is none."""
     section, _, key = path.rpartition(".")

@@ -41,4 +41,9 @@ def _hosts(hostfile: str, explicit: bool) -> dict[str, int]:
 
 def num_local_devices() -> int:
     """GPUs of this machine, or 1 on a CPU."""
-    return max(1, torch.cuda.device_count())
+    return max(1, num_local_gpus())
+
+
+def num_local_gpus() -> int:
+    """GPUs of this machine."""
+    return torch.cuda.device_count()

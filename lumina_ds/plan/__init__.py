@@ -3,6 +3,7 @@
 Everything here takes a RunConfig (lumina_ds.config.load.load_config) and returns frozen dataclasses.
 """
 
+from lumina_ds.plan.calibration import Calibration, read_calibration, write_calibration
 from lumina_ds.plan.communication import Communication
 from lumina_ds.plan.duration import CheckpointBytes, TimePlan, checkpoint_bytes, plan_time
 from lumina_ds.plan.explain import Explanation, explain
@@ -16,6 +17,7 @@ from lumina_ds.plan.search import Choice, SearchResult, find_cheapest
 __all__ = [
     "CARDS",
     "GPUS",
+    "Calibration",
     "Card",
     "CheckpointBytes",
     "Choice",
@@ -37,4 +39,6 @@ __all__ = [
     "flops_per_token",
     "plan_memory",
     "plan_time",
+    "read_calibration",
+    "write_calibration",
 ]

@@ -1,7 +1,8 @@
-"""How long a run takes, what its checkpoints weigh, and what it costs, from FLOPs and an assumed utilization.
+"""How long a run takes, what its checkpoints weigh, and what it costs: from FLOPs and a utilization or a calibration.
 
-Model FLOPs utilization (MFU) is an assumption, not a result: published figures are its anchors, and communication
-and data loading are inside it. Checkpoint sizes follow the files that training writes.
+Model FLOPs utilization (MFU) is an assumption, not a result, unless it was measured (plan/calibration.py): published
+figures are its anchors, and communication and data loading are inside it. Checkpoint sizes follow the files that
+training writes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from math import ceil
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
-from lumina_ds.plan.activations import recomputed_layers
-from lumina_ds.plan.flops import flops_by_part
+from lumina_ds.plan.calibration import Calibration
+from lumina_ds.plan.flops import flops_by_part, performed_flops_per_token
 from lumina_ds.plan.hardware import Gpu
 from lumina_ds.plan.memory import PARAMETER_BYTES
 from lumina_ds.plan.parameters import count_parameters
@@ -22,12 +23,8 @@ from lumina_ds.plan.parameters import count_parameters
 # (utilization, where it was published), all on H100: the lower ends, since none was measured with this program.
 MFU_DENSE = (0.35, "torchtitan reports 33 to 39 % for Llama 3 8B on 8 H100")
 MFU_EXPERTS = (0.25, "NeMo AutoModel reports 28 % for Qwen3 30B-A3B on H100, Megatron-Bridge 20 to 30 %")
-_RECOMPUTED_PARTS = {
-    "none": (),
-    "full": ("attention projections", "attention scores", "dense feed-forward", "router", "experts"),
-    "attention": ("attention projections", "attention scores"),
-    "experts": ("dense feed-forward", "router", "experts"),
-}
+# What is written to the storage of checkpoints in a second, by all machines: one network file system, no local disks.
+WRITE_BYTES_PER_SECOND = 1e9
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,16 @@ class CheckpointBytes:
 @dataclass(frozen=True)
 class TimePlan:
     """`flops` are per token and part; `tokens` what is trained in `steps` whole steps; `cost` is None without a
-    price; `disk_bytes` the most that the run's checkpoints take at once."""
+    price; `disk_bytes` the most that the run's checkpoints take at once. `basis` is assumed or calibrated; `mfu` is
+    None on a device whose peak is not known. `save_seconds` is the writing of one checkpoint, which training does
+    not wait for where its copies fit the memory."""
 
     name: str
-    gpu: str
+    gpu: str | None
     world_size: int
     precision: str
-    mfu: float
+    basis: str
+    mfu: float | None
     mfu_source: str
     flops: Mapping[str, int]
     tokens_per_step: int
@@ -61,6 +61,8 @@ class TimePlan:
     total_seconds: float
     checkpoint: CheckpointBytes
     num_checkpoints: int
+    write_bytes_per_second: float
+    save_seconds: float
     disk_bytes: int
     cost: float | None
 
@@ -81,43 +83,49 @@ class TimePlan:
 def plan_time(
     config: RunConfig,
     world_size: int,
-    gpu: Gpu,
+    gpu: Gpu | None,
     precision: str,
     tokens: int | None = None,
     mfu: float | None = None,
     price_per_gpu_hour: float | None = None,
+    calibration: Calibration | None = None,
 ) -> TimePlan:
     """Time, disk and cost of training `tokens` (all epochs together), or `train.max_steps` where that is set.
 
-    Raises ConfigError for a layout that cannot run, for fp32, whose rate is not tabulated, and without an end.
+    With a `calibration` the measured rates of its machine take the place of the assumed ones, unless `mfu` is given;
+    `gpu` may then be None, a device without a tabulated rate. Raises ConfigError for a layout that cannot run, for
+    a rate that is not tabulated, as fp32's, and without an end.
     """
     faults = world_faults(config, world_size)
     if faults:
         raise ConfigError.from_faults(faults)
-    if precision not in ("bf16", "mixed_bf16", "fp16"):
-        raise ConfigError(f"precision {precision} cannot be timed: the cards' rates are those of 16 bits; use bf16")
     train = config.train
-    tokens_per_step = train.micro_batch_size * train.gradient_accumulation_steps * world_size * config.seq_length
+    readers = world_size // config.deepspeed.sequence_parallel_size
+    tokens_per_step = train.micro_batch_size * train.gradient_accumulation_steps * readers * config.seq_length
     if train.max_steps is None and tokens is None:
         raise ConfigError("the length of the run is open; give --tokens, --data, or a configuration with max_steps")
     steps = train.max_steps or ceil((tokens or 0) / tokens_per_step)
-    assumed, source = MFU_EXPERTS if config.model.num_experts else MFU_DENSE
-    if mfu is not None:
-        assumed, source = mfu, "as given"
     flops = flops_by_part(config.model, config.seq_length)
-    performed = sum(flops.values()) + _recomputed_flops(config, flops)
-    step_seconds = performed * tokens_per_step / (world_size * gpu.tflops * 1e12 * assumed)
+    if calibration is not None and mfu is None:
+        basis, source = "calibrated", f"measured on {calibration.host}, {calibration.date}"
+        step_seconds = calibration.step_seconds(config)
+        used = _utilization(sum(flops.values()) * tokens_per_step / world_size / step_seconds, gpu)
+    else:
+        basis = "assumed"
+        step_seconds, used, source = _assumed(config, gpu, precision, mfu, tokens_per_step / world_size)
     total = steps * step_seconds
     checkpoint = checkpoint_bytes(config, precision)
     saves = 1 + ((steps - 1) // train.save_every_n_batches if train.save_every_n_batches else 0)
     # The newest ones, the best one, and the one being written before an older one goes.
     kept = min(saves, train.keep_checkpoints + 2)
+    bandwidth = WRITE_BYTES_PER_SECOND if calibration is None else calibration.write_bytes_per_second
     return TimePlan(
         name=config.run_name,
-        gpu=gpu.name,
+        gpu=gpu.name if gpu else calibration.device if calibration else None,
         world_size=world_size,
         precision=precision,
-        mfu=assumed,
+        basis=basis,
+        mfu=used,
         mfu_source=source,
         flops=flops,
         tokens_per_step=tokens_per_step,
@@ -127,17 +135,31 @@ def plan_time(
         total_seconds=total,
         checkpoint=checkpoint,
         num_checkpoints=saves,
+        write_bytes_per_second=bandwidth,
+        save_seconds=checkpoint.total / bandwidth,
         disk_bytes=kept * checkpoint.total,
         cost=None if price_per_gpu_hour is None else total * world_size / 3600 * price_per_gpu_hour,
     )
 
 
-def _recomputed_flops(config: RunConfig, flops: Mapping[str, int]) -> float:
-    """Recomputing repeats the forward pass, a third of the counted work, of its parts of its blocks; never the head."""
-    mode = config.train.activation_checkpointing
-    layers = recomputed_layers(config.model, mode, config.train.checkpoint_interval)
-    share = len(layers) / config.model.num_hidden_layers
-    return share * sum(flops[part] for part in _RECOMPUTED_PARTS[mode]) / 3
+def _assumed(
+    config: RunConfig, gpu: Gpu | None, precision: str, mfu: float | None, tokens_per_gpu: float
+) -> tuple[float, float, str]:
+    """Seconds of a step, the utilization they come from, and where that was published."""
+    if gpu is None:
+        raise ConfigError("an assumed utilization needs a card's rate; give --gpu, or --calibrate on this machine")
+    if precision not in ("bf16", "mixed_bf16", "fp16"):
+        raise ConfigError(
+            f"precision {precision} cannot be timed: the cards' rates are those of 16 bits; use bf16, or --calibrate"
+        )
+    assumed, source = MFU_EXPERTS if config.model.num_experts else MFU_DENSE
+    if mfu is not None:
+        assumed, source = mfu, "as given"
+    return performed_flops_per_token(config) * tokens_per_gpu / (gpu.tflops * 1e12 * assumed), assumed, source
+
+
+def _utilization(flops_per_second: float, gpu: Gpu | None) -> float | None:
+    return flops_per_second / (gpu.tflops * 1e12) if gpu else None
 
 
 def checkpoint_bytes(config: RunConfig, precision: str) -> CheckpointBytes:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from lumina_ds.config.schema import ModelConfig
+from collections.abc import Mapping
+
+from lumina_ds.config.schema import ModelConfig, RunConfig
+from lumina_ds.plan.activations import recomputed_layers
 from lumina_ds.plan.parameters import count_parameters
+
+_RECOMPUTED_PARTS = {
+    "none": (),
+    "full": ("attention projections", "attention scores", "dense feed-forward", "router", "experts"),
+    "attention": ("attention projections", "attention scores"),
+    "experts": ("dense feed-forward", "router", "experts"),
+}
 
 
 def flops_per_token(model: ModelConfig, seq_length: int) -> int:
@@ -31,3 +41,17 @@ def flops_by_part(model: ModelConfig, seq_length: int) -> dict[str, int]:
         "experts": 6 * visited,
         "head": 6 * model.vocab_size * model.hidden_size,
     }
+
+
+def performed_flops_per_token(config: RunConfig) -> float:
+    """What one token really takes: the counted FLOPs, and those that activation checkpointing repeats."""
+    flops = flops_by_part(config.model, config.seq_length)
+    return sum(flops.values()) + _recomputed_flops(config, flops)
+
+
+def _recomputed_flops(config: RunConfig, flops: Mapping[str, int]) -> float:
+    """Recomputing repeats the forward pass, a third of the counted work, of its parts of its blocks; never the head."""
+    mode = config.train.activation_checkpointing
+    layers = recomputed_layers(config.model, mode, config.train.checkpoint_interval)
+    share = len(layers) / config.model.num_hidden_layers
+    return share * sum(flops[part] for part in _RECOMPUTED_PARTS[mode]) / 3

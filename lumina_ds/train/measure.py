@@ -54,7 +54,7 @@ def measure_memory(
             # DeepSpeed's set-up leaves cycles behind, which would be counted until Python comes by.
             gc.collect()
             marks.restart()
-            seconds.append(_timed_step(engine, config, world))
+            seconds.append(timed_step(engine, config, world))
         hook.remove()
         components |= {
             "parameters": num_bytes(parameter_tensors(engine)),
@@ -89,6 +89,18 @@ def random_micro_batch(config: RunConfig, rank: int) -> MicroBatch:
         row_ids=tuple(range(rows)),
         padding_mask=np.ones((rows, length), dtype=bool),
     )
+
+
+def timed_step(engine: Any, config: RunConfig, world: World) -> float:
+    """Seconds of one optimizer step with random tokens, the device's work included. A collective."""
+    batches = [random_micro_batch(config, world.rank)] * config.train.gradient_accumulation_steps
+    trained = sum(batch.num_trained_tokens for batch in batches) * world.size
+    counts = StepCounts(trained, trained, stop_requested=False, save_due=False, failed=False)
+    _synchronize(world)
+    begin = time.perf_counter()
+    run_step(engine, batches, counts, config.model, config.train.max_grad_norm, world)
+    _synchronize(world)
+    return time.perf_counter() - begin
 
 
 class _CpuMarks:
@@ -194,17 +206,6 @@ def _watch_head(hidden: torch.Tensor, marks: Any) -> None:
     marks.mark("decoder done")
     if hidden.requires_grad:
         hidden.register_hook(lambda gradient: marks.mark("backward"))
-
-
-def _timed_step(engine: Any, config: RunConfig, world: World) -> float:
-    batches = [random_micro_batch(config, world.rank)] * config.train.gradient_accumulation_steps
-    trained = sum(batch.num_trained_tokens for batch in batches) * world.size
-    counts = StepCounts(trained, trained, stop_requested=False, save_due=False, failed=False)
-    _synchronize(world)
-    begin = time.perf_counter()
-    run_step(engine, batches, counts, config.model, config.train.max_grad_norm, world)
-    _synchronize(world)
-    return time.perf_counter() - begin
 
 
 def _synchronize(world: World) -> None:

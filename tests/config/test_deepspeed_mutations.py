@@ -5,168 +5,21 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import json
+from pathlib import Path
 
 import pytest
 
+from lumina_ds.config import deepspeed_ranges as ranges
 from lumina_ds.config import deepspeed_sections as sections
 from lumina_ds.config.deepspeed import deepspeed_config_names, load_deepspeed_json
 from lumina_ds.config.deepspeed_check import deepspeed_faults
-from lumina_ds.config.deepspeed_keys import TOP_LEVEL
+from lumina_ds.config.deepspeed_keys import SECTIONS, TOP_LEVEL
+from lumina_ds.config.deepspeed_other_sections import OTHER_SECTIONS
 
-ADAM = {"type": "Adam", "params": {"lr": 0.001, "betas": [0.8, 0.999], "eps": 1e-8, "weight_decay": 3e-7}}
-WARMUP = {"type": "WarmupLR", "params": {"warmup_min_lr": 0, "warmup_max_lr": 0.001, "warmup_num_steps": 1000}}
-# Settings that DeepSpeed's configuration page and its tutorials show together, one entry a page or section.
-DOCUMENTED = {
-    "getting started": {
-        "train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "optimizer": {"type": "Adam", "params": {"lr": 0.00015}},
-        "fp16": {"enabled": True},
-        "zero_optimization": True,
-    },
-    "cifar": {
-        "train_batch_size": 4,
-        "steps_per_print": 2000,
-        "optimizer": ADAM,
-        "scheduler": WARMUP,
-        "wall_clock_breakdown": False,
-    },
-    "fp16": {
-        "fp16": {
-            "enabled": True,
-            "auto_cast": False,
-            "loss_scale": 0,
-            "initial_scale_power": 16,
-            "loss_scale_window": 1000,
-            "hysteresis": 2,
-            "consecutive_hysteresis": False,
-            "min_loss_scale": 1,
-        }
-    },
-    "one-cycle": {
-        "scheduler": {
-            "type": "OneCycle",
-            "params": {
-                "cycle_first_step_size": 1000,
-                "cycle_first_stair_count": 500,
-                "cycle_second_step_size": 1000,
-                "cycle_second_stair_count": 500,
-                "decay_step_size": 1000,
-                "cycle_min_lr": 0.0001,
-                "cycle_max_lr": 0.0010,
-                "decay_lr_rate": 0.001,
-                "cycle_min_mom": 0.85,
-                "cycle_max_mom": 0.99,
-                "decay_mom_rate": 0.0,
-            },
-        }
-    },
-    "learning-rate range test": {
-        "scheduler": {
-            "type": "LRRangeTest",
-            "params": {
-                "lr_range_test_min_lr": 0.0001,
-                "lr_range_test_step_size": 200,
-                "lr_range_test_step_rate": 5,
-                "lr_range_test_staircase": False,
-            },
-        }
-    },
-    "zero-1": {"zero_optimization": {"stage": 1, "reduce_bucket_size": 5e8}, "bf16": {"enabled": True}},
-    "zero-2": {
-        "zero_optimization": {
-            "stage": 2,
-            "contiguous_gradients": True,
-            "overlap_comm": True,
-            "reduce_scatter": True,
-            "reduce_bucket_size": 5e8,
-            "allgather_partitions": True,
-            "allgather_bucket_size": 5e8,
-            "round_robin_gradients": True,
-        },
-        "zero_allow_untested_optimizer": True,
-    },
-    "zero-3 offload": {
-        "zero_optimization": {
-            "stage": 3,
-            "contiguous_gradients": True,
-            "stage3_max_live_parameters": 1e9,
-            "stage3_max_reuse_distance": 1e9,
-            "stage3_prefetch_bucket_size": 1e7,
-            "stage3_param_persistence_threshold": 1e5,
-            "reduce_bucket_size": 1e7,
-            "sub_group_size": 1e9,
-            "offload_optimizer": {"device": "cpu"},
-            "offload_param": {"device": "cpu"},
-        }
-    },
-    "infinity": {
-        "zero_optimization": {
-            "stage": 3,
-            "offload_optimizer": {"device": "nvme", "nvme_path": "/local_nvme", "pin_memory": True, "buffer_count": 4},
-            "offload_param": {"device": "nvme", "nvme_path": "/local_nvme", "buffer_size": 1e8, "max_in_cpu": 1e9},
-        },
-        "aio": {"block_size": 1048576, "queue_depth": 8, "single_submit": False, "overlap_events": True},
-    },
-    "zero++": {
-        "zero_optimization": {
-            "stage": 3,
-            "zero_quantized_weights": True,
-            "zero_hpz_partition_size": 16,
-            "zero_quantized_gradients": True,
-        }
-    },
-    "activation checkpointing": {
-        "activation_checkpointing": {
-            "partition_activations": True,
-            "cpu_checkpointing": True,
-            "contiguous_memory_optimization": True,
-            "number_checkpoints": 4,
-            "synchronize_checkpoint_boundary": False,
-            "profile": True,
-        }
-    },
-    "flops profiler": {
-        "flops_profiler": {
-            "enabled": True,
-            "profile_step": 1,
-            "module_depth": -1,
-            "top_modules": 1,
-            "detailed": True,
-            "output_file": "flops.txt",
-        }
-    },
-    "monitors": {
-        "tensorboard": {"enabled": True, "output_path": "output/ds_logs/", "job_name": "train"},
-        "wandb": {"enabled": True, "group": "my_group", "team": "my_team", "project": "my_project"},
-        "csv_monitor": {"enabled": True, "output_path": "output/ds_logs/", "job_name": "train"},
-        "comms_logger": {"enabled": True, "verbose": False, "prof_all": True, "debug": False},
-    },
-    "checkpoint": {
-        "checkpoint": {
-            "tag_validation": "Warn",
-            "load_universal": False,
-            "use_node_local_storage": False,
-            "parallel_write": {"pipeline_stage": False},
-        },
-        "data_types": {"grad_accum_dtype": "fp32"},
-    },
-    "hugging face": {
-        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16, "min_loss_scale": 1},
-        "bf16": {"enabled": "auto"},
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
-        },
-        "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_max_lr": "auto"}},
-        "zero_optimization": {"stage": 2, "allgather_bucket_size": 2e8, "overlap_comm": True},
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "steps_per_print": 2000,
-    },
-}
+# Settings that DeepSpeed's configuration page and its tutorials show together, by their facts, with their sources.
+_FILE = Path(__file__).with_name("documented_deepspeed.json")
+DOCUMENTED = {name: entry["json"] for name, entry in json.loads(_FILE.read_text()).items()}
 ORIGINALS = DOCUMENTED | {name: load_deepspeed_json(name) for name in deepspeed_config_names()}
 
 
@@ -219,6 +72,57 @@ def test_values_of_the_wrong_kind_are_found():
                 missed.append((name, *path))
     assert tried > 150
     assert len(missed) <= tried // 100, missed
+
+
+def test_numbers_out_of_range_are_found():
+    tried, missed = 0, []
+    for name, original in ORIGINALS.items():
+        for path in paths(original):
+            value = at(original, path)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            for wrong in [-3] * (path[-1] not in ranges.MAY_BE_NEGATIVE) + [1.5] * (path[-1] in ranges.AT_MOST_ONE):
+                mutated = copy.deepcopy(original)
+                at(mutated, path[:-1])[path[-1]] = wrong
+                tried += 1
+                if not any(path[-1] in fault for fault in deepspeed_faults(mutated)):
+                    missed.append((name, *path, wrong))
+    assert tried > 100
+    assert len(missed) <= tried // 100, missed
+
+
+def test_words_that_are_no_choice_are_found():
+    for path in sections.CHOICES:
+        mutated: dict = {}
+        *parents, key = path.split(".")
+        section = mutated
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[key] = "nonsense"
+        assert any(path in fault for fault in deepspeed_faults(mutated)), path
+
+
+def test_keys_at_another_level_are_found():
+    tried, missed = 0, []
+    for name, original in ORIGINALS.items():
+        for path in paths(original):
+            for level in levels(original, path):
+                mutated = copy.deepcopy(original)
+                at(mutated, level)[path[-1]] = at(mutated, path[:-1]).pop(path[-1])
+                tried += 1
+                if not deepspeed_faults(mutated):
+                    missed.append((name, *path, "at", level))
+    assert tried > 200
+    assert len(missed) <= tried // 100, missed
+
+
+def levels(original, path):
+    """The level above, unless the same key stands there; for a key of the top every section."""
+    if len(path) > 1:
+        taken = path[-1] in at(original, path[:-2])
+        return [] if path[-2] == "arg_mappings" or taken else [path[:-2]]
+    sections_of_top = [(key,) for key, value in original.items() if isinstance(value, dict)]
+    return [level for level in sections_of_top if level != path]
 
 
 def typos(key: str) -> set[str]:
@@ -303,3 +207,70 @@ def test_removed_keys_equal_the_installed_ones():
 
 def test_every_side_section_stands_below_a_known_key():
     assert {path.partition(".")[0] for path in sections.SIDE_SECTIONS} <= set(TOP_LEVEL)
+
+
+def test_other_sections_equal_the_installed_models():
+    def keys(place):
+        module, _, name = place.rpartition(".")
+        fields = getattr(importlib.import_module(f"deepspeed.{module}"), name).model_fields
+        return set(fields) | {field.alias for field in fields.values() if field.alias}
+
+    assert set(OTHER_SECTIONS["tensor_parallel"]) == keys("runtime.tensor_parallel.config.TPTrainingConfig")
+    assert set(OTHER_SECTIONS["tensor_parallel.tp"]) == keys("runtime.tensor_parallel.config.TPConfig")
+    assert set(OTHER_SECTIONS["weight_quantization"]) == keys("inference.config.WeightQuantConfig")
+    partition = importlib.import_module("deepspeed.module_inject.autotp_config").AutoTPConfig
+    assert set(OTHER_SECTIONS["tensor_parallel.partition_config"]) == set(inspect.signature(partition).parameters)
+
+
+def test_autotuning_equals_the_installed_one():
+    constants = importlib.import_module("deepspeed.autotuning.constants")
+    assert set(OTHER_SECTIONS["autotuning.model_info"]) == set(constants.MODEL_INFO_KEY_DEFAULT_DICT)
+    installed = importlib.import_module("deepspeed.autotuning.config").DeepSpeedAutotuningConfig({})
+    # Read elsewhere: nothing; the class keeps two names of old that no JSON sets.
+    assert set(sections.SIDE_SECTIONS["autotuning"]) == set(vars(installed)) - {"start_step", "end_step"}
+
+
+def test_data_sections_are_the_installed_words():
+    constants = importlib.import_module("deepspeed.runtime.data_pipeline.constants")
+    words = {value for value in vars(constants).values() if isinstance(value, str)}
+    for path, known in (sections.SIDE_SECTIONS | OTHER_SECTIONS).items():
+        if path.startswith("data_efficiency"):
+            assert set(known) <= words, path
+    defaults = importlib.import_module("deepspeed.runtime.data_pipeline.config")
+    batching = set(defaults.get_dynamic_batching({})) | {"metrics_path", "max_tokens"}
+    assert set(OTHER_SECTIONS["data_efficiency.data_sampling.dynamic_batching"]) == batching
+    sampling = set(defaults.get_data_sampling({}))
+    assert set(sections.SIDE_SECTIONS["data_efficiency.data_sampling"]) == sampling
+
+
+def test_bounds_of_the_installed_models_are_ours():
+    """Every number that DeepSpeed's models bound is refused on the other side of the bound."""
+    places = {
+        "zero_optimization": "runtime.zero.config.DeepSpeedZeroConfig",
+        "zero_optimization.offload_param": "runtime.zero.offload_config.DeepSpeedZeroOffloadParamConfig",
+        "zero_optimization.offload_optimizer": "runtime.zero.offload_config.DeepSpeedZeroOffloadOptimizerConfig",
+        "zero_optimization.zenflow": "runtime.zenflow.zenflow_config.ZenFlowConfig",
+        "hybrid_engine": "runtime.config.HybridEngineConfig",
+    }
+    bounded = 0
+    for path, place in places.items():
+        module, _, name = place.rpartition(".")
+        for field, info in getattr(importlib.import_module(f"deepspeed.{module}"), name).model_fields.items():
+            for bound in info.metadata:
+                low = getattr(bound, "ge", getattr(bound, "gt", None))
+                high = getattr(bound, "le", getattr(bound, "lt", None))
+                wrong = low - 1 if low is not None else high + 1
+                key = info.alias or field
+                assert key in (SECTIONS | sections.SIDE_SECTIONS)[path], key
+                assert ranges.range_faults({key: wrong}), (key, wrong)
+                bounded += 1
+    assert bounded >= 15
+
+
+def test_counts_of_what_was_mutated(capsys):
+    """The numbers that the other tests hold, in one line: pytest -s shows it."""
+    typed = sum(len(typos(path[-1])) for original in ORIGINALS.values() for path in paths(original))
+    moved = sum(len(levels(original, path)) for original in ORIGINALS.values() for path in paths(original))
+    with capsys.disabled():
+        print(f"\n{len(ORIGINALS)} originals, {typed} typos, {moved} moved keys", end=" ")
+    assert len(DOCUMENTED) >= 10 and typed > 2000 and moved > 200

@@ -21,7 +21,10 @@ H100 = find_gpu("h100")
 
 
 @pytest.fixture
-def run_cli(capsys):
+def run_cli(capsys, tmp_path, monkeypatch):
+    # No calibration of this machine.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
     def run(*args):
         code = run_command(cli, ["plan", "time", *map(str, args)])
         captured = capsys.readouterr()
