@@ -23,7 +23,10 @@ SEQ_LENGTH = 96
 VOCAB_SIZE = 320
 _NUM_CONVERSATIONS = 120
 _SEED = 7
-_WORDS = ["red", "green", "blue", "small", "large", "cat", "dog", "bird", "house", "river", "runs", "sleeps", "sings", "why", "not", "yes", "no", "and", "the", "a", "is", "it"]
+_WORDS = (
+    "red", "green", "blue", "small", "large", "cat", "dog", "bird", "house", "river", "runs", "sleeps", "sings",
+    "why", "not", "yes", "no", "and", "the", "a", "is", "it",
+)  # fmt: skip
 
 
 def write_corpus(folder: Path) -> None:
