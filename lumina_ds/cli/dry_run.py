@@ -54,6 +54,8 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
     console.print(f"\nPrecision: {reason}\nAttention: {attention.reason}\n\nDeepSpeed JSON:")
     console.print_json(data=composed)
     render_plan(plan, console)
+    if config.train.auto_micro_batch:
+        console.print("The micro-batch is chosen and tried when the ranks start; planned here is the configured one.")
     console.print("Command (started from this folder; the data is prepared first):")
     console.print(f"  {command}", soft_wrap=True, highlight=False)
 

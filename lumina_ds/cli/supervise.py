@@ -20,6 +20,7 @@ import click
 import psutil
 
 from lumina_ds.cli.launch import Ended, Signals, run_until_done
+from lumina_ds.config.load import read_yaml
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import (
     CheckpointError,
@@ -32,6 +33,7 @@ from lumina_ds.errors import (
     UnstableError,
 )
 from lumina_ds.monitor.writers import append_record, read_records
+from lumina_ds.plan.batch import next_smaller
 from lumina_ds.train.checkpoint import step_folders
 from lumina_ds.train.heartbeat import Beat, beat_path, cause_of_end, read_beats, tells_of_another_end
 from lumina_ds.train.run_folder import RunFolder
@@ -92,6 +94,8 @@ class _Options:
         self.policy = config.health.out_of_memory
         self.micro = config.train.micro_batch_size
         self.accumulation = config.train.gradient_accumulation_steps
+        self._automatic = config.train.auto_micro_batch
+        self._written = RunFolder.of(config).path / "config.yaml"
         self._halved = False
 
     @property
@@ -100,11 +104,22 @@ class _Options:
 
     def halve_micro_batch(self) -> bool:
         """Half the micro-batch and twice the accumulation, or the next divisor; False when that cannot be."""
-        if self.policy != "halve" or self.micro == 1:
+        if self.policy != "halve":
             return False
-        part = next(divisor for divisor in range(2, self.micro + 1) if self.micro % divisor == 0)
-        self.micro, self.accumulation, self._halved = self.micro // part, self.accumulation * part, True
+        if self._automatic and not self._halved:
+            # What the ranks chose.
+            train = self._chosen()
+            self.micro, self.accumulation = train["micro_batch_size"], train["gradient_accumulation_steps"]
+        if self.micro == 1:
+            return False
+        micro = next_smaller(self.micro)
+        self.micro, self.accumulation, self._halved = micro, self.accumulation * (self.micro // micro), True
         return True
+
+    def _chosen(self) -> dict[str, int]:
+        """The batch in the run folder; one row, which cannot be halved, when the ranks came to none."""
+        none = {"micro_batch_size": 1, "gradient_accumulation_steps": 1}
+        return none | read_yaml(self._written).get("train", {}) if self._written.is_file() else none
 
     def words(self, has_own_checkpoint: bool) -> list[str]:
         """`has_own_checkpoint`: this run has saved since it was first started, whatever --resume named then."""

@@ -164,6 +164,11 @@ def world_faults(config: RunConfig, world_size: int) -> list[str]:
     if world_size % sharing:
         faults.append(f"{world_size} ranks are not divisible by --sequence-parallel {sharing}; use a divisor")
     num_readers = world_size // sharing
+    if train.auto_micro_batch:
+        rows = train.global_batch_size
+        if rows is not None and rows % num_readers:
+            faults.append(f"train.global_batch_size {rows} cannot be dealt out to {num_readers} ranks; use a multiple")
+        return faults
     product = train.micro_batch_size * train.gradient_accumulation_steps * num_readers
     if train.global_batch_size is not None and train.global_batch_size != product:
         faults.append(

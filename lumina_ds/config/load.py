@@ -198,11 +198,22 @@ def _merge(
         name = f"{prefix}{key}"
         if value is None and not prefix and _is_section(key):
             continue  # an empty section in YAML
+        if name == "train.micro_batch_size" and _leaves_it_open(value, into, origin, origins):
+            continue
         if isinstance(value, Mapping) and isinstance(into.get(key, {}), dict):
             _merge(into.setdefault(key, {}), value, origin, origins, f"{name}.")
         else:
             into[key] = value
             origins[name] = origin
+
+
+def _leaves_it_open(value: Any, train: dict[str, Any], origin: str, origins: dict[str, str]) -> bool:
+    """Whether a micro-batch is `auto`. The number of an earlier layer stays: it says how many rows a step has."""
+    is_auto = value == "auto"
+    if is_auto or "auto_micro_batch" in train:
+        train["auto_micro_batch"] = is_auto
+        origins["train.auto_micro_batch"] = origin
+    return is_auto
 
 
 def _release_preset_stage(values: dict[str, Any], origins: dict[str, str]) -> None:

@@ -137,7 +137,14 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """Optimization, length of the run, and what happens every so many steps."""
 
-    micro_batch_size: int = Field(1, ge=1, description="packed rows per GPU and forward pass")
+    micro_batch_size: int = Field(
+        1, ge=1, description="packed rows per GPU and forward pass; auto: the largest that fits (auto_micro_batch)"
+    )
+    auto_micro_batch: bool = Field(
+        False,
+        description="what --batch-size auto sets: largest micro-batch that fits, planned and then tried. A step keeps its "
+        "rows: global_batch_size, or else the preset's or file's micro_batch_size x gradient_accumulation_steps x ranks",
+    )
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per optimizer step")
     global_batch_size: int | None = Field(
         None, ge=1, description="rows per step; must equal micro_batch_size x accumulation x data-parallel ranks"

@@ -65,6 +65,7 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
     from lumina_ds.data.shards import ShardFolder
     from lumina_ds.data.tokenizer import Tokenizer, check_vocabulary
     from lumina_ds.model.device import device_and_precision
+    from lumina_ds.train.batch_size import settle_batch
     from lumina_ds.train.precision_fallback import train_with_fallback
 
     faults = world_faults(config, world.size) + device_faults(
@@ -81,6 +82,7 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
     verify_shards(folders, world)
     for folder in folders:
         check_vocabulary(Tokenizer.load(folder.tokenizer_path), config.model.vocab_size)
+    config = settle_batch(config, world)
     rows = [PackedRows(folder, config.seq_length) for folder in folders]
     train_with_fallback(config, rows[0], rows[1] if len(rows) > 1 else None, world)
 
