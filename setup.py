@@ -61,6 +61,8 @@ EXTRAS = {
         TENSORBOARD,
         WANDB,
     ],
+    # In an environment of its own: it asks for a python-dateutil below the one in constraints.txt.
+    "eval": ["lm-eval[hf]>=0.4.9", TRANSFORMERS],
     "bench": ["datasets>=4", "mistral-common>=1.8", "matplotlib>=3.9"],
 }
 

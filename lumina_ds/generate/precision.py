@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lumina_ds.config.precision import resolve_precision
 from lumina_ds.errors import MachineError
 from lumina_ds.model.device import device_and_precision
-from lumina_ds.model.moe import Experts, Router
+from lumina_ds.model.experts import Experts, RowPlan
+from lumina_ds.model.moe import Router
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "mixed_bf16": torch.bfloat16, "fp16": torch.float16}
 DYNAMIC = "dynamic"
@@ -42,7 +43,7 @@ def inference_precision(requested: str) -> tuple[str, str, str]:
 
 
 def convert(network: Network, precision: str, device: torch.device) -> Network:
-    """`network` on `device` in `precision`, changed in place. Routers stay as they are under `dynamic`."""
+    """`network` on `device` in `precision`, changed in place. Routers and the head stay as they are under `dynamic`."""
     if precision != DYNAMIC:
         return network.to(device, DTYPES[precision])
     for module in list(network.modules()):
@@ -64,21 +65,24 @@ def convert(network: Network, precision: str, device: torch.device) -> Network:
 
 
 class ExpertsByOne(nn.Module):
-    """The experts as one Linear per expert and matrix, the form that quantization knows. Same rows in and out."""
+    """The experts as one Linear per expert and matrix, the form that quantization knows."""
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
         self.gate, self.down, self.up = (_linears(stack) for stack in (experts.w1, experts.w2, experts.w3))
 
-    def forward(self, x_ND: Tensor, counts_E: Tensor) -> Tensor:
-        """[N, D] to [N, D], where rows are sorted by expert and `counts_E` says how many each has."""
-        rows = x_ND.split(counts_E.tolist())
-        return torch.cat(
+    def forward(self, x_TD: Tensor, counts_E: Tensor, weights_TK: Tensor, indices_TK: Tensor) -> Tensor:
+        """Tokens [T, D] to the weighted sums [T, D] of their experts, given a router's output."""
+        plan = RowPlan.of(indices_TK, counts_E)
+        rows = x_TD[plan.token_N].split(counts_E.tolist())
+        out_ND = torch.cat(
             [
                 down(F.silu(gate(x)) * up(x)) if len(x) else x
                 for x, gate, down, up in zip(rows, self.gate, self.down, self.up, strict=True)
             ]
         )
+        # The weighted sum in fp32.
+        return (out_ND[plan.row_TK] * weights_TK.unsqueeze(-1)).sum(dim=1).to(x_TD.dtype)
 
 
 def _linears(stack_EFD: Tensor) -> nn.ModuleList:
