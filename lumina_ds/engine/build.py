@@ -16,6 +16,7 @@ from lumina_ds.engine.allocate import allocate, without_storage
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.expert_parallel import install_cpu_experts, install_routers
 from lumina_ds.engine.muon import muon_groups, use_plain_kernels
+from lumina_ds.engine.one_rank import skip_reduction
 from lumina_ds.engine.sequence_parallel import share_rows
 from lumina_ds.engine.weights import WeightSource, drawn_weights, fill_parameters, load_selection_biases, stored_weights
 from lumina_ds.model.attention_choice import choose_attention
@@ -66,6 +67,7 @@ def build_engine(
         model=model, model_parameters=_filled_groups(model, weights, config.train), config=deepspeed_json
     )
     deepspeed.utils.logger.setLevel(level)
+    skip_reduction(engine)
     if config.model.num_experts:
         install_routers(engine.module, config.model)
         if config.train.init_from is not None and fresh:

@@ -7,9 +7,14 @@ Each contender trains in a process of its own, on the same packed rows, with tor
 rounds of processes alternate. The seconds are CPU time of a step after warm-up, the memory the process' peak (VmHWM)
 above what it held before the model was built.
 
+All start from the same weights and compute the same: the mean loss of the trained tokens, a load-balancing loss, and
+attention within documents. Their losses of the first step must agree, or the comparison ends with an error.
+
 `lumina engine` is `build_engine` with the defaults of one rank, `lumina plain` the same model in a torch loop;
-`transformers` is what Trainer would run: grouped experts, SDPA, the full logits. It gets the rows' documents as
-position ids and no mask, which lets it see across them: less work for it, not more.
+`transformers` has the settings that its Trainer takes by itself with this torch: grouped_mm for the experts, SDPA, the
+full logits, fused AdamW, clipping at 1. It gets what its packing collators give: position ids that start again with
+every document, and no attention mask, from which it makes the mask of the documents; given a mask of ones as well, it
+would see across them, which the losses show.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from typing import Any
 import click
 
 CONTENDERS = ("lumina plain", "lumina engine", "transformers")
+SEED = 0
 
 
 def shape(hidden: int, layers: int, experts: int, width: int, vocabulary: int) -> dict[str, Any]:
@@ -56,12 +62,20 @@ def batch(vocabulary: int, rows: int, length: int, documents: int) -> dict[str, 
     }
 
 
-def our_loss(outputs: Any, inputs: dict[str, Any]) -> Any:
-    loss, *router = outputs
-    return loss / (inputs["labels"] != -100).sum() + 0.01 * router[0] + 0.001 * router[1]
+def our_loss(outputs: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+    """What is trained, and the part of it that is the tokens' mean loss."""
+    loss, balance = outputs[:2]
+    mean = loss / (inputs["labels"] != -100).sum()
+    return mean + 0.01 * balance / inputs["labels"].numel(), mean
 
 
-def lumina_plain(model: dict[str, Any], inputs: dict[str, Any], precision: str) -> Callable[[], None]:
+def lumina_plain(model: dict[str, Any], inputs: dict[str, Any], precision: str) -> Callable[[], Any]:
+    network = initial_network(model, precision)
+    return _torch_step(network, lambda: our_loss(network(**inputs), inputs))
+
+
+def initial_network(model: dict[str, Any], precision: str) -> Any:
+    """Our model with the weights that every contender starts from."""
     import torch
 
     from lumina_ds.config.schema import ModelConfig
@@ -70,12 +84,11 @@ def lumina_plain(model: dict[str, Any], inputs: dict[str, Any], precision: str) 
 
     config = ModelConfig.model_validate(model)
     network = CausalLM(config)
-    initialize(network, config, 0)
-    network.to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    return _torch_step(network, lambda: our_loss(network(**inputs), inputs))
+    initialize(network, config, SEED)
+    return network.to(torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
-def lumina_engine(model: dict[str, Any], inputs: dict[str, Any], precision: str) -> Callable[[], None]:
+def lumina_engine(model: dict[str, Any], inputs: dict[str, Any], precision: str) -> Callable[[], Any]:
     from lumina_ds.config.deepspeed import compose_deepspeed
     from lumina_ds.config.schema import RunConfig
     from lumina_ds.engine.build import build_engine
@@ -83,42 +96,65 @@ def lumina_engine(model: dict[str, Any], inputs: dict[str, Any], precision: str)
     from lumina_ds.train.step import clip_gradients, clips_by_itself
 
     rows = len(inputs["input_ids"])
-    config = RunConfig.model_validate({"model": model, "train": {"micro_batch_size": rows}})
+    config = RunConfig.model_validate({"model": model, "train": {"micro_batch_size": rows, "seed": SEED}})
     world = start()
     engine = build_engine(config, world, precision, compose_deepspeed(config, 1, precision))
 
-    def step() -> None:
-        engine.backward(our_loss(engine(**inputs), inputs))
+    def step() -> Any:
+        total, mean = our_loss(engine(**inputs), inputs)
+        engine.backward(total)
         if not clips_by_itself(engine):
             clip_gradients(engine, 1.0)
         engine.step()
+        return mean
 
     return step
 
 
-def transformers(model: dict[str, Any], inputs: dict[str, Any], precision: str) -> Callable[[], None]:
+def transformers(model: dict[str, Any], inputs: dict[str, Any], precision: str) -> Callable[[], Any]:
     import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     known = {name: value for name, value in model.items() if name != "qk_norm"}
     config = Qwen3MoeConfig(**known, norm_topk_prob=True, output_router_logits=True, router_aux_loss_coef=0.01)
     network = Qwen3MoeForCausalLM(config).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    network.load_state_dict(published_weights(initial_network(model, precision).state_dict()))
     labels = inputs["labels"].roll(1, 1)  # transformers shifts them itself
     wanted = {"input_ids": inputs["input_ids"], "position_ids": inputs["position_ids"], "labels": labels}
-    mask = torch.ones_like(labels)
-    return _torch_step(network, lambda: network(**wanted, attention_mask=mask, use_cache=False).loss)
+
+    def loss() -> tuple[Any, Any]:
+        outputs = network(**wanted, use_cache=False)
+        return outputs.loss, outputs.loss - 0.01 * outputs.aux_loss
+
+    return _torch_step(network, loss)
 
 
-def _torch_step(network: Any, loss: Callable[[], Any]) -> Callable[[], None]:
+def published_weights(ours: dict[str, Any]) -> dict[str, Any]:
+    """Our state under the names that transformers has in memory, where gate and up of all experts are one tensor."""
+    import torch
+
+    theirs = {}
+    for name, tensor in ours.items():
+        if name.endswith("experts.w1"):
+            gate_and_up = torch.cat([tensor, ours[name.removesuffix("w1") + "w3"]], dim=1)
+            theirs[name.replace("w1", "gate_up_proj")] = gate_and_up
+        elif not name.endswith(("experts.w3", "router.load")):
+            theirs[name.replace("experts.w2", "experts.down_proj").replace("router.gate", "gate")] = tensor
+    return theirs
+
+
+def _torch_step(network: Any, loss: Callable[[], tuple[Any, Any]]) -> Callable[[], Any]:
     import torch
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
-    def step() -> None:
-        loss().backward()
+    def step() -> Any:
+        total, mean = loss()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        return mean
 
     return step
 
@@ -126,20 +162,21 @@ def _torch_step(network: Any, loss: Callable[[], Any]) -> Callable[[], None]:
 def measure(
     name: str, model: dict[str, Any], rows: int, length: int, documents: int, precision: str, steps: int
 ) -> None:
-    """Train in this process and print {"seconds", "peak_bytes"} as the last line."""
+    """Train in this process and print {"seconds", "peak_bytes", "first_loss"} as the last line."""
     builders = {"lumina plain": lumina_plain, "lumina engine": lumina_engine, "transformers": transformers}
     inputs = batch(model["vocab_size"], rows, length, documents)
     builders_imports(name)
     before = _memory("VmRSS")
     step = builders[name](model, inputs, precision)
-    step()
+    first = float(step())
     step()
     seconds = []
     for _ in range(steps):
         begin = time.process_time()
         step()
         seconds.append(time.process_time() - begin)
-    print(json.dumps({"seconds": statistics.median(seconds), "peak_bytes": _memory("VmHWM") - before}), flush=True)
+    found = {"seconds": statistics.median(seconds), "peak_bytes": _memory("VmHWM") - before, "first_loss": first}
+    print(json.dumps(found), flush=True)
 
 
 def builders_imports(name: str) -> None:
@@ -188,8 +225,12 @@ def main(
                 raise click.ClickException(f"{name} ended with {ran.returncode}:\n{ran.stderr[-3000:]}")
             found[name].append(json.loads(ran.stdout.splitlines()[-1]))
     table = {
-        name: {key: min(run[key] for run in runs) for key in ("seconds", "peak_bytes")} for name, runs in found.items()
+        name: {key: min(run[key] for run in runs) for key in ("seconds", "peak_bytes", "first_loss")}
+        for name, runs in found.items()
     }
+    losses = {name: result["first_loss"] for name, result in table.items()}
+    if max(losses.values()) - min(losses.values()) > (2e-3 if precision == "bf16" else 1e-5) * max(losses.values()):
+        raise click.ClickException(f"the contenders do not compute the same, losses of the first step: {losses}")
     ratios = {
         "transformers / lumina plain": table["transformers"]["seconds"] / table["lumina plain"]["seconds"],
         "transformers / lumina engine": table["transformers"]["seconds"] / table["lumina engine"]["seconds"],
@@ -198,9 +239,11 @@ def main(
     if as_json:
         print(json.dumps({"precision": precision, "contenders": table, "ratios": ratios}))
         return
-    print(f"{precision}, {rows} rows of {length} tokens\n| contender | CPU seconds a step | peak MB |\n|---|---|---|")
+    print(
+        f"{precision}, {rows} rows of {length} tokens\n| contender | CPU seconds a step | peak MB | first loss |\n|---|---|---|---|"
+    )
     for name, result in table.items():
-        print(f"| {name} | {result['seconds']:.2f} | {result['peak_bytes'] / 1e6:.0f} |")
+        print(f"| {name} | {result['seconds']:.2f} | {result['peak_bytes'] / 1e6:.0f} | {result['first_loss']:.5f} |")
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")
 

@@ -1,6 +1,7 @@
 """The model benchmarks run and compare every contender; no timing is judged."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,19 @@ def test_bench_step_runs():
     result = json.loads(ran.stdout)
     assert set(result["contenders"]) == {"lumina plain", "lumina engine", "transformers"}
     assert all(found["seconds"] > 0 and found["peak_bytes"] > 0 for found in result["contenders"].values())
+
+
+def test_bench_mfu_runs_dry_and_refuses_a_cpu():
+    script = Path(__file__).parent / "bench_mfu.py"
+    words = ["--dry", "--model", "moe-e64", "--steps", "2", "--json"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    ran = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=200, env=environment)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    result = json.loads(ran.stdout.splitlines()[-1])
+    assert result["mfu"] is None and result["tokens_per_second"] > 0
+    assert set(result["parts"]) == {"attention", "experts", "router+dispatch", "head+loss", "optimizer", "other"}
+    assert abs(sum(result["parts"].values()) - 1) < 1e-6
+    # Each part was seen, and none twice: they do not add up to more than the step.
+    assert all(share > 0 for share in result["parts"].values())
+    refused = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=200, env=environment)
+    assert refused.returncode == 1 and refused.stderr.startswith("Error: no CUDA GPU")

@@ -56,6 +56,20 @@ def test_optimizer_buffers_are_as_expected():
     assert callable(DeepSpeedZeroOptimizer_Stage3._get_param_partition_rank)
 
 
+def test_reduction_can_be_left_out_on_one_rank():
+    """What engine/one_rank.py leaves out: after it gradients are where they were, and nothing else has been done."""
+    from deepspeed import DeepSpeedEngine
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    reduce = inspect.getsource(DeepSpeedEngine._backward_epilogue)
+    assert "if self.enable_backward_allreduce and not self.inside_no_sync_ctxt:" in reduce
+    average = inspect.signature(DeepSpeedZeroOptimizer.average_tensor)
+    assert list(average.parameters) == ["self", "tensor", "communication_data_type"]
+    source = inspect.getsource(DeepSpeedZeroOptimizer)
+    assert "self.average_tensor(bucket.buffer[bucket.index].narrow(0, 0, bucket.elements), comm_dtype)" in source
+    assert "if gradient_accumulation_dtype != torch.float32 or gradient_accumulation_dtype == self.dtype:" in source
+
+
 def test_world_is_read_from_every_launcher():
     read = distributed.launched_world
     assert read({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}) == (3, 1, 4)

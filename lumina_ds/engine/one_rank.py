@@ -1,0 +1,28 @@
+"""Steps of DeepSpeed's that do nothing on one rank but cost passes over all gradients.
+
+DeepSpeed 0.19.8 copies every gradient to flat buffers, sums those over one rank, divides by one, and copies the result
+back. A contract test tells when another version does it differently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def skip_reduction(engine: Any) -> bool:
+    """Let a ZeRO 0 to 2 engine of one rank keep its gradients where they are; whether it does."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    if engine.world_size != 1 or stage > 2:
+        return False
+    if stage == 0:
+        engine.enable_backward_allreduce = False
+        return True
+    # With an accumulator of another type, or with offload, the reduction is also what moves the gradients there.
+    if optimizer.cpu_offload or optimizer.gradient_accumulation_dtype != optimizer.dtype:
+        return False
+    optimizer.average_tensor = _average_over_one_rank
+    return True
+
+
+def _average_over_one_rank(tensor: Any, communication_data_type: Any) -> None:
+    """In the place of DeepSpeedZeroOptimizer.average_tensor, which works in place."""
