@@ -1,7 +1,7 @@
 """The import order of the packages, read from the source, so that nothing has to be importable or installed.
 
 errors, logs, files, html < config < plan | model | data < engine | generate | export | monitor < train | doctor
-< preprocess, cli, launch. Imports inside functions count too: laziness is no licence to point upward.
+< preprocess, cli, selftest, launch. Imports inside functions count too: laziness is no licence to point upward.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LAYERS: tuple[set[str], ...] = (
     {"lumina_ds.plan", "lumina_ds.model", "lumina_ds.data"},
     {"lumina_ds.engine", "lumina_ds.generate", "lumina_ds.export", "lumina_ds.monitor"},
     {"lumina_ds.train", "lumina_ds.doctor"},
-    {"preprocess", "lumina_ds.cli", "launch"},
+    {"preprocess", "lumina_ds.cli", "lumina_ds.selftest", "launch"},
 )
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 TOP = len(LAYERS) - 1

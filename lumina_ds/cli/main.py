@@ -33,6 +33,7 @@ VERBS: dict[str, str] = {
     "report": "a run, two runs or a folder of runs as an HTML page with plots",
     "export": "write a model in Hugging Face's format",
     "import": "start training from a model in Hugging Face's format",
+    "selftest": "train a tiny model under every layout, and compare them",
     "bench": "measure training, the data loader, or precisions of inference",
     "profile": "where the time and memory of a training step go",
     "completion": "print the completion script of a shell",

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,14 @@ from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.data.loader import MicroBatch
 from lumina_ds.engine import weights
-from lumina_ds.engine.build import build_engine, parameter_groups, set_learning_rate
+from lumina_ds.engine.build import build_engine, set_learning_rate
 from lumina_ds.engine.consolidate import full_parameters
 from lumina_ds.engine.distributed import start, stop
-from lumina_ds.engine.schedules import learning_rate
-from lumina_ds.model.balancing import capacity_factors, routing_state, update_balance
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
-from lumina_ds.train.routing import RoutingTotals, noise_seeds
-from lumina_ds.train.step import agree, model_inputs, run_step
+from lumina_ds.selftest import training
+from lumina_ds.train.routing import noise_seeds
+from lumina_ds.train.step import agree, run_step
 
 NUM_STEPS, ROWS, LENGTH, ACCUMULATION, WORLD = 20, 2, 24, 2, 2
 
@@ -93,25 +91,17 @@ def starts_like(engine, plain):
 def train_engine(config, world, precision="fp32", num_steps=NUM_STEPS):
     engine = build_engine(config, world, precision, compose_deepspeed(config, world.size, precision))
     exact_start = starts_like(engine, plain_model(config, config.train.seed))
-    losses, norms, routing, skipped = [], [], [], 0
-    for step in range(num_steps):
-        batches = [micro_batch(step, index, world.rank, config.model) for index in range(ACCUMULATION)]
-        set_learning_rate(engine, learning_rate(step, NUM_STEPS, config.train), config.train.muon_rate_factor)
-        counts = agree(batches, False, world)
-        outcome = run_step(engine, batches, counts, config.model, config.train.max_grad_norm, world)
-        losses.append(outcome.loss)
-        norms.append(outcome.grad_norm)
-        routing.append(asdict(outcome.routing) | {"load_balancing_loss": outcome.load_balancing_loss})
-        skipped += outcome.skipped
-    state = as_lists(routing_state(engine.module))
+    curve = training.train_engine(engine, config, lambda step: rank_batches(step, world.rank, config), num_steps, world)
     engine.destroy()
-    curves = {"losses": losses, "norms": norms, "usage": outcome.routing.expert_usage, "skipped": skipped}
-    curves["exact_start"] = exact_start
-    return curves | {"routing": routing, "state": state}
+    return as_results(curve) | {"exact_start": exact_start, "usage": curve.routing[-1]["expert_usage"]}
 
 
-def as_lists(state):
-    return {name: tensor.tolist() for name, tensor in state.items()}
+def rank_batches(step, rank, config):
+    return [micro_batch(step, index, rank, config.model) for index in range(ACCUMULATION)]
+
+
+def as_results(curve):
+    return {name: value for name, value in vars(curve).items() if name != "gradients"}
 
 
 def skip_a_poisoned_step(config, world, precision):
@@ -156,37 +146,11 @@ def starts_from_a_folder(world, folder):
 
 
 def train_plain(config, num_steps=NUM_STEPS):
-    """One process, plain forward, torch's own AdamW and clipping: what the engines are measured against."""
+    def batches_of(step):
+        return [batch for rank in range(WORLD) for batch in rank_batches(step, rank, config)]
+
     model = plain_model(config, config.train.seed)
-    train = config.train
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model), lr=1.0, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_epsilon,
-        weight_decay=train.weight_decay,
-    )  # fmt: skip
-    losses, norms, routing = [], [], []
-    for step in range(num_steps):
-        units = [micro_batch(step, index, rank, config.model) for index in range(ACCUMULATION) for rank in range(WORLD)]
-        num_trained, num_tokens = (
-            sum(getattr(u, f"num_{kind}") for u in units) for kind in ("trained_tokens", "tokens")
-        )
-        loss, measured = 0.0, 0.0
-        for unit in units:
-            nll, balance, z_loss, parts = model(**model_inputs(unit, torch.device("cpu")))
-            router = config.model.router_aux_loss_coef * balance + config.model.router_z_loss_coef * z_loss
-            (nll / num_trained + router / num_tokens).backward()
-            loss += nll.item() / num_trained
-            measured = measured + parts.double()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm).item())
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, NUM_STEPS, train)
-        optimizer.step()
-        optimizer.zero_grad()
-        totals = RoutingTotals(measured, config.model.num_experts)
-        update_balance(model, totals.assignments_LE, totals.overflow_L)
-        factors = capacity_factors(model)
-        routing.append(asdict(totals.metrics(factors)) | {"load_balancing_loss": totals.load_balancing_loss})
-        losses.append(loss)
-    return {"losses": losses, "norms": norms, "routing": routing, "state": as_lists(routing_state(model))}
+    return as_results(training.train_plain(model, config, batches_of, num_steps))
 
 
 if __name__ == "__main__":
