@@ -96,56 +96,48 @@ class PackedRows:
     def collate(self, row_ids: Sequence[int]) -> MicroBatch:
         """Gather rows by number; -1 gives an all-padding row of PAD_ID.
 
-        Conversations may be as short as a sentence, so what is done once for each of them is only to copy its
-        tokens and mask; everything else is done for the whole micro-batch.
+        Conversations may be as short as a sentence, so nothing is done for each of them in Python.
         """
         shape = (len(row_ids), self.seq_length)
+        documents, starts, lengths, counts = self._plan.segments([row for row in row_ids if row != FILLER_ROW])
+        row_of_segment = np.repeat(np.flatnonzero(np.array(row_ids) != FILLER_ROW), counts)
+        filled = np.bincount(row_of_segment, lengths, len(row_ids)).astype(np.int64)
+        # Segments of a row stand without gaps, so a row's padding is all that lies between the rows.
+        padding = self.seq_length - filled
+        places = np.cumsum(lengths) - lengths + (np.cumsum(padding) - padding)[row_of_segment]
         tokens = np.full(shape, PAD_ID, self.folder.ids_dtype)
         is_target = np.zeros(shape, np.uint8)
-        document_lengths: list[int] = []
-        filled = [
-            self._copy_row(row_id, tokens[index], is_target[index], document_lengths)
-            for index, row_id in enumerate(row_ids)
-        ]
+        self.folder.gather(documents, starts, lengths, places, tokens.reshape(-1), is_target.reshape(-1))
+        # The first token of a segment is no target: its predecessor in the row belongs to another document.
+        is_target.reshape(-1)[places] = 0
         input_ids = tokens.astype(np.int64)
         labels = np.full(shape, IGNORED_LABEL, np.int64)
         trained = is_target[:, 1:] == 1
         np.copyto(labels[:, :-1], input_ids[:, 1:], where=trained)
+        document_lengths = _with_padding(lengths, np.bincount(row_of_segment, minlength=len(row_ids)), padding)
         return MicroBatch(
             input_ids=input_ids,
             labels=labels,
-            position_ids=_positions(document_lengths).reshape(shape),
+            position_ids=_positions(np.array(document_lengths)).reshape(shape),
             document_lengths=tuple(document_lengths),
             num_trained_tokens=int(np.count_nonzero(trained)),
-            num_tokens=sum(filled),
+            num_tokens=int(filled.sum()),
             row_ids=tuple(row_ids),
-            padding_mask=np.arange(self.seq_length) < np.array(filled)[:, None],
+            padding_mask=np.arange(self.seq_length) < filled[:, None],
         )
 
-    def _copy_row(self, row_id: int, tokens: np.ndarray, is_target: np.ndarray, document_lengths: list[int]) -> int:
-        """Copy one row's tokens, and which of them their predecessor is to predict; returns how many there are.
 
-        The first token of a segment is no target: its predecessor in the row belongs to another document.
-        """
-        cursor = 0
-        for document, start, length in self._plan.row(row_id) if row_id != FILLER_ROW else ():
-            ids, mask = self.folder.document(document)
-            if length != len(ids):
-                ids, mask = ids[start : start + length], mask[start : start + length]
-            end = cursor + length
-            tokens[cursor:end] = ids
-            is_target[cursor:end] = mask
-            is_target[cursor] = 0
-            document_lengths.append(length)
-            cursor = end
-        if cursor < self.seq_length:
-            document_lengths.append(self.seq_length - cursor)
-        return cursor
+def _with_padding(lengths: np.ndarray, counts: np.ndarray, padding: np.ndarray) -> list[int]:
+    """Lengths of all segments in order, where the padding of a row is a segment after its `counts` own ones."""
+    every, found, begin = lengths.tolist(), [], 0
+    for count, padded in zip(counts.tolist(), padding.tolist(), strict=True):
+        found += every[begin : begin + count] + [padded] * (padded > 0)
+        begin += count
+    return found
 
 
-def _positions(segment_lengths: list[int]) -> np.ndarray:
+def _positions(lengths: np.ndarray) -> np.ndarray:
     """0, 1, 2, ... from the start of each segment, int64."""
-    lengths = np.array(segment_lengths, np.int64)
     ends = np.cumsum(lengths)
     return np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
 

@@ -11,7 +11,7 @@ the first token after every cut would never be a target.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -72,6 +72,15 @@ class PackingPlan:
         begin, end = int(self.row_offsets[index]), int(self.row_offsets[index + 1])
         columns = (self.documents[begin:end], self.starts[begin:end], self.lengths[begin:end])
         return list(map(Segment, *(column.tolist() for column in columns)))
+
+    def segments(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(documents, starts, lengths) of the segments of some rows, one row after the other, and how many each has."""
+        chosen = np.array(rows, np.int64)
+        begins = self.row_offsets[chosen].astype(np.int64)
+        counts = self.row_offsets[chosen + 1] - begins
+        places = np.repeat(begins - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
+        documents, starts, lengths = (column[places] for column in (self.documents, self.starts, self.lengths))
+        return documents.astype(np.int64), starts.astype(np.int64), lengths.astype(np.int64), counts
 
 
 def pack(

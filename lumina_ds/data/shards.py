@@ -66,6 +66,7 @@ class ShardFolder:
         self.ids_dtype: np.dtype = np.dtype(schema.field("input_ids").type.value_type.to_pandas_dtype())
         self._shards = [_Shard(path / entry.file, entry, schema, mode == "memory") for entry in manifest.shards]
         self._first_documents = list(accumulate((entry.rows for entry in manifest.shards), initial=0))
+        self._firsts = np.array(self._first_documents)
 
     @classmethod
     def open(cls, path: str | Path, force_streaming: bool = False) -> ShardFolder:
@@ -102,6 +103,38 @@ class ShardFolder:
         batch, row = self._locate(index)
         begin, end = batch.offsets[row], batch.offsets[row + 1]
         return batch.ids[begin:end], batch.mask[begin:end]
+
+    def gather(
+        self,
+        documents: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        places: np.ndarray,
+        ids: np.ndarray,
+        mask: np.ndarray,
+    ) -> None:
+        """Copy segment after segment (tokens start .. start+length-1 of a document) into flat `ids` and `mask`,
+        each to its place.
+
+        Short segments of a shard are copied all at once, by the index of every token; long ones one by one.
+        """
+        if lengths.sum() >= _LONG_SEGMENT * len(lengths):  # nothing at all, too
+            columns = (documents, starts, lengths, places)
+            for document, start, length, place in zip(*(column.tolist() for column in columns), strict=True):
+                own_ids, own_mask = self.document(document)
+                ids[place : place + length] = own_ids[start : start + length]
+                mask[place : place + length] = own_mask[start : start + length]
+            return
+        shards = np.searchsorted(self._firsts, documents, side="right") - 1
+        # A run: neighbours of one shard, without a gap between their places. Rows rarely need more than one.
+        is_last = (shards[1:] != shards[:-1]) | (places[1:] != places[:-1] + lengths[:-1])
+        ends = np.append(np.flatnonzero(is_last) + 1, len(shards))
+        begin = 0
+        for end in ends.tolist():
+            run, number = slice(begin, end), int(shards[begin])
+            rows = documents[run] - self._first_documents[number]
+            self._shards[number].gather(rows, starts[run], lengths[run], places[run], ids, mask)
+            begin = end
 
     def origin(self, index: int) -> Origin:
         batch, row = self._locate(index)
@@ -213,6 +246,16 @@ class _Batch(NamedTuple):
     table: pa.RecordBatch
 
 
+class _Flat(NamedTuple):
+    """A whole shard file as arrays of each of its types, and where in them the columns of each batch begin."""
+
+    offsets: np.ndarray
+    ids: np.ndarray
+    mask: np.ndarray
+    first_rows: np.ndarray
+    starts_of: np.ndarray  # [batches, 3]: elements of `offsets`, `ids`, `mask`
+
+
 class _Shard:
     """One shard file, read or mapped at its first use."""
 
@@ -223,6 +266,7 @@ class _Shard:
         self._in_memory = in_memory
         self._batches: list[_Batch] | None = None
         self._first_rows: list[int] = []
+        self._flat: _Flat | None = None
 
     def check_size(self) -> None:
         """Raises DataError where the file is missing or has another size than the manifest says."""
@@ -237,8 +281,9 @@ class _Shard:
         """The shard's record batches. Two threads may come here at once: both make the same."""
         if self._batches is None:
             self.check_size()  # again, for a streamed shard: reading beyond the end of a mapping kills the process
-            batches = _read_shard(self._path, self._entry, self._schema, self._in_memory)
+            batches, file = _read_shard(self._path, self._entry, self._schema, self._in_memory)
             self._first_rows = list(accumulate((len(batch.offsets) - 1 for batch in batches), initial=0))
+            self._flat = _flat_view(batches, file, self._first_rows)
             self._batches = batches
         return self._batches
 
@@ -247,11 +292,58 @@ class _Shard:
         number = bisect_right(self._first_rows, row) - 1
         return batches[number], row - self._first_rows[number]
 
+    def gather(
+        self,
+        rows: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        places: np.ndarray,
+        ids: np.ndarray,
+        mask: np.ndarray,
+    ) -> None:
+        """As ShardFolder.gather, for rows of this shard."""
+        self.load()
+        flat = self._flat
+        if flat is None or len(rows) < _MIN_TOGETHER:
+            for row, start, length, place in zip(*(x.tolist() for x in (rows, starts, lengths, places)), strict=True):
+                batch, own = self.locate(row)
+                begin = batch.offsets[own] + start
+                ids[place : place + length] = batch.ids[begin : begin + length]
+                mask[place : place + length] = batch.mask[begin : begin + length]
+            return
+        batches = np.searchsorted(flat.first_rows, rows, side="right") - 1
+        offsets_at, ids_at, mask_at = flat.starts_of[batches].T
+        begins = flat.offsets[offsets_at + rows - flat.first_rows[batches]] + starts
+        first, total = int(places[0]), int(lengths.sum())
+        # Source of every token: its own number in the run, plus what its segment is away from the run's start.
+        away = begins - (places - first)
+        counter = np.arange(total)
+        ids[first : first + total] = flat.ids[np.repeat(away + ids_at, lengths) + counter]
+        mask[first : first + total] = flat.mask[np.repeat(away + mask_at, lengths) + counter]
 
+
+# Fewer, or on average longer, segments are copied one by one.
+_MIN_TOGETHER = 8
+_LONG_SEGMENT = 256
 _REMEDY = "restore it, or delete the folder and preprocess again"
 
 
-def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: bool) -> list[_Batch]:
+def _flat_view(batches: list[_Batch], file: pa.Buffer, first_rows: list[int]) -> _Flat | None:
+    """None where Arrow has put a column elsewhere, as it does with columns that the file does not align."""
+    whole = np.frombuffer(file, np.uint8)
+    base = whole.ctypes.data
+    columns = [(batch.offsets, batch.ids, batch.mask) for batch in batches if len(batch.ids)]
+    if len(columns) != len(batches):
+        return None
+    bytes_at = np.array([[column.ctypes.data - base for column in each] for each in columns], np.int64)
+    sizes = np.array([column.itemsize for column in columns[0]]) if columns else np.ones(3, np.int64)
+    if not columns or bytes_at.min() < 0 or bytes_at.max() >= len(whole) or (bytes_at % sizes).any():
+        return None
+    offsets, ids, mask = (whole[: len(whole) // c.itemsize * c.itemsize].view(c.dtype) for c in columns[0])
+    return _Flat(offsets, ids, mask, np.array(first_rows), bytes_at // sizes)
+
+
+def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: bool) -> tuple[list[_Batch], pa.Buffer]:
     try:
         # The mapping outlives its file object: every view keeps the buffer alive.
         source = pa.py_buffer(path.read_bytes()) if in_memory else pa.memory_map(str(path)).read_buffer()
@@ -271,7 +363,7 @@ def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: boo
         raise DataError(
             f"{path} is damaged: {rows} rows of {tokens} tokens, not {entry.rows} of {entry.tokens}; {_REMEDY}"
         )
-    return batches
+    return batches, source
 
 
 def _views(table: pa.RecordBatch) -> _Batch:

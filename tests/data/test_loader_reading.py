@@ -68,6 +68,24 @@ def test_rows_equal_the_slow_reference_in_every_mode(
     assert sum(batch.document_lengths) == batch.input_ids.size
 
 
+@pytest.mark.parametrize(("together", "long"), [(1, 10_000), (8, 10_000), (10_000, 10_000), (8, 1)])
+@pytest.mark.parametrize("force_streaming", [False, True])
+def test_segments_copied_together_and_one_by_one_are_the_same(
+    make_folder: Callable[..., Path], together: int, long: int, force_streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of many documents, each in a record batch of its own, and pieces of documents longer than a row."""
+    monkeypatch.setattr(shards, "_MIN_TOGETHER", together)
+    monkeypatch.setattr(shards, "_LONG_SEGMENT", long)
+    folder = make_folder(documents(300), 200)
+    for seq_length in (9, 200):
+        rows = PackedRows(ShardFolder.open(folder, force_streaming), seq_length)
+        row_ids = [-1, *range(0, rows.num_rows, 3), -1, 1]
+        batch = rows.collate(row_ids)
+        assert {name: getattr(batch, name).tolist() for name in ARRAYS} == slow_collate(rows, row_ids)
+        assert sum(batch.document_lengths) == batch.input_ids.size and min(batch.document_lengths) > 0
+    assert rows.collate([-1]).document_lengths == (200,)
+
+
 def test_the_mode_goes_by_size_and_streaming_can_be_forced() -> None:
     assert [reading_mode(size) for size in (0, 500 * MB, 500 * MB + 1, 10240 * MB, 10240 * MB + 1)] == [
         "memory",
