@@ -21,6 +21,14 @@ class _QuietUnlessFirst(logging.Filter):
         return self.rank == 0 or record.levelno >= logging.WARNING
 
 
+class _LogFile(logging.FileHandler):
+    """A full disk costs the line, without a traceback on the terminal for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def configure_logging(rank: int = 0, log_file: Path | None = None, verbose: bool = False) -> None:
     """Send the package's records to stderr (rank 0, warnings from all) and all of them to `log_file`."""
     root = logging.getLogger("lumina_ds")
@@ -33,6 +41,6 @@ def configure_logging(rank: int = 0, log_file: Path | None = None, verbose: bool
     root.addHandler(stream)
     if log_file is not None:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(log_file, encoding="utf-8")
+        handler = _LogFile(log_file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root.addHandler(handler)

@@ -36,14 +36,13 @@ from lumina_ds.monitor.writers import append_record, read_records
 from lumina_ds.plan.batch import next_smaller
 from lumina_ds.train.checkpoint import step_folders
 from lumina_ds.train.heartbeat import Beat, beat_path, cause_of_end, read_beats, tells_of_another_end
+from lumina_ds.train.orphans import START_MARK
 from lumina_ds.train.run_folder import RunFolder
 
 FINAL = {0} | {
     error.exit_code for error in (ConfigError, DataError, MachineError, CheckpointError, UnstableError, Interrupted)
 }
 MAX_BACKOFF_SECONDS = 300
-# Marks every process of a start, also those that have lost their parents.
-MARK = "LUMINA_START"
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def _start(command: list[str], environment: dict[str, str], signals: Signals) ->
     mark = uuid.uuid4().hex
     started = time.time()
     try:
-        return run_until_done(command, {**environment, MARK: mark}, signals, started)
+        return run_until_done(command, {**environment, START_MARK: mark}, signals, started)
     finally:
         end_marked(mark)
 
@@ -146,7 +145,7 @@ def end_marked(mark: str) -> int:
     left = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
+            if process.pid != os.getpid() and process.environ().get(START_MARK) == mark:
                 left.append(process)
     _, alive = psutil.wait_procs(left, timeout=3)
     for process in alive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -88,10 +89,12 @@ class TrainingConsole:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        if self._progress is not None:
-            self._console.print(text, highlight=False, markup=False)
-        else:
-            print(text, flush=True)
+        # A closed terminal or pipe, or a full disk behind stdout, costs the line; the log file has it too.
+        with contextlib.suppress(OSError):
+            if self._progress is not None:
+                self._console.print(text, highlight=False, markup=False)
+            else:
+                print(text, flush=True)
 
     def stop(self) -> None:
         if self._progress is not None:

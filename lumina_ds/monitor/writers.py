@@ -1,10 +1,17 @@
-"""Metrics on disk: one JSON object per line, and the same scalars as CSV."""
+"""Metrics on disk: one JSON object per line, and the same scalars as CSV.
+
+A full disk costs no run: records wait in memory until there is room again.
+"""
 
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
+import logging
 import math
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +40,12 @@ CSV_COLUMNS = (
 )
 
 
+logger = logging.getLogger(__name__)
+
+# Some 100 MB of records; older ones are dropped, and that is said.
+_MOST_WAITING = 100_000
+
+
 class MetricsWriter:
     """Appends records to metrics.jsonl, metrics.csv and evaluations.jsonl; floats keep all their digits (repr)."""
 
@@ -41,43 +54,69 @@ class MetricsWriter:
 
         `trackers` get every record too.
         """
-        self._trackers = trackers
+        self._trackers = list(trackers)
         self._jsonl = folder / "metrics.jsonl"
         self._csv = folder / "metrics.csv"
         self._evaluations = folder / "evaluations.jsonl"
+        self._waiting: deque[tuple[Path, str]] = deque(maxlen=_MOST_WAITING)
+        self._told = False
         self.go_back(resumed_step)
 
     def go_back(self, step: int) -> None:
         """Take out what was recorded after `step`, which the run does anew."""
         kept = _keep_until(self._jsonl, step)
-        with open(self._csv, "w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerow(CSV_COLUMNS)
-        for record in kept:
-            self._append_csv(record)
+        self._waiting.clear()
+        rows = [CSV_COLUMNS, *([record.get(column) for column in CSV_COLUMNS] for record in kept)]
+        write_atomically(self._csv, "".join(map(_csv_row, rows)))
         # A fresh start measures step 0 anew.
         _keep_until(self._evaluations, step or -1)
 
     def write_evaluation(self, record: dict[str, Any]) -> None:
-        append_record(self._evaluations, record)
+        self._append(self._evaluations, _line(record))
         self._track(record, "eval")
 
     def write(self, record: dict[str, Any]) -> None:
-        append_record(self._jsonl, record)
-        self._append_csv(record)
+        self._append(self._jsonl, _line(record))
+        self._append(self._csv, _csv_row([record.get(column) for column in CSV_COLUMNS]))
         self._track(record, "train")
 
     def close(self) -> None:
-        """Finish what the trackers hold back."""
+        """Write and finish what is held back."""
+        self._write_waiting()
+        if self._waiting:
+            logger.error("%d lines of metrics could not be written and are lost", len(self._waiting))
         for tracker in self._trackers:
             tracker.close()
 
     def _track(self, record: dict[str, Any], group: str) -> None:
-        for tracker in self._trackers:
-            tracker.log(scalars_of(record, group), record["step"])
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(scalars_of(record, group), record["step"])
+            except OSError as error:
+                logger.warning("%s takes no more metrics: %s", type(tracker).__name__, error.strerror or error)
+                self._trackers.remove(tracker)
 
-    def _append_csv(self, record: dict[str, Any]) -> None:
-        with open(self._csv, "a", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerow([record.get(column) for column in CSV_COLUMNS])
+    def _append(self, path: Path, line: str) -> None:
+        if len(self._waiting) == _MOST_WAITING:
+            logger.error("a line of metrics is lost: too many wait for room on the disk")
+        self._waiting.append((path, line))
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """In their order; the first that cannot be written keeps all later ones waiting."""
+        while self._waiting:
+            try:
+                _append_whole(*self._waiting[0])
+            except OSError as error:
+                if not self._told:
+                    logger.error(
+                        "%s cannot be written: %s; training goes on, and the metrics are written once that is over",
+                        *(self._waiting[0][0], error.strerror),
+                    )
+                self._told = True
+                return
+            self._waiting.popleft()
+            self._told = False
 
 
 def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
@@ -89,11 +128,34 @@ def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Append one line of strict JSON; non-finite numbers become null, which every reader takes."""
+    _append_whole(path, _line(record))
+
+
+def _append_whole(path: Path, line: str) -> None:
+    """Append `line`, or nothing: a part that a full disk took is cut off again."""
+    with open(path, "ab", buffering=0) as stream:
+        size = stream.tell()
+        content = line.encode("utf-8")
+        try:
+            written = stream.write(content)
+            if written != len(content):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            stream.truncate(size)
+            raise
+
+
+def _line(record: dict[str, Any]) -> str:
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
     }
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(finite, allow_nan=False) + "\n")
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _csv_row(values: Sequence[Any]) -> str:
+    stream = io.StringIO(newline="")
+    csv.writer(stream).writerow(values)
+    return stream.getvalue()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -31,21 +31,24 @@ def evaluate(
     """{"loss", "perplexity", "trained_tokens"} of `model` (an engine or a plain CausalLM) on `rows`.
 
     Every rank reads as many micro-batches as the others, short ones filled with empty rows, since expert and
-    ZeRO-3 collectives need all ranks; empty rows hold no trained token, so the sum is exact.
+    ZeRO-3 collectives need all ranks; empty rows hold no trained token, so the sum is exact. `on_batch` is called before
+    each, and may leave the evaluation by raising on all ranks alike.
     """
     was_training = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=world.torch_device)
     num_rows = min(rows.num_rows, max_rows or rows.num_rows)
     share = world.share
-    for row_ids in evaluation_rows(num_rows, share.rank, share.size, micro_batch_size):
-        on_batch()
-        batch = share.cut(rows.collate(row_ids))
-        loss_sum = model(**model_inputs(batch, world.torch_device))[0]
-        sums += torch.tensor([float(loss_sum), batch.num_trained_tokens], dtype=torch.float64, device=sums.device)
+    try:
+        for row_ids in evaluation_rows(num_rows, share.rank, share.size, micro_batch_size):
+            on_batch()
+            batch = share.cut(rows.collate(row_ids))
+            loss_sum = model(**model_inputs(batch, world.torch_device))[0]
+            sums += torch.tensor([float(loss_sum), batch.num_trained_tokens], dtype=torch.float64, device=sums.device)
+    finally:
+        model.train(was_training)
     if dist.is_initialized():
         dist.all_reduce(sums)
-    model.train(was_training)
     loss_sum, tokens = sums.tolist()
     loss = loss_sum / max(1.0, tokens)
     return {"loss": loss, "perplexity": perplexity(loss), "trained_tokens": int(tokens)}

@@ -12,6 +12,7 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from lumina_ds.engine.build import build_engine, set_learning_rate
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.gradient_norm import NormGate
 from lumina_ds.engine.schedules import learning_rate
-from lumina_ds.errors import ConfigError, DataError, Interrupted, LuminaError, UnstableError
+from lumina_ds.errors import ConfigError, Interrupted, LuminaError, UnstableError
 from lumina_ds.files import write_atomically
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.monitor.console import TrainingConsole
@@ -45,11 +46,14 @@ from lumina_ds.train.rollback import go_back
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.saving import CheckpointSaver, SaveOutcome
 from lumina_ds.train.signals import StopRequest
-from lumina_ds.train.state_files import load_checkpoint
-from lumina_ds.train.step import StepCounts, StepOutcome, agree, rank_micro_batches, run_step
+from lumina_ds.train.state_files import load_checkpoint, random_state, set_random_state
+from lumina_ds.train.step import StepCounts, StepOutcome, agree, any_rank, rank_micro_batches, run_step
 from lumina_ds.train.watchdog import LOADER, Watchdog
 
 log = logging.getLogger(__name__)
+
+# In longer steps the ranks ask one another between micro-batches whether to stop: a save must begin in time.
+SLOW_STEP_SECONDS = 5.0
 
 
 @dataclass
@@ -60,6 +64,10 @@ class Progress:
     tokens: int = 0
     skipped: int = 0
     rollbacks: int = 0
+
+
+class StopBetweenBatches(Exception):
+    """Leaves a step or an evaluation on all ranks together, because a stop was asked for."""
 
 
 class TrainingRun:
@@ -75,6 +83,9 @@ class TrainingRun:
         self.published_step: int | None = None
         self.saved_at = time.monotonic()
         self.save_error: LuminaError | None = None
+        self.failure: Exception | None = None
+        self.step_is_slow = True
+        self.updating = False
         _, self.precision, self.precision_reason = device_and_precision(config.train.precision, config.model)
         self.deepspeed_json = compose_deepspeed(config, world.size, self.precision)
         self.batch_rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world.share.size
@@ -93,25 +104,25 @@ class TrainingRun:
         Raises Interrupted after a signal's checkpoint, UnstableError when too many steps are skipped in a row,
         and the typed errors of resuming.
         """
-        stop = StopRequest()
+        self.stop = StopRequest()
         try:
             resume_from = self._open_folder()
             with (
-                Watchdog(self.folder.logs, self.world, self.config.health) as self.watchdog,
+                Watchdog(self.folder.logs, self.world, self.config.health, self.stop.stop_if_orphaned) as self.watchdog,
                 ExitStack() as self.outputs,
             ):
                 self.engine = build_engine(
                     self.config, self.world, self.precision, self.deepspeed_json, fresh=resume_from is None
                 )
                 self.saver = self._checkpoint_saver()
+                self.outputs.callback(self._close_saver)
                 if resume_from is not None:
                     self._restore(resume_from)
                 self._open_outputs(resume_from)
                 with Prefetcher(self._micro_batches, self.last_step) as batches:
-                    self._train(stop, batches)
-                self.saver.close()
+                    self._train(batches)
         finally:
-            stop.restore()
+            self.stop.restore()
             self.console.stop()
             self.folder.release()
         return self.progress
@@ -161,7 +172,7 @@ class TrainingRun:
         values = self.config.model_dump()
         return {**values, "data": {**values["data"], **shards, "packing": made.packing, "overlong": made.overlong}}
 
-    def _train(self, stop: StopRequest, batches_ahead: Prefetcher[list[MicroBatch]]) -> None:
+    def _train(self, batches_ahead: Prefetcher[list[MicroBatch]]) -> None:
         train = self.config.train
         if self.progress.step == 0:
             self._evaluate()
@@ -178,27 +189,35 @@ class TrainingRun:
             batches, failure = self._take(batches_ahead)
             data_seconds = time.perf_counter() - started
             self.watchdog.enter("the training step", self.progress.step + 1)
-            counts = agree(batches, stop.requested, self.world, self._minutes_are_over(), failure is not None)
+            counts = agree(
+                *(batches, self.stop.requested, self.world),
+                save_due=self._minutes_are_over(),
+                failed=failure is not None,
+                slow=self.step_is_slow,
+            )
             if counts.stop_requested or counts.failed:
                 self._save_and_stop(failure, counts.failed)
             if counts.save_due and self.published_step != self.progress.step:
                 self._save(None)
             rate = learning_rate(self.progress.step, self.num_steps, train)
             set_learning_rate(self.engine, rate, train.muon_rate_factor)
-            gate = self.health if norm_gate else None
-            outcome = run_step(self.engine, batches, counts, self.config.model, train.max_grad_norm, self.world, gate)
+            outcome = self._step(batches, counts, self.health if norm_gate else None)
             if norm_gate and (refused := norm_gate.take_refused()) is not None:
                 outcome = replace(outcome, grad_norm=refused)
             self.progress.step += 1
             self.progress.tokens += counts.tokens
             self.progress.skipped += outcome.skipped
             verdict = self.health.observe(self.progress.step, outcome.loss, outcome.grad_norm, outcome.skipped)
-            self._record(outcome, counts, time.perf_counter() - started, data_seconds, verdict.anomaly_score)
+            seconds = time.perf_counter() - started
+            self.step_is_slow = seconds > SLOW_STEP_SECONDS
+            self._alone(self._record, outcome, counts, seconds, data_seconds, verdict.anomaly_score)
             if not self._goes_on_after(verdict):
                 continue
             self._evaluate_and_save(outcome)
             self._report_save(self.saver.poll())
         self._finish_saving()
+        if self.failure is not None:
+            raise self.failure
         if self.leads:
             going_on = (
                 ""
@@ -206,6 +225,38 @@ class TrainingRun:
                 else "; start again without --stop-at-step to go on"
             )
             self.console.say(f"ended at step {self.progress.step} of {self.num_steps}{going_on}")
+
+    def _step(self, batches: list[MicroBatch], counts: StepCounts, gate: StepHealth | None) -> StepOutcome:
+        """The optimizer step. Where it is left before its update, the state before it is saved and the run ends."""
+        before = random_state()
+        try:
+            outcome = run_step(
+                *(self.engine, batches, counts, self.config.model, self.config.train.max_grad_norm, self.world, gate),
+                between_batches=self._leave_if_stopped if counts.slow else lambda: None,
+                before_update=lambda: setattr(self, "updating", True),
+            )
+            self.updating = False
+            return outcome
+        except StopBetweenBatches:
+            set_random_state(before)
+            self._save_and_stop(None, False)
+        except Exception as error:
+            # Of several ranks the others are inside a collective, where nothing reaches them.
+            if self.world.size > 1 or self.updating:
+                raise
+            set_random_state(before)
+            self._save_and_stop(error, True)
+
+    def _leave_if_stopped(self) -> None:
+        if any_rank(self.stop.requested, self.world):
+            raise StopBetweenBatches
+
+    def _alone(self, action: Callable[..., None], *args: Any) -> None:
+        """Do what concerns this rank alone; what fails in it ends the run where all ranks agree before a step."""
+        try:
+            action(*args)
+        except Exception as error:
+            self.failure = self.failure or error
 
     def take(self, manifest: dict[str, Any]) -> None:
         """Go on from what a checkpoint's manifest says; those of older versions say nothing about health."""
@@ -260,7 +311,7 @@ class TrainingRun:
         ends = step == self.last_step
         eval_loss = None
         if ends or (train.eval_every_n_batches and step % train.eval_every_n_batches == 0):
-            eval_loss = self._evaluate()
+            eval_loss = self._evaluate(to_its_end=ends)
         sound = math.isfinite(outcome.loss) and (eval_loss is None or math.isfinite(eval_loss))
         if ends and not sound:
             raise UnstableError(
@@ -271,18 +322,23 @@ class TrainingRun:
         if sound and (ends or due):
             self._save(eval_loss)
 
-    def _evaluate(self) -> float | None:
+    def _evaluate(self, to_its_end: bool = False) -> float | None:
+        """The loss on the evaluation rows; None without any, or when a stop was asked for meanwhile."""
         if self.eval_rows is None:
             return None
         train = self.config.train
-        result = evaluate(
-            self.engine,
-            self.eval_rows,
-            train.micro_batch_size,
-            self.world,
-            train.eval_max_rows,
-            on_batch=lambda: self.watchdog.enter("evaluation", self.progress.step),
-        )
+
+        def on_batch() -> None:
+            self.watchdog.enter("evaluation", self.progress.step)
+            if not to_its_end:
+                self._leave_if_stopped()
+
+        try:
+            result = evaluate(
+                self.engine, self.eval_rows, train.micro_batch_size, self.world, train.eval_max_rows, on_batch
+            )
+        except StopBetweenBatches:
+            return None
         if self.leads:
             self.metrics.write_evaluation({"step": self.progress.step, **result})
             self.console.say(
@@ -307,11 +363,11 @@ class TrainingRun:
         self.published_step, self.saved_at = self.progress.step, time.monotonic()
 
     def _take(self, batches_ahead: Prefetcher[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:
-        """This rank's micro-batches, or why it has none: the others must learn it before they wait for this rank."""
+        """This rank's micro-batches, or what has failed on it: the others must learn it before they wait for it."""
         try:
-            return batches_ahead.take(self.progress.step), None
+            return batches_ahead.take(self.progress.step), self.failure
         except Exception as error:
-            return [], error
+            return [], self.failure or error
 
     def _minutes_are_over(self) -> bool:
         minutes = self.config.train.save_every_minutes
@@ -320,15 +376,23 @@ class TrainingRun:
     def _save_and_stop(self, failure: Exception | None, failed: bool) -> NoReturn:
         """Save the state before the coming step, and raise what ends the run on this rank. A collective."""
         step = self.progress.step
-        if step and self.published_step != step:
-            self._save(None)
-        self._finish_saving()
-        if failure is not None:
-            raise failure
+        try:
+            if step and self.published_step != step:
+                self._save(None)
+            self._finish_saving()
+        finally:
+            if failure is not None:
+                raise failure
         if failed:
-            raise DataError(f"another rank cannot read its rows (see its line); stopped at step {step}, which is saved")
+            raise LuminaError(f"another rank failed (see its line); stopped at step {step}, which is saved")
         saved = "the checkpoint is saved, start the same command again to go on" if step else "nothing was trained yet"
         raise Interrupted(f"stopped by a signal at step {step} of {self.num_steps}; {saved}")
+
+    def _close_saver(self) -> None:
+        """On every way out: wait for the save under way, so that no thread writes on, and give its group back."""
+        self.watchdog.enter("saving a checkpoint", self.progress.step)
+        self.settle_saves()
+        self.saver.close()
 
     def settle_saves(self) -> None:
         """Wait for the save under way and say how it ended."""

@@ -12,6 +12,7 @@ from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.data.sampler import ORDER_VERSION
 from lumina_ds.errors import CheckpointError, LuminaError
 from lumina_ds.files import file_digest
+from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.train.checkpoint import (
     find_checkpoint,
     newest_valid,
@@ -19,6 +20,7 @@ from lumina_ds.train.checkpoint import (
     set_aside_later_steps,
     step_folders,
 )
+from lumina_ds.train.disk_space import check_disk_space
 from lumina_ds.train.publishing import restore_replaced
 
 if TYPE_CHECKING:
@@ -68,6 +70,9 @@ def checkpoint_to_resume(run: TrainingRun) -> Path | None:
             run.folder.lock()
             restore_replaced(run.folder.checkpoints)
             answer[0] = _choose(run)
+            step = 0 if answer[0] is None else read_manifest(answer[0])["step"]
+            num_bytes = checkpoint_bytes(run.config, run.precision).total
+            check_disk_space(run.folder.checkpoints, run.config.train, num_bytes, run.last_step - step)
         except LuminaError as error:
             answer[0] = error
     dist.broadcast_object_list(answer, src=0)

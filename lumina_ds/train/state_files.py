@@ -166,6 +166,30 @@ def restore_random_state(folder: Path, rank: int, seed: int) -> None:
         state = torch.load(path, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path} is no random state of a run, and nothing of it was run: {error}") from error
+    set_random_state(state)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator of this process; takes some microseconds."""
+    import numpy as np
+    import torch
+
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    # Restricted unpickling takes tensors but no numpy arrays.
+    keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
+    state["numpy"] = {**numpy_state, "state": {**numpy_state["state"], "key": keys}}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go back to a state that random_state() gave."""
+    import numpy as np
+    import torch
+
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     keys = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
@@ -255,17 +279,8 @@ def _restore_counters(engine: Any, step: int, saved: dict[str, Any]) -> None:
 
 
 def _random_state() -> bytes:
-    import numpy as np
     import torch
 
-    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    numpy_state = np.random.get_state(legacy=False)
-    assert isinstance(numpy_state, dict)
-    # Restricted unpickling takes tensors but no numpy arrays.
-    keys = torch.from_numpy(numpy_state["state"]["key"].astype(np.int64))
-    state["numpy"] = {**numpy_state, "state": {**numpy_state["state"], "key": keys}}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
     stream = io.BytesIO()
-    torch.save(state, stream)
+    torch.save(random_state(), stream)
     return stream.getvalue()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ class StepCounts:
     stop_requested: bool
     save_due: bool
     failed: bool
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,14 @@ def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
 
 
 def agree(
-    batches: Sequence[MicroBatch], stop_requested: bool, world: World, save_due: bool = False, failed: bool = False
+    batches: Sequence[MicroBatch],
+    stop_requested: bool,
+    world: World,
+    save_due: bool = False,
+    failed: bool = False,
+    slow: bool = False,
 ) -> StepCounts:
-    """Sum token counts over ranks, and learn whether any was asked to stop, finds a save due, or has no batches.
+    """Sum token counts over ranks, and learn whether any was asked to stop, finds a save due, has failed, or is slow.
 
     A collective.
     """
@@ -88,13 +94,21 @@ def agree(
             int(stop_requested),
             int(save_due),
             int(failed),
+            int(slow),
         ],
         dtype=torch.int64,
         device=world.torch_device,
     )
     dist.all_reduce(counts)
-    trained, tokens, stops, saves, failures = counts.tolist()
-    return StepCounts(trained, tokens, stops > 0, saves > 0, failures > 0)
+    trained, tokens, *flags = counts.tolist()
+    return StepCounts(trained, tokens, *(flag > 0 for flag in flags))
+
+
+def any_rank(flag: bool, world: World) -> bool:
+    """Whether `flag` is set on any rank. A collective, and on a card a synchronisation."""
+    flags = torch.tensor(int(flag), device=world.torch_device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags.item())
 
 
 class Gate(Protocol):
@@ -113,6 +127,8 @@ def run_step(
     max_norm: float,
     world: World,
     gate: Gate | None = None,
+    between_batches: Callable[[], None] = lambda: None,
+    before_update: Callable[[], None] = lambda: None,
 ) -> StepOutcome:
     """Forward and backward over this rank's `batches`, then the optimizer step. A collective.
 
@@ -122,6 +138,9 @@ def run_step(
 
     `gate` costs one more synchronisation. A loss that it refuses becomes NaN on every rank before the last
     backward pass, and such a step is skipped at every stage; engine/gradient_norm.py hands it the norm.
+
+    Parameters and optimizer stay as before the step until `before_update` is called, so a step that `between_batches`
+    gives up, by raising on all ranks alike, leaves a state that can be saved.
     """
     engine.train()
     device = world.torch_device
@@ -129,6 +148,8 @@ def run_step(
     sums: Tensor | None = None
     norm, sound = float("nan"), True
     for index, batch in enumerate(batches):
+        if index:
+            between_batches()
         loss_sum, balance_sum, z_sum, measured = engine(**model_inputs(batch, device))
         router_loss = model.router_aux_loss_coef * balance_sum + model.router_z_loss_coef * z_sum
         total = world.size * (loss_sum / max(1, counts.trained_tokens) + router_loss / max(1, counts.tokens))
@@ -142,6 +163,8 @@ def run_step(
         sums = parts if sums is None else sums + parts
         if index == len(batches) - 1 and not clips_by_itself(engine):
             norm, sound = clip_gradients(engine, max_norm, *([gate.refuses_norm] if gate is not None else []))
+        if index == len(batches) - 1:
+            before_update()
         engine.step()
     assert sums is not None
     dist.all_reduce(sums)

@@ -56,7 +56,11 @@ _MIN_SAMPLES = 50
 class Watchdog:
     """`with Watchdog(...) as watchdog: watchdog.enter("phase", step)`. Starting it is a collective."""
 
-    def __init__(self, logs: Path, world: World, config: HealthConfig) -> None:
+    def __init__(
+        self, logs: Path, world: World, config: HealthConfig, on_beat: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_beat` is called about once a second in the watchdog's thread."""
+        self.on_beat = on_beat
         self.logs = logs
         self.world = world
         self.config = config
@@ -111,6 +115,7 @@ class Watchdog:
                 with contextlib.suppress(OSError, MemoryError, psutil.Error):
                     self._machine = machine_metrics(self.logs)
                     self._heartbeat.write()
+                self.on_beat()
                 self._check_stall()
             if now - window_began >= self.config.straggler_window_seconds:
                 self._heartbeat.share_working = working / samples if samples >= _MIN_SAMPLES else None

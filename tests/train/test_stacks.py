@@ -102,7 +102,7 @@ def test_the_cause_is_who_says_why_then_who_was_killed_then_who_failed_for_anoth
     assert cause_of_end([mourner, killed, bug, full, fine]) == full
     assert cause_of_end([mourner, killed, bug]) == bug
     assert cause_of_end([mourner, killed, fine]) == killed
-    agreed = beat(5, end_code=3, end_reason="another rank cannot read its rows (see its line)")
+    agreed = beat(5, end_code=3, end_reason="another rank failed (see its line)")
     assert cause_of_end([agreed, bug]) == bug
     assert cause_of_end([fine]) is None and cause_of_end([mourner]) == mourner
 
