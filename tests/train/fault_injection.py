@@ -33,6 +33,9 @@ class Injection:
         self._wrap(CausalLM, "forward", self._in_forward)
         self._wrap(loop, "run_step", self._around_step)
         self._wrap(loop.CheckpointSaver, "save", self._in_save)
+        self._wrap(loop.TrainingRun, "_record", self._in_record)
+        for fault in mine_of_kind(faults, "long steps"):
+            loop.SLOW_STEP_SECONDS = fault["seconds"]
         self.collate = PackedRows.collate
 
     def _wrap(self, owner, name, wrapper):
@@ -64,13 +67,15 @@ class Injection:
         step = self.run.progress.step + 1
         if not model.training:
             return original(model, *args, **kwargs)
-        for fault in self._due(step, "kill in forward", "stop", "busy", "no memory"):
+        for fault in self._due(step, "kill in forward", "stop", "busy", "no memory", "raise in forward"):
             if fault["kind"] == "kill in forward":
                 os.kill(os.getpid(), signal.SIGKILL)
             elif fault["kind"] == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif fault["kind"] == "no memory":
                 _take_away_memory()
+            elif fault["kind"] == "raise in forward":
+                raise RuntimeError("a bug in the model")
             else:
                 _compute_for(fault["seconds"])
         loss, *others = original(model, *args, **kwargs)
@@ -88,10 +93,19 @@ class Injection:
             engine.optimizer.step = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
         return original(engine, *args, **kwargs)
 
+    def _in_record(self, original, run, *args, **kwargs):
+        for _ in self._due(run.progress.step, "raise between steps"):
+            raise RuntimeError("a bug between two steps")
+        return original(run, *args, **kwargs)
+
     def _in_save(self, original, *args, **kwargs):
         for _ in self._due(self.run.progress.step, "SIGTERM in save"):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args, **kwargs)
+
+
+def mine_of_kind(faults, kind):
+    return [fault for fault in faults if fault["kind"] == kind]
 
 
 def _compute_for(seconds):

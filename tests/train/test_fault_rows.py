@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import yaml
+from kill_trials import Trials
 from two_rank_run import CHECKOUT, CONFIG, Run
 
 from lumina_ds.monitor.writers import read_records
@@ -83,6 +85,56 @@ def test_rows_13_and_14_signals(start, uninterrupted, number, receiver):
     again = start()
     assert again.wait() == 0, again.printed
     assert again.exact == uninterrupted
+
+
+def test_row_13_a_signal_is_acted_on_between_the_micro_batches_of_a_long_step(start, uninterrupted):
+    """Four seconds a step, two micro-batches: the first of step 4 is given up, and the state of step 3 saved."""
+    slow = [{"kind": "busy", "rank": rank, "step": step, "seconds": 2} for rank in (0, 1) for step in (4, 5)]
+    run = start([*slow, {"kind": "long steps", "rank": "all", "step": 0, "seconds": 0}])
+    run.wait_for_step(3)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 75, run.printed
+    assert "stopped by a signal at step 3 of 10; the checkpoint is saved" in run.printed
+    again = start()
+    assert again.wait() == 0, again.printed
+    assert again.exact == uninterrupted
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("victim", "number"), [("runner", signal.SIGTERM), ("lumina train", signal.SIGKILL)])
+def test_row_13_ranks_whose_launcher_is_gone_save_and_end(start, uninterrupted, victim, number):
+    slow = [{"kind": "slow loader", "rank": 0, "step": step, "seconds": 0.5} for step in range(1, 11)]
+    run = start(slow)
+    run.wait_for_step(3)
+    runner = psutil.Process(run.process.pid).children()[0]
+    ranks = run.ranks()
+    (runner if victim == "runner" else run.process).send_signal(number)
+    _, alive = psutil.wait_procs([runner, *ranks], timeout=30)
+    assert not alive
+    run.wait()
+    assert "has gone, so this run saves and ends" in run.printed and "stopped by a signal at step" in run.printed
+    again = start()
+    assert again.wait() == 0, again.printed
+    assert again.exact == uninterrupted
+
+
+@pytest.mark.faults
+def test_an_error_on_one_rank_between_two_steps_is_saved_before_it_is_reported(start, uninterrupted):
+    run = start([{"kind": "raise between steps", "rank": 1, "step": 5}])
+    assert run.wait() == 1, run.printed
+    assert "RuntimeError: a bug between two steps" in run.printed
+    assert "another rank failed (see its line); stopped at step 5, which is saved" in run.printed
+    again = start()
+    assert again.wait() == 0, again.printed
+    assert "step-00000005" in again.printed and again.exact == uninterrupted
+
+
+def test_rows_1_and_2_kills_at_random_moments(corpus, uninterrupted, tmp_path):
+    """Two of the trials of kill_trials.py, which makes as many as it is told."""
+    options = ("--max-steps", "10", "--save-every-n-batches", "2")
+    trials = Trials(tmp_path, corpus.shards, uninterrupted, seed=3, options=options)
+    trials.run(2)
+    assert len(trials.kills) == 2 and trials.finished == 1
 
 
 @pytest.mark.faults
