@@ -50,13 +50,13 @@ def measure_on_ranks(
     What the ranks print goes to standard error.
     """
     from lumina_ds.cli.launch import Signals, complete_runner_arguments, run_until_done, runner_command
-    from lumina_ds.cli.supervise import MARK, end_marked
+    from lumina_ds.cli.supervise import end_marked
     from lumina_ds.cli.train import rank_environment
 
     request = {"kind": kind, "config": config.model_dump(mode="json"), "arguments": arguments}
     mark = uuid.uuid4().hex
     # Else torch's profiler announces its start and end.
-    environment = {"KINETO_LOG_LEVEL": "6", **rank_environment(), MARK: mark}
+    environment = {"KINETO_LOG_LEVEL": "6", **rank_environment(), START_MARK: mark}
     with tempfile.TemporaryDirectory(prefix="lumina-measure-") as folder, Signals() as signals:
         asked, answered = Path(folder, "request.json"), Path(folder, "result.json")
         asked.write_text(json.dumps(request), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Rows of the fault table that concern files, saving and loading, each by its real fault."""
 
+import contextlib
 import errno
 import json
 import os
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,11 @@ import torch
 import yaml
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.errors import CheckpointError, ConfigError
+from lumina_ds.config.schema import TrainConfig
+from lumina_ds.errors import CheckpointError, ConfigError, MachineError
 from lumina_ds.files import file_digest
-from lumina_ds.monitor.writers import read_records
-from lumina_ds.train import tensor_file
+from lumina_ds.monitor.writers import MetricsWriter, read_records
+from lumina_ds.train import disk_space, tensor_file
 from lumina_ds.train.checkpoint import (
     checkpoint_faults,
     find_checkpoint,
@@ -81,7 +82,7 @@ def run(trained, tmp_path):
     return tmp_path / "r"
 
 
-@contextmanager
+@contextlib.contextmanager
 def tmpfs(folder, options):
     """A small file system of its own; where it is mounted at the end may have been renamed."""
     folder.mkdir(exist_ok=True)
@@ -133,6 +134,49 @@ def test_row_05_a_full_disk_costs_the_new_checkpoint_only(command, tmp_path):
         assert checkpoint_faults(last) == [] and pointer_target(last.parent, "latest") == last
         assert not list(last.parent.glob("*.tmp"))
         assert [record["step"] for record in read_records(disk / "r" / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_row_05_a_disk_without_room_for_one_checkpoint_refuses_the_run(command, tmp_path):
+    with tmpfs(tmp_path / "small", "size=300k") as disk:
+        code, printed = finished(command(disk))
+        assert code == 4 and "Traceback" not in printed, printed
+        assert "free, and one checkpoint with the metrics takes" in printed
+        assert not step_folders(disk / "r" / "checkpoints") and not (disk / "r" / "metrics.jsonl").exists()
+
+
+def test_row_05_what_the_disk_must_hold(tmp_path, caplog, monkeypatch):
+    """Of 5 saves the 2 newest, the best and the one being written stay: 4 x 100 bytes, and 10 lines of metrics."""
+    train = TrainConfig(keep_checkpoints=2, save_every_n_batches=2)
+    free = disk_space.METRICS_BYTES * 10 + 400
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage._replace(free=free))
+    disk_space.check_disk_space(tmp_path, train, 100, 10)
+    assert not caplog.records
+    disk_space.check_disk_space(tmp_path, train, 101, 10)
+    assert "up to 4 checkpoints with the metrics take" in caplog.text
+    with pytest.raises(MachineError, match="one checkpoint with the metrics takes"):
+        disk_space.check_disk_space(tmp_path, train, 401, 10)
+    disk_space.check_disk_space(tmp_path, train, 401, 0)  # nothing is left to train
+
+
+def test_row_05_metrics_wait_for_room_on_a_full_disk(tmp_path, caplog):
+    with tmpfs(tmp_path / "small", "size=64k") as disk:
+        writer = MetricsWriter(disk, 0)
+        writer.write({"step": 1, "loss": 1.5})
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as stream:
+            while stream.write(b"x" * 512):
+                pass
+        for step in range(2, 40):  # the page that is begun has room for some
+            writer.write({"step": step, "loss": 1.5, "text": "x" * 400})
+        assert caplog.text.count("No space left on device; training goes on") == 1
+        written = read_records(disk / "metrics.jsonl")
+        assert [record["step"] for record in written] == list(range(1, len(written) + 1)) and len(written) < 39
+        assert (disk / "metrics.jsonl").read_text().endswith("\n")
+        filler.unlink()
+        writer.close()
+        assert [record["step"] for record in read_records(disk / "metrics.jsonl")] == list(range(1, 40))
+        assert len((disk / "metrics.csv").read_text().splitlines()) == 40
 
 
 def test_row_05_a_disk_that_fills_up_while_writing_raises(tmp_path):
