@@ -52,6 +52,7 @@ def measure_on_ranks(
     from lumina_ds.cli.launch import Signals, complete_runner_arguments, run_until_done, runner_command
     from lumina_ds.cli.supervise import end_marked
     from lumina_ds.cli.train import rank_environment
+    from lumina_ds.train.orphans import START_MARK
 
     request = {"kind": kind, "config": config.model_dump(mode="json"), "arguments": arguments}
     mark = uuid.uuid4().hex

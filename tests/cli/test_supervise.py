@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lumina_ds.cli.supervise import MARK, end_marked, supervise
+from lumina_ds.cli.supervise import end_marked, supervise
+from lumina_ds.train.orphans import START_MARK
 from lumina_ds.config.schema import RunConfig
 
 # Plays one start: takes the next of the planned ends, publishes its checkpoint, reaches its step, ends with its code.
@@ -108,5 +109,5 @@ def test_a_signal_ends_the_wait_for_a_restart(play):
 def test_what_lost_its_parents_is_ended_too():
     orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
     mark = Path(__file__).name
-    psutil.Popen([sys.executable, "-c", orphan], env=os.environ | {MARK: mark}).wait()
+    psutil.Popen([sys.executable, "-c", orphan], env=os.environ | {START_MARK: mark}).wait()
     assert end_marked(mark) == 1 and end_marked(mark) == 0

@@ -79,7 +79,7 @@ def test_going_back_sets_the_later_steps_aside(tmp_path, caplog):
     assert read_manifest(tmp_path / "step-00000002")["step"] == 2
 
 
-def test_two_runs_in_one_folder(tmp_path):
+def test_row_34_two_runs_in_one_folder(tmp_path):
     first, second = RunFolder(tmp_path), RunFolder(tmp_path)
     first.create()
     first.lock()

@@ -349,6 +349,14 @@ def test_row_28_29_another_model_or_optimizer_is_named_field_by_field(run, optio
     assert RunConfig.model_validate(saved["config"]).train.weight_decay == saved["optimizer"]["weight_decay"]
 
 
+def test_row_25_shards_that_changed_since_the_checkpoint_are_refused(run, command, corpus, lumina, tmp_path):
+    other = tmp_path / "other-shards"
+    options = ("--tokenizer", corpus.tokenizer, "--seq-length", 64, "--out", other)
+    lumina("preprocess", corpus.eval, *options)
+    code, printed = finished([*command(run.parent), "--data", str(other)])
+    assert code == 5 and "data.sha256 was" in printed and "Traceback" not in printed, printed
+
+
 def test_row_33_a_clock_that_jumps_does_not_change_which_is_newest(run):
     for days, folder in enumerate(reversed(step_folders(run / "checkpoints"))):
         os.utime(folder, (0, 86400 * days))
