@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from lumina_ds.cli.supervise import end_marked, supervise
-from lumina_ds.train.orphans import START_MARK
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.train.orphans import START_MARK
 
 # Plays one start: takes the next of the planned ends, publishes its checkpoint, reaches its step, ends with its code.
 PROGRAM = """
