@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lumina_ds.cli.launch import complete_runner_arguments, runner_command
-from lumina_ds.cli.supervise import MARK, end_marked
+from lumina_ds.cli.supervise import end_marked
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import LuminaError, StalledError
 from lumina_ds.selftest.curves import Comparison, Curve, compare
 from lumina_ds.selftest.layouts import Layout, Pair, layouts_of, pairs_for
 from lumina_ds.selftest.shape import tiny_run
 from lumina_ds.selftest.task import PROGRESS_FILE, Task, curve_path
+from lumina_ds.train.orphans import START_MARK
 
 _LOG_CHARACTERS = 4000
 
@@ -77,7 +78,7 @@ def _run_ranks(folder: Path, num_ranks: int, case_seconds: float, show: Callable
     mark = uuid.uuid4().hex
     with open(log, "wb") as stream, _ended_by_signals():
         process = subprocess.Popen(
-            command, env={**environment, MARK: mark}, stdout=stream, stderr=stream, start_new_session=True
+            command, env={**environment, START_MARK: mark}, stdout=stream, stderr=stream, start_new_session=True
         )
         try:
             _watch(process, folder / PROGRESS_FILE, case_seconds, show)
