@@ -10,7 +10,7 @@ the first token after every cut would never be a target.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -22,6 +22,7 @@ Overlong = Literal["truncate", "split", "drop"]
 
 # Best-fit looks at so many documents at a time: enough to fill rows, and bounded time and memory for any corpus.
 DOCUMENTS_PER_BLOCK = 65_536
+_ROWS_PER_PART = 65_536
 
 
 class Segment(NamedTuple):
@@ -173,39 +174,40 @@ def _best_fit(documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray, se
     return row_of_segment
 
 
-def _concat_rows(lengths: np.ndarray, seq_length: int) -> Iterator[list[Segment]]:
-    row: list[Segment] = []
-    room = seq_length
-    for document, length in enumerate(lengths.tolist()):
-        start = 0
-        while True:
-            if room < min(2, length - start):  # a single token has no successor to train on
-                yield row
-                row, room = [], seq_length
-            taken = min(room, length - start)
-            row.append(Segment(document, start, taken))
-            room -= taken
-            if start + taken == length:
-                break
-            start += taken - 1
-            yield row
-            row, room = [], seq_length
-    if row:
-        yield row
-
-
 def _concat_parts(lengths: np.ndarray, seq_length: int) -> Iterator[_Part]:
-    """Gathers rows as they come: a tuple per segment of a large corpus would cost gigabytes."""
-    sizes: list[int] = []
-    segments: list[Segment] = []
-    for row in _concat_rows(lengths, seq_length):
-        sizes.append(len(row))
-        segments += row
-        if len(segments) >= DOCUMENTS_PER_BLOCK:
-            yield _Part(np.array(sizes), *np.array(segments, np.int64).T)
-            sizes, segments = [], []
-    if segments:
-        yield _Part(np.array(sizes), *np.array(segments, np.int64).T)
+    """One step per row, not per document: where its last document ends is found in the running sum of the lengths."""
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    document = start = 0
+    firsts: list[tuple[int, int, int, int]] = []  # per row: first document, start in it, documents begun, tokens
+    while document < len(lengths):
+        begin = int(ends[document]) + start
+        # Every document has a token at least, so no more of them than tokens fit.
+        fits = bisect_right(ends, begin + seq_length, document, min(len(ends), document + seq_length + 2)) - 1
+        tokens = int(ends[fits]) - begin
+        if fits < len(lengths) and seq_length - tokens >= 2:  # a single token has no successor to train on
+            firsts.append((document, start, fits + 1 - document, seq_length))
+            document, start = fits, seq_length - tokens - 1
+        else:
+            firsts.append((document, start, fits - document, tokens))
+            document, start = fits, 0
+        if len(firsts) >= _ROWS_PER_PART:
+            yield _concat_part(np.array(firsts), lengths)
+            firsts = []
+    if firsts:
+        yield _concat_part(np.array(firsts), lengths)
+
+
+def _concat_part(rows: np.ndarray, lengths: np.ndarray) -> _Part:
+    """The segments of rows that are given as (first document, start in it, number of documents, tokens)."""
+    first, start, counts, tokens = rows.T
+    last = np.cumsum(counts) - 1
+    documents = np.repeat(first - (last + 1 - counts), counts) + np.arange(int(counts.sum()))
+    starts = np.zeros_like(documents)
+    starts[last + 1 - counts] = start
+    sizes = lengths[documents].astype(np.int64) - starts
+    # The last one is cut where the row is full.
+    sizes[last] -= np.add.reduceat(sizes, last + 1 - counts) - tokens
+    return _Part(counts, documents, starts, sizes)
 
 
 def _plan(parts: Iterable[_Part], seq_length: int, num_dropped: int, num_truncated: int) -> PackingPlan:

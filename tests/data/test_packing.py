@@ -88,3 +88,35 @@ def test_best_fit_is_full_on_chats_of_ordinary_lengths() -> None:
 
 def test_no_documents() -> None:
     assert plan([], 8).num_rows == 0 and plan([], 8, mode="concat").num_rows == 0
+
+
+def concat_by_document(lengths: list[int], seq_length: int) -> list[list[tuple[int, int, int]]]:
+    """The rule of `concat`, one document after the other."""
+    found: list[list[tuple[int, int, int]]] = []
+    row: list[tuple[int, int, int]] = []
+    room = seq_length
+    for document, length in enumerate(lengths):
+        start = 0
+        while True:
+            if room < min(2, length - start):
+                found.append(row)
+                row, room = [], seq_length
+            taken = min(room, length - start)
+            row.append((document, start, taken))
+            room -= taken
+            if start + taken == length:
+                break
+            start += taken - 1
+            found.append(row)
+            row, room = [], seq_length
+    return found + [row] * bool(row)
+
+
+@pytest.mark.parametrize("rows_per_part", [1, 3, 65_536])
+def test_concat_by_row_equals_concat_by_document(rows_per_part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_ROWS_PER_PART", rows_per_part)
+    generator = np.random.default_rng(3)
+    for trial in range(300):
+        seq_length, longest = int(generator.integers(2, 12)), int(generator.integers(1, 30))
+        lengths = generator.integers(1, longest + 1, trial % 20).tolist()
+        assert rows(plan(lengths, seq_length, mode="concat")) == concat_by_document(lengths, seq_length)
