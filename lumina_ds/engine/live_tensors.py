@@ -31,9 +31,10 @@ def master_tensors(optimizer: Any) -> list[Tensor]:
 
 
 def moment_tensors(optimizer: Any) -> list[Tensor]:
-    """Adam's two averages."""
+    """Adam's two averages, or Muon's momentum."""
     inner = getattr(optimizer, "optimizer", optimizer)
-    return [state[key] for state in inner.state.values() for key in ("exp_avg", "exp_avg_sq") if key in state]
+    names = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+    return [state[key] for state in inner.state.values() for key in names if key in state]
 
 
 def gradient_tensors(engine: Any) -> Iterator[Tensor]:

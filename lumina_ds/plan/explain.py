@@ -15,7 +15,7 @@ from lumina_ds.config.loss_chunk import loss_chunk_tokens
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.plan.activations import recomputed_layers
 from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan
-from lumina_ds.plan.states import ZeroSettings, optimizer_groups
+from lumina_ds.plan.states import ZeroSettings, moment_elements, momentum_bytes, optimizer_groups
 
 _WHY = {
     "gathered parameters": "b x elements gathered at once at ZeRO-3, and 2 x what autocast copies to bf16",
@@ -52,7 +52,7 @@ def explain(plan: MemoryPlan, config: RunConfig, deepspeed_json: Mapping[str, An
 def _formulas(plan: MemoryPlan, config: RunConfig, json: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     b = PARAMETER_BYTES[plan.precision]
     zero = ZeroSettings.from_json(json, b)
-    groups = optimizer_groups(config.model, plan.world_size, plan.expert_parallel_size)
+    groups = optimizer_groups(config.model, plan.world_size, plan.expert_parallel_size, config.train.optimizer)
     n = sum(group.numel for group in groups)
     padded = sum(group.padded for group in groups)
     share = sum(group.shards if zero.stage == 3 else group.partition for group in groups)
@@ -64,6 +64,13 @@ def _formulas(plan: MemoryPlan, config: RunConfig, json: Mapping[str, Any]) -> d
         "margin": ("5 % of the rest, for fragmentation", f"{plan.breakdown['margin']:,}"),
         **_activations(plan, config),
     }
+    if config.train.optimizer == "muon":
+        adam, muon = moment_elements(groups)
+        width = momentum_bytes(zero, b)
+        known["moments"] = (
+            "8 x AdamW's part of P + one momentum, as wide as a gradient, of every Muon matrix that touches P",
+            f"8 x {adam:,} + {width} x {muon:,}",
+        )
     if zero.stage == 3:
         persistent = plan.breakdown["parameters"] // b - (0 if zero.offload_param != "none" else share)
         partitioned = "" if zero.offload_param != "none" else f"{share:,} + "

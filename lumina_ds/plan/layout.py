@@ -70,20 +70,23 @@ def layouts(config: RunConfig, world_size: int, gpus_per_node: int, precision: s
             for kept in checkpointing:
                 yield Layout(stage, size, kept)
         return
-    for offload in [fixed.offload] if fixed.offload else OFFLOADS:
+    asked = fixed.offload or config.deepspeed.offload
+    for offload in [asked] if asked else OFFLOADS:
         for stages in (low, (3,)):
             for size in sizes:
                 for small_bucket in (False, True):
                     for kept in checkpointing:
                         for stage in stages:
-                            if _sensible(stage, offload, fixed):
+                            if _sensible(stage, offload, fixed, asked):
                                 yield Layout(stage, size, kept, small_bucket, offload)
 
 
 def apply_layout(config: RunConfig, layout: Layout, micro_batch: int, accumulation: int) -> RunConfig:
-    """A copy of `config` with this layout and batch; offload and buckets are not part of it (see `layout_json`)."""
+    """A copy of `config` with this layout and batch; buckets are not part of it (see `layout_json`)."""
     changed = config.model_copy(deep=True)
     changed.deepspeed.zero_stage = layout.zero_stage  # type: ignore[assignment]
+    if config.deepspeed.config is None:
+        changed.deepspeed.offload = None if layout.offload == "none" else layout.offload  # type: ignore[assignment]
     changed.deepspeed.expert_parallel_size = layout.expert_parallel_size
     changed.train.activation_checkpointing = layout.activation_checkpointing  # type: ignore[assignment]
     changed.train.global_batch_size = None
@@ -120,10 +123,12 @@ def with_offload(json: dict[str, Any], offload: str) -> dict[str, Any]:
     return json
 
 
-def _sensible(stage: int, offload: str, fixed: Fixed) -> bool:
+def _sensible(stage: int, offload: str, fixed: Fixed, asked: str | None) -> bool:
     if fixed.zero_stage is not None and stage != fixed.zero_stage:
         return False
-    return {"none": True, "optimizer": stage in (2, 3), "optimizer+params": stage == 3}[offload]
+    # Stage 2 costs no more than 1 and holds less; with offload, 1 is for those who name both.
+    stages = (1, 2, 3) if asked and fixed.zero_stage == 1 else (2, 3)
+    return {"none": True, "optimizer": stage in stages, "optimizer+params": stage == 3}[offload]
 
 
 def _expert_sizes(config: RunConfig, gpus_per_node: int, world_size: int) -> list[int]:

@@ -149,7 +149,7 @@ def _states(config: RunConfig, zero: ZeroSettings, world_size: int, precision: s
     # Under autocast DeepSpeed reduces matrices in bf16 and the rest in fp32, each in a bucket of its own.
     bucket_bytes = 6 if precision == "mixed_bf16" else parameter_bytes
     return state_bytes(
-        optimizer_groups(config.model, world_size, experts),
+        optimizer_groups(config.model, world_size, experts, config.train.optimizer),
         zero,
         parameter_bytes,
         bucket_bytes,

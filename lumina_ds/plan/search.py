@@ -128,7 +128,9 @@ def _floor_bytes(config: RunConfig, layout: Layout, world_size: int, precision: 
     width, size = PARAMETER_BYTES[precision], layout.expert_parallel_size
     held = counts.total - counts.experts + counts.experts // size
     share = counts.total // world_size
-    states = 12 * share if layout.offload == "none" else 0
+    # Muon's momentum is narrower than Adam's moments, by how much depends on the layout.
+    width_of_states = 4 if config.train.optimizer == "muon" else 12
+    states = width_of_states * share if layout.offload == "none" else 0
     if layout.zero_stage == 0:
         return (width + 8) * held
     return states + (width * held if layout.zero_stage < 3 else 0 if "params" in layout.offload else width * share)
@@ -142,7 +144,7 @@ def _choice(config: RunConfig, layout: Layout, world_size: int, precision: str, 
     experts = layout.expert_parallel_size
     communication = communication_bytes(
         run.model,
-        optimizer_groups(run.model, world_size, experts),
+        optimizer_groups(run.model, world_size, experts, run.train.optimizer),
         ZeroSettings.from_json(json, PARAMETER_BYTES[precision]),
         PARAMETER_BYTES[precision],
         micro_batch * run.seq_length,

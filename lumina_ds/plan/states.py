@@ -17,22 +17,27 @@ from typing import Any
 
 from lumina_ds.config.deepspeed_tree import section_of
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.config.tensors import parameter_tensors
+from lumina_ds.config.tensors import ParameterTensor, parameter_tensors
 
 # deepspeed/moe/utils.py, split_params_into_different_moe_groups_for_optimizer: max_group_size.
 _MAX_EXPERT_GROUP = 178_956_971
 # deepspeed/runtime/engine.py, MEMORY_OPT_ALLREDUCE_SIZE: elements flattened at once at stage 0.
 _STAGE_0_BUCKET = 500_000_000
+_MUON_KINDS = ("attention", "shared_experts", "dense_feed_forward")
 _DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class OptimizerGroup:
-    """Element counts of one group's tensors as one rank holds them, and how many ranks share them."""
+    """Element counts of one group's tensors as one rank holds them, and how many ranks share them.
+
+    Muon's groups have one momentum instead of Adam's two.
+    """
 
     name: str
     tensors: tuple[int, ...]
     data_parallel_size: int
+    is_muon: bool = False
 
     @property
     def numel(self) -> int:
@@ -111,23 +116,53 @@ class StateBytes:
     host: int = 0
 
 
-def optimizer_groups(model: ModelConfig, world_size: int, expert_parallel_size: int) -> list[OptimizerGroup]:
+def optimizer_groups(
+    model: ModelConfig, world_size: int, expert_parallel_size: int, optimizer: str = "adamw"
+) -> list[OptimizerGroup]:
     """The groups the engine ends up with: `decay` (matrices), `no_decay` (norms), and the experts, which
-    DeepSpeed's configure_moe_param_groups takes out of `decay` and cuts at 178,956,971 elements."""
+    DeepSpeed's configure_moe_param_groups takes out of `decay` and cuts at 178,956,971 elements. Under muon, which
+    takes the experts too, `decay` keeps what is left to AdamW (engine/muon.py)."""
+    uses_muon = optimizer == "muon"
+    muon: list[ParameterTensor] = []
     decay: list[int] = []
     no_decay: list[int] = []
-    experts: list[int] = []
+    experts: list[ParameterTensor] = []
     for tensor in parameter_tensors(model):
         if tensor.kind == "experts":
-            experts.append(tensor.numel // expert_parallel_size)
+            experts.append(tensor)
+        elif tensor.kind == "norm":
+            no_decay.append(tensor.numel)
+        elif uses_muon and tensor.kind in _MUON_KINDS:
+            muon.append(tensor)
         else:
-            (no_decay if tensor.kind == "norm" else decay).append(tensor.numel)
-    groups = [
+            decay.append(tensor.numel)
+    groups = [OptimizerGroup("muon", _by_shape(muon), world_size, is_muon=True)] if uses_muon else []
+    groups += [
         OptimizerGroup("decay", tuple(decay), world_size),
         OptimizerGroup("no_decay", tuple(no_decay), world_size),
     ]
     expert_ranks = world_size // expert_parallel_size
-    return groups + [OptimizerGroup("experts", chunk, expert_ranks) for chunk in _cut(experts)]
+    for chunk in _cut(experts, expert_parallel_size):
+        sizes = _by_shape(chunk) if uses_muon else tuple(tensor.numel for tensor in chunk)
+        held = tuple(size // expert_parallel_size for size in sizes)
+        groups.append(OptimizerGroup("experts", held, expert_ranks, uses_muon))
+    return groups
+
+
+def moment_elements(groups: Sequence[OptimizerGroup]) -> tuple[int, int]:
+    """(elements with Adam's two moments in fp32, elements with Muon's momentum) at stages 1 and 2.
+
+    Muon's is as wide as a gradient, and whole for every tensor that touches the partition
+    (_muon_momentum_buffer of stage_1_and_2.py).
+    """
+    adam = sum(group.partition for group in groups if not group.is_muon)
+    muon = [group for group in groups if group.is_muon]
+    return adam, _fullest_rank([], muon) if muon else 0
+
+
+def momentum_bytes(zero: ZeroSettings, parameter_bytes: int) -> int:
+    """Bytes of an element of Muon's momentum; stage 2 hands it gradients in the parameters' type."""
+    return zero.gradient_bytes if zero.stage == 1 else parameter_bytes
 
 
 def state_bytes(
@@ -183,7 +218,9 @@ def _stage_1_and_2(
         in_step = g * partition
         gradients, resident = (in_step + g * n, g * n) if zero.stage == 1 else (in_step, in_step)
     else:
-        in_step = b * _fullest_rank(groups)
+        # Muon's updates are new tensors; in a contiguous buffer their gradients stay beside them.
+        updates = [group for group in groups if group.is_muon] if zero.contiguous_gradients else []
+        in_step = b * _fullest_rank(groups, updates)
         # Stage 1 keeps every gradient until the boundary, where the padding joins them.
         gradients, resident = (b * padded, b * n) if zero.stage == 1 else (in_step, in_step)
     # Without contiguous gradients there is no standing buffer, only what one reduction flattens.
@@ -191,10 +228,11 @@ def _stage_1_and_2(
     bucket = elements * bucket_bytes * (2 if zero.overlap_comm else 1)
     cast = 4 if b == 4 else 4 + b
     adam = 0 if zero.fused_optimizer else 8
+    adam_elements, muon_elements = moment_elements(groups)
     return StateBytes(
         parameters=b * padded,
         master_weights=4 * partition,
-        moments=8 * partition,
+        moments=8 * adam_elements + momentum_bytes(zero, b) * muon_elements,
         gradients=gradients,
         step_gradients=in_step,
         resident_gradients=resident if accumulation_steps > 1 or dedicated_bf16 else 0,
@@ -257,21 +295,22 @@ def _stage_3(
     )
 
 
-def _fullest_rank(groups: Sequence[OptimizerGroup]) -> int:
+def _fullest_rank(groups: Sequence[OptimizerGroup], unpadded: Sequence[OptimizerGroup] = ()) -> int:
     """Elements of gradients that the fullest rank keeps for the step: the whole of every tensor that touches its
-    partition, plus the padding behind the last element."""
-    world_size = max(group.data_parallel_size for group in groups)
+    partition, plus, but for `unpadded`, the padding behind the last element."""
+    listed = [(group, True) for group in groups] + [(group, False) for group in unpadded]
+    world_size = max(group.data_parallel_size for group, _ in listed)
     kept = [0] * world_size
-    for group in groups:
+    for group, with_padding in listed:
         # Ranks that hold different experts of one set share a partition's place.
         ranks_per_partition = world_size // group.data_parallel_size
-        for partition, touched in enumerate(_touched_by_partition(group)):
+        for partition, touched in enumerate(_touched_by_partition(group, with_padding)):
             for rank in range(partition * ranks_per_partition, (partition + 1) * ranks_per_partition):
                 kept[rank] += touched
     return max(kept)
 
 
-def _touched_by_partition(group: OptimizerGroup) -> list[int]:
+def _touched_by_partition(group: OptimizerGroup, with_padding: bool) -> list[int]:
     ends = list(accumulate(group.tensors))
     total = ends[-1]
     touched = []
@@ -279,17 +318,25 @@ def _touched_by_partition(group: OptimizerGroup) -> list[int]:
         end = begin + group.partition
         first, last = bisect_right(ends, begin), bisect_left(ends, min(end, total))
         inside = ends[last] - (ends[first - 1] if first else 0) if begin < total else 0
-        touched.append(inside + max(0, end - max(begin, total)))
+        touched.append(inside + (max(0, end - max(begin, total)) if with_padding else 0))
     return touched
 
 
-def _cut(tensors: Sequence[int]) -> list[tuple[int, ...]]:
-    """Cut expert tensors into groups of at most _MAX_EXPERT_GROUP elements, in order; a larger one stands alone."""
-    groups: list[tuple[int, ...]] = []
-    current: list[int] = []
-    for numel in tensors:
-        if current and sum(current) + numel > _MAX_EXPERT_GROUP:
-            groups.append(tuple(current))
-            current = []
-        current.append(numel)
-    return [*groups, tuple(current)] if current else groups
+def _cut(tensors: Sequence[ParameterTensor], expert_parallel_size: int) -> list[list[ParameterTensor]]:
+    """Cut expert tensors into groups of at most _MAX_EXPERT_GROUP elements on a rank, in order; a larger one stands
+    alone."""
+    groups: list[list[ParameterTensor]] = []
+    held = 0
+    for tensor in tensors:
+        numel = tensor.numel // expert_parallel_size
+        if not groups or held + numel > _MAX_EXPERT_GROUP:
+            groups.append([])
+            held = 0
+        groups[-1].append(tensor)
+        held += numel
+    return groups
+
+
+def _by_shape(tensors: Sequence[ParameterTensor]) -> tuple[int, ...]:
+    """DeepSpeed's Muon keeps its matrices by shape, the largest first (zero/muon/original_muon.py)."""
+    return tuple(tensor.numel for tensor in sorted(tensors, key=lambda tensor: tensor.shape, reverse=True))

@@ -263,7 +263,7 @@ def test_written_files_train(run_cli, corpus, tmp_path):
     record = json.loads(out)
     assert record["deepspeed"]["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
     assert record["deepspeed"]["train_batch_size"] == 16  # 1024 tokens of 64 a row
-    assert record["plan"]["precision"] == "bf16"
+    assert record["plan"]["precision"] == "mixed_bf16"  # a small model
     assert record["config"]["model.num_experts"]["value"] == 4
     assert run_cli("plan", "check", folder / "ds.json", "--config", folder / "run.yaml", "--gpus", 2)[0] == 0
 
@@ -282,3 +282,17 @@ def test_errors(run_cli, words, message):
     code, out, err = run_cli("plan", *words.split())
     assert (code, out) == (2, "")
     assert message in err and err.count("\n") == 1
+
+
+def test_the_search_keeps_the_offload_that_the_run_asks_for():
+    config = load_config("b1").config
+    config.deepspeed.offload = "optimizer"
+    found = find_cheapest(config, 8, "bf16", 1 << 50)
+    assert found.choice.layout.offload == "optimizer"
+    assert found.choice.config.deepspeed.offload == "optimizer"
+    assert found.choice.deepspeed_json["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    config.deepspeed.offload = "none"
+    assert find_cheapest(config, 8, "bf16", 1 << 50).choice.layout.offload == "none"
+    config.deepspeed.offload = "optimizer"
+    one = find_cheapest(config, 8, "bf16", 1 << 50, fixed=Fixed(zero_stage=1))
+    assert (one.choice.layout.zero_stage, one.choice.layout.offload) == (1, "optimizer")

@@ -129,6 +129,24 @@ def test_offloading_the_optimizer():
     assert found.host == (16 + 2) * 15 + 2 * 15
 
 
+def test_muon_keeps_one_momentum_of_whole_matrices():
+    # muon: 23 elements pad to 24; rank 0 touches the 10 and the 6, rank 1 the 6 and the 7, and one pad.
+    muon = [replace(GROUPS[0], is_muon=True), GROUPS[1]]
+    found = states(settings(1), groups=muon)
+    assert found.moments == 8 * 4 + 4 * max(10 + 6, 6 + 7)
+    assert found.master_weights == 4 * 16
+    # Its updates stand beside the contiguous gradients: 16 + 5 and 16, or 13 + 1 pad + 5 + 3 pads and 13.
+    assert found.step_gradients == 4 * max(16 + 5 + 16, 14 + 8 + 13)
+    assert states(settings(1, contiguous_gradients=False), groups=muon).step_gradients == 4 * max(16 + 5, 14 + 8)
+
+
+def test_groups_of_muon():
+    model = load_config("debug").config.model
+    muon, decay, no_decay, experts = optimizer_groups(model, 4, 2, "muon")
+    assert (muon.numel, decay.numel, no_decay.numel, experts.numel) == (98_304, 131_072 + 1_024, 640, 270_336 // 2)
+    assert [group.is_muon for group in (muon, decay, no_decay, experts)] == [True, False, False, True]
+
+
 def test_groups_of_debug():
     groups = optimizer_groups(load_config("debug").config.model, world_size=4, expert_parallel_size=2)
     assert [(group.name, group.numel, group.data_parallel_size) for group in groups] == [

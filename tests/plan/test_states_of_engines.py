@@ -34,12 +34,21 @@ def cases():
     yield case("dense", SHAPE, 1, "bf16", 2, "fp32")
     yield case("experts spread", *MODELS["experts spread"], "bf16", 2, "fp32")
     yield case("dense", SHAPE, 1, "bf16", 3, "fp32")
+    for name, (model, size) in MODELS.items():
+        for stage in (1, 2):
+            yield case(name, model, size, "fp32", stage, optimizer="muon")
+    yield case("experts spread", *MODELS["experts spread"], "bf16", 1, optimizer="muon")
+    yield case("experts spread", *MODELS["experts spread"], "bf16", 2, optimizer="muon")
 
 
-def case(name, model, size, precision, stage, gradients=None):
+def case(name, model, size, precision, stage, gradients=None, optimizer="adamw"):
     return {
-        "name": f"{name} {precision} ZeRO-{stage}" + (f" gradients {gradients}" if gradients else ""),
-        "config": {"model": model, "deepspeed": {"zero_stage": stage, "expert_parallel_size": size}},
+        "name": f"{name} {optimizer} {precision} ZeRO-{stage}" + (f" gradients {gradients}" if gradients else ""),
+        "config": {
+            "model": model,
+            "train": {"optimizer": optimizer},
+            "deepspeed": {"zero_stage": stage, "expert_parallel_size": size},
+        },
         "precision": precision,
         "gradients": gradients,
     }
