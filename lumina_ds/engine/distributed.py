@@ -94,10 +94,13 @@ def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     else:
+        from lumina_ds.model.cpu_products import prefer_onednn
+
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # says so, instead of a warning that none was found
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_size)))
+        prefer_onednn()
 
     import deepspeed
 
