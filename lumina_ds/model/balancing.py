@@ -29,22 +29,24 @@ def update_balance(module: nn.Module, assignments_LE: Tensor, overflow_L: Tensor
     of them that found no room. A layer without assignments keeps its state.
     """
     for router, assignments_E, overflow in zip(
-        routers(module).values(), assignments_LE.double().cpu(), overflow_L.double().tolist(), strict=True
+        routers(module).values(), assignments_LE.double(), overflow_L.double(), strict=True
     ):
-        total = float(assignments_E.sum())
-        if not total:
-            continue
-        load_E = (assignments_E / total).float()
+        # No branch on a value: the host need not wait for the device.
+        total = assignments_E.sum()
         bias_E, kept_E, factor = (router.state(name) for name in ("e_score_correction_bias", "load", "capacity_factor"))
         if bias_E is not None:
             assert router.config.router_bias_update_rate is not None
-            bias_E += bias_step(assignments_E, router.config.router_bias_update_rate).to(bias_E.device)
+            step_E = bias_step(assignments_E, router.config.router_bias_update_rate)
+            bias_E += torch.where(total > 0, step_E, 0.0).to(bias_E.device)
         if kept_E is not None:
-            kept_E.copy_(load_E)
+            load_E = (assignments_E / total.clamp(min=1)).float().to(kept_E.device)
+            kept_E.copy_(torch.where((total > 0).to(kept_E.device), load_E, kept_E))
         if factor is not None:
-            assert router.config.min_capacity_factor is not None and router.config.max_capacity_factor is not None
-            factor *= _GROWTH if overflow > router.config.capacity_overflow_target else _DECAY
-            factor.clamp_(router.config.min_capacity_factor, router.config.max_capacity_factor)
+            low, high = router.config.min_capacity_factor, router.config.max_capacity_factor
+            assert low is not None and high is not None
+            grows = overflow > router.config.capacity_overflow_target
+            moved = (factor * torch.where(grows, _GROWTH, _DECAY).to(factor)).clamp(low, high)
+            factor.copy_(torch.where((total > 0).to(factor.device), moved, factor))
 
 
 def capacity_factors(module: nn.Module) -> list[float]:

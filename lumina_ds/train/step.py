@@ -169,12 +169,13 @@ def run_step(
     assert sums is not None
     dist.all_reduce(sums)
     if clips_by_itself(engine):
-        norm = float(engine.get_global_grad_norm() or 0.0)
         sound = engine.skipped_steps == skipped_before
-    totals = sums.cpu()
-    routing = RoutingTotals(totals[2:].view(measured.shape), model.num_experts)
     if sound and model.num_experts:
-        update_balance(engine.module, routing.assignments_LE, routing.overflow_L)
+        on_device = RoutingTotals(sums[2:].view(measured.shape), model.num_experts)
+        update_balance(engine.module, on_device.assignments_LE, on_device.overflow_L)
+    reported = engine.get_global_grad_norm() if clips_by_itself(engine) else norm
+    totals, norm = _read(sums, 0.0 if reported is None else reported)
+    routing = RoutingTotals(totals[2:].view(measured.shape), model.num_experts)
     return StepOutcome(
         loss=float(totals[0]) / max(1, counts.trained_tokens),
         load_balancing_loss=routing.load_balancing_loss,
@@ -183,3 +184,14 @@ def run_step(
         grad_norm=norm,
         skipped=not sound,
     )
+
+
+def _read(sums: Tensor, norm: Tensor | float) -> tuple[Tensor, float]:
+    """Sums and gradient norm on the host: the one time after the update that it waits for the device.
+
+    DeepSpeed itself waits for the norm in every step, before the update (stage_1_and_2.py, stage3.py: step).
+    """
+    if isinstance(norm, Tensor) and norm.device == sums.device:
+        read = torch.cat([sums, norm.detach().double().reshape(1)]).cpu()
+        return read[:-1], float(read[-1])
+    return sums.cpu(), float(norm)
