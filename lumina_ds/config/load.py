@@ -20,6 +20,8 @@ from lumina_ds.errors import ConfigError
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 MAX_YAML_BYTES = 1 << 20
+# A few lines of aliases of aliases would fill any memory.
+MAX_YAML_VALUES = 100_000
 
 # (below so many parameters, share of the steps)
 _WARMUP_RATIOS = ((10e6, 0.1), (500e6, 0.05), (5e9, 0.03), (25e9, 0.02), (float("inf"), 0.01))
@@ -106,7 +108,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} holds a {type(loaded).__name__}, not a mapping of sections")
+    if _num_values(loaded, {}) > MAX_YAML_VALUES:
+        raise ConfigError(f"{path} holds above {MAX_YAML_VALUES} values once its aliases are written out; remove them")
     return loaded
+
+
+def _num_values(value: Any, known: dict[int, int]) -> int:
+    """Values with every alias written out; each object is visited once. One that holds itself counts as too many."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MAX_YAML_VALUES + 1
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
+    return known[id(value)]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lumina_ds.config.checks import model_faults
-from lumina_ds.config.load import Override, load_config
+from lumina_ds.config.load import MAX_YAML_BYTES, Override, load_config
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 
@@ -119,3 +119,25 @@ def test_a_section_that_is_no_mapping_is_a_fault_not_a_crash(tmp_path):
     source = write(tmp_path / "run.yaml", "preset: b50\ndeepspeed: zero3\n")
     with pytest.raises(ConfigError, match="deepspeed is 'zero3'"):
         load_config(source)
+
+
+def test_row_35_python_tags_are_not_run(tmp_path):
+    marker = tmp_path / "executed"
+    text = f"train: !!python/object/apply:os.mkdir ['{marker}']\n"
+    with pytest.raises(ConfigError, match="is not valid YAML: could not determine a constructor"):
+        load_config(write(tmp_path / "run.yaml", text))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("ending", ["data: {train_data: *a8}\n", "data: &me {train_data: [*me]}\n"])
+def test_row_35_an_alias_bomb_is_refused_at_once(tmp_path, ending):
+    """Nine aliases of nine aliases, nine times over: 43 million values in 500 bytes. And one that holds itself."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    with pytest.raises(ConfigError, match="holds above 100000 values once its aliases are written out"):
+        load_config(write(tmp_path / "run.yaml", "\n".join(lines) + "\n" + ending))
+
+
+def test_row_35_a_file_too_large_for_a_configuration_is_not_read(tmp_path):
+    with pytest.raises(ConfigError, match="too large for a configuration"):
+        load_config(write(tmp_path / "run.yaml", "#" * (MAX_YAML_BYTES + 1)))

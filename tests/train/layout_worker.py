@@ -9,7 +9,7 @@ from run_worker import configuration
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.distributed import start, stop
-from lumina_ds.train.checkpoint import find_checkpoint, read_manifest
+from lumina_ds.train.checkpoint import find_checkpoint, read_manifest, step_folders
 from lumina_ds.train.saving import CheckpointSaver
 from lumina_ds.train.start import train
 from lumina_ds.train.state_files import restore_engine
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     for task in json.loads(tasks):
         runs_dir = task.pop("runs_dir")
         if "copy" in task:
-            source, target = find_checkpoint(Path(task.pop("copy"))), Path(task.pop("into"))
+            source, target = find_checkpoint(step_folders(Path(task.pop("copy")))[-1]), Path(task.pop("into"))
             target.mkdir(parents=True, exist_ok=True)
             copy_through(layout(runs_dir, "copy", world_size=world.size, **task), world, "fp32", source, target)
         else:
