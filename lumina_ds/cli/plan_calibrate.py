@@ -27,12 +27,14 @@ def calibrate(config: RunConfig, num_ranks: int) -> Calibration:
 
     Starts ranks through the deepspeed runner, and writes to the folder of runs and removes it again.
     """
-    from lumina_ds.cli.plan_measure import measure_on_ranks
+    from lumina_ds.cli.plan_measure import check_ranks, measure_on_ranks
     from lumina_ds.cli.train import check_run
 
     config = _on_ranks(config, num_ranks)
     device, precision, _ = check_run(config, num_ranks)
+    check_ranks(num_ranks, device, 0)
     run = _that_fits(config, num_ranks, precision, device)
+    check_ranks(num_ranks, device, plan_memory(run, num_ranks, precision, device).peak_bytes)
     folder, made = _runs_folder(config)
     try:
         requests: list[dict[str, object]] = [{"measure": "bandwidths", "folder": str(folder)}]

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lumina_ds.errors import MachineError, OutOfMemory
+from lumina_ds.errors import ConfigError, MachineError, OutOfMemory
 
+# Ranks of a CPU take turns; beyond this they mostly wait for each other.
+_RANKS_PER_CORE = 4
 _MODULE = "lumina_ds.cli.plan_measure"
 
 
@@ -39,6 +41,29 @@ def measure_on_ranks(requests: Sequence[dict[str, Any]], num_ranks: int) -> list
         if code or not answered.is_file():
             raise MachineError(f"the ranks ended with {code} before they had measured; their messages stand above")
         return list(json.loads(answered.read_text(encoding="utf-8")))
+
+
+def check_ranks(num_ranks: int, device: str, peak_bytes: int) -> None:
+    """Raise ConfigError where this machine has no room for ranks that peak at `peak_bytes` each."""
+    import os
+
+    from lumina_ds.engine.resources import num_local_gpus
+    from lumina_ds.plan.hardware import GIB
+
+    cores = os.cpu_count() or 1
+    limit = num_local_gpus() if device == "cuda" else _RANKS_PER_CORE * cores
+    if num_ranks > limit:
+        have = f"{limit} GPUs" if device == "cuda" else f"{cores} CPU cores"
+        raise ConfigError(f"--gpus {num_ranks} are more ranks than this machine with {have} runs; use at most {limit}")
+    if device == "cpu":
+        import psutil
+
+        free = psutil.virtual_memory().available
+        if num_ranks * peak_bytes > free:
+            raise ConfigError(
+                f"{num_ranks} ranks of {peak_bytes / GIB:.1f} GiB do not fit the {free / GIB:.1f} GiB that are free on "
+                "this machine; use a smaller preset, fewer --gpus or a smaller --micro-batch"
+            )
 
 
 def _run_rank(asked: Path, answered: Path) -> None:

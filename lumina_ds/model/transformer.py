@@ -96,9 +96,13 @@ class Block(nn.Module):
         if torch.is_autocast_enabled(device):
             # Autocast does not know the grouped product of the experts, which follows its input's type.
             normed_BSD = normed_BSD.to(torch.get_autocast_dtype(device))
-        x_BSD = x_BSD + self.mlp(normed_BSD)
-        measured = router.statistics
-        router.statistics = None
+        try:
+            x_BSD = x_BSD + self.mlp(normed_BSD)
+            measured = router.statistics
+        finally:
+            # Recomputation leaves by an exception once it has what the backward needs; what the router measured would
+            # then keep the recomputed block alive until the next step.
+            router.statistics = None
         return x_BSD, (measured.balance_loss, measured.z_loss, measured.measured)
 
 

@@ -23,11 +23,13 @@ _RESIDUAL_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True)
 class ActivationBytes:
-    """`workspace` are the gradients inside one block's backward; `logits` the peak of head and loss."""
+    """`recomputed` is what one block's backward makes anew under checkpointing; `workspace` are the gradients inside
+    one block's backward; `logits` the peak of head and loss."""
 
     attention: int
     feed_forward: int
     other: int
+    recomputed: int
     workspace: int
     logits: int
     all_to_all: int
@@ -54,22 +56,25 @@ def activation_bytes(
     rows = spread * tokens * model.num_experts_per_tok + _ROW_ALIGNMENT * (model.num_experts // expert_parallel_size)
     local = device == "cpu" and expert_parallel_size == 1
     mixture = _mixture_on_cpu(model, tokens, b) if local else _mixture(model, tokens, rows, b)
-    feed_forward = [mixture if model.is_moe_layer(layer) else _dense(model, tokens, b) for layer in layers]
+    feed_forward = [mixture if model.is_moe_layer(layer) else _dense(model, tokens, b, cast=r > b) for layer in layers]
     anew = recomputed_layers(model, checkpointing, interval)
     attention_anew = anew if checkpointing in ("full", "attention") else []
     feed_forward_anew = anew if checkpointing in ("full", "experts") else []
     # Norm before the head and the head's operand; cosines and sines in fp32, which all layers share.
     other = _norm(d) + b * d + 8 * model.attention_head_dim
     for recomputed in (attention_anew, feed_forward_anew):
-        other += _norm(d) * (len(layers) - len(recomputed) + bool(recomputed))
+        other += _norm(d) * (len(layers) - len(recomputed))
     other += r * d * len(anew)
     kept = [size for layer, size in enumerate(feed_forward) if layer not in feed_forward_anew]
-    width = max(_feed_forward_width(model, layer) for layer in layers)
+    attention = tokens * _attention(model, b, cast=r > b)
+    made_anew = max((feed_forward[layer] + tokens * _norm(d) for layer in feed_forward_anew), default=0)
+    made_anew += (attention + tokens * _norm(d)) * bool(attention_anew)
     return ActivationBytes(
-        attention=tokens * _attention(model, b) * (len(layers) - len(attention_anew) + bool(attention_anew)),
-        feed_forward=round(sum(kept) + max((feed_forward[layer] for layer in feed_forward_anew), default=0)),
+        attention=attention * (len(layers) - len(attention_anew)),
+        feed_forward=round(sum(kept)),
         other=tokens * other,
-        workspace=tokens * b * (2 * width + d),
+        recomputed=round(made_anew),
+        workspace=round(_workspace(model, tokens, b, local)),
         logits=_logits(model, tokens, b, r, loss_chunk_tokens(loss_chunk, model.vocab_size)),
         all_to_all=round(_all_to_all(model, tokens, spread, b)) if expert_parallel_size > 1 else 0,
     )
@@ -86,18 +91,24 @@ def _norm(width: int) -> int:
     return 8 * width + 4
 
 
-def _attention(model: ModelConfig, b: int) -> int:
-    """Input, q, k, v, output and its packed copy, and the log-sum-exp of a fused kernel: b (d + 3Hc + 2Kc) + 4H."""
+def _attention(model: ModelConfig, b: int, cast: bool) -> int:
+    """Input, q, k, v, output and its packed copy, and the log-sum-exp of a fused kernel: b (d + 3Hc + 2Kc) + 4H.
+
+    Where autocast casts the input (`cast`), each of the three projections keeps a copy of its own.
+    """
     queries = model.num_attention_heads * model.attention_head_dim
     keys = model.num_key_value_heads * model.attention_head_dim
     heads = model.num_attention_heads + model.num_key_value_heads
     qk_norm = heads * _norm(model.attention_head_dim) if model.qk_norm else 0
-    return b * (model.hidden_size + 3 * queries + 2 * keys) + 4 * model.num_attention_heads + qk_norm
+    return (
+        b * ((3 if cast else 1) * model.hidden_size + 3 * queries + 2 * keys) + 4 * model.num_attention_heads + qk_norm
+    )
 
 
-def _dense(model: ModelConfig, tokens: int, b: int) -> float:
-    """SwiGLU: input, gate, up, the gate's silu and their product, b (d + 4f)."""
-    return tokens * b * (model.hidden_size + 4 * (model.intermediate_size or 0))
+def _dense(model: ModelConfig, tokens: int, b: int, cast: bool) -> float:
+    """SwiGLU: input, gate, up, the gate's silu and their product, b (d + 4f); an input for gate and up each under
+    autocast."""
+    return tokens * b * ((2 if cast else 1) * model.hidden_size + 4 * (model.intermediate_size or 0))
 
 
 def _mixture(model: ModelConfig, tokens: int, rows: float, b: int) -> float:
@@ -116,6 +127,23 @@ def _mixture_on_cpu(model: ModelConfig, tokens: int, b: int) -> float:
     routing = 4 * d + 8 * model.num_experts + 40 * choices
     shared = b * (d + 4 * model.num_shared_experts * width) if model.num_shared_experts else 0
     return tokens * (routing + shared + choices * b * (d + 2 * width))
+
+
+def _workspace(model: ModelConfig, tokens: int, b: int, local: bool) -> float:
+    """Gradients that one block's backward holds: b (2f + d) a token.
+
+    Of experts in model/experts.py on a CPU (`local`): gradients of the rows in and out and of the three weights, and in
+    fp32 what one expert of even load works on, its rows 2d + 8f wide and its weights.
+    """
+    d, width = model.hidden_size, model.moe_intermediate_size or 0
+    widest = max(_feed_forward_width(model, layer) for layer in range(model.num_hidden_layers))
+    workspace = tokens * b * (2 * widest + d)
+    if not (local and model.num_experts):
+        return workspace
+    rows = tokens * model.num_experts_per_tok
+    weights = 3 * d * width
+    one = 4 * (rows / model.num_experts * (2 * d + 8 * width) + weights)
+    return max(workspace, b * (2 * rows * d + model.num_experts * weights) + one)
 
 
 def _feed_forward_width(model: ModelConfig, layer: int) -> int:

@@ -22,6 +22,7 @@ _WHY = {
     "activations: feed-forward": "router, expert rows and SwiGLU of every kept layer (lumina_ds/plan/activations.py)",
     "activations: other": "norms, residual stream and the head's input, and one block's gradients in the backward",
     "all-to-all buffers": "send and receive buffers of one exchange of k rows a token",
+    "activations: recomputed": "what checkpointing makes anew for one block at a time",
     "step temporaries": "gradient copies that the optimizer makes for the largest group",
     "offloaded states": "states that stay in the same memory on a CPU",
     "CUDA context and NCCL": "allowance, not measured",
@@ -109,14 +110,15 @@ def _activations(plan: MemoryPlan, config: RunConfig) -> dict[str, tuple[str, st
     known = {"logits and loss": _loss(plan, config, tokens)}
     layers = model.num_hidden_layers
     if plan.activation_checkpointing in ("full", "attention"):
-        layers -= len(recomputed_layers(model, plan.activation_checkpointing, config.train.checkpoint_interval)) - 1
+        layers -= len(recomputed_layers(model, plan.activation_checkpointing, config.train.checkpoint_interval))
+    copies = 3 if plan.precision == "mixed_bf16" else 1
     width, head = 4 if plan.precision == "fp32" else 2, model.attention_head_dim
     queries, keys = model.num_attention_heads, model.num_key_value_heads
     filled = (
-        f"{tokens:,} x {layers} x ({width} x ({model.hidden_size:,} + 3 x {queries} x {head} + 2 x {keys} x {head}) "
+        f"{tokens:,} x {layers} x ({width} x ({copies} x {model.hidden_size:,} + 3 x {queries} x {head} + 2 x {keys} x {head}) "
         f"+ 4 x {queries}"
     )
-    formula = "T L (b (d + 3 H c + 2 K c) + 4 H"
+    formula = "T L (b (d, thrice under autocast, + 3 H c + 2 K c) + 4 H"
     if model.qk_norm:
         filled += f" + {queries + keys} x (8 x {head} + 4)"
         formula += " + (H + K) (8 c + 4)"

@@ -33,6 +33,7 @@ COMPONENTS = (
     "activations: attention",
     "activations: feed-forward",
     "activations: other",
+    "activations: recomputed",
     "logits and loss",
     "step temporaries",
     "all-to-all buffers",
@@ -161,6 +162,8 @@ def _states(config: RunConfig, zero: ZeroSettings, world_size: int, precision: s
 def _phase(
     phase: str, states: StateBytes, activations: ActivationBytes, copies: int, offloaded: int, fixed: int
 ) -> dict[str, int]:
+    """The highest moment of a phase. In the backward pass activations go as gradients come, so that its peak is at
+    its beginning, with every activation, or at its end, with every gradient."""
     parts = dict.fromkeys(COMPONENTS, 0)
     parts["parameters"] = states.parameters
     parts["master weights"] = states.master_weights
@@ -170,19 +173,32 @@ def _phase(
         parts["gradients"] = states.step_gradients
         parts["buckets"] = states.resident_bucket
         parts["step temporaries"] = states.step
+    elif phase == "forward":
+        parts |= _with_activations(states, activations, copies)
+        parts["buckets"] = states.resident_bucket
+        parts["logits and loss"] = activations.logits
     else:
-        backward = phase == "backward"
-        parts["gradients"] = states.gradients if backward else states.resident_gradients
-        parts["buckets"] = states.bucket if backward else states.resident_bucket
-        parts["gathered parameters"] = states.gathered + copies
-        parts["activations: attention"] = activations.attention
-        parts["activations: feed-forward"] = activations.feed_forward
-        parts["activations: other"] = activations.other + (activations.workspace if backward else 0)
-        parts["logits and loss"] = 0 if backward else activations.logits
-        parts["all-to-all buffers"] = activations.all_to_all
+        begins = parts | _with_activations(states, activations, copies)
+        begins["buckets"] = states.early_bucket
+        begins["activations: recomputed"] = activations.recomputed
+        begins["activations: other"] += activations.workspace
+        ends = parts | {"gradients": states.gradients, "buckets": states.bucket}
+        ends["gathered parameters"] = states.gathered
+        parts = max(begins, ends, key=lambda moment: sum(moment.values()))
     parts["margin"] = round(_MARGIN * sum(parts.values()))
     parts["CUDA context and NCCL"] = fixed
     return parts
+
+
+def _with_activations(states: StateBytes, activations: ActivationBytes, copies: int) -> dict[str, int]:
+    return {
+        "gradients": states.resident_gradients,
+        "gathered parameters": states.gathered + copies,
+        "activations: attention": activations.attention,
+        "activations: feed-forward": activations.feed_forward,
+        "activations: other": activations.other,
+        "all-to-all buffers": activations.all_to_all,
+    }
 
 
 def _autocast_copies(model: ModelConfig, expert_parallel_size: int) -> int:

@@ -101,7 +101,8 @@ class ZeroSettings:
 @dataclass(frozen=True)
 class StateBytes:
     """Bytes on one rank. `gradients` is the height during backward, `step_gradients` what the optimizer step
-    begins with; `resident_*` stays between micro-batches; `host` is offloaded."""
+    begins with; `resident_*` stays between micro-batches; `bucket` is the height during backward, `early_bucket` what
+    its beginning has of it; `host` is offloaded."""
 
     parameters: int = 0
     master_weights: int = 0
@@ -110,6 +111,7 @@ class StateBytes:
     step_gradients: int = 0
     resident_gradients: int = 0
     bucket: int = 0
+    early_bucket: int = 0
     resident_bucket: int = 0
     gathered: int = 0
     step: int = 0
@@ -179,15 +181,15 @@ def state_bytes(
     `largest_module` the elements of the module that stage 3 gathers as a whole.
     """
     if zero.stage == 0:
-        return _stage_0(groups, parameter_bytes)
+        return _stage_0(groups, parameter_bytes, accumulation_steps)
     if zero.stage == 3:
         return _stage_3(groups, zero, parameter_bytes, bucket_bytes, largest_module)
     states = _stage_1_and_2(groups, zero, parameter_bytes, bucket_bytes, accumulation_steps)
     return states if zero.offload_optimizer == "none" else _offload_1_and_2(states, groups, parameter_bytes)
 
 
-def _stage_0(groups: Sequence[OptimizerGroup], b: int) -> StateBytes:
-    """Plain torch AdamW: b n + 8 n, gradients b n; the all-reduce flattens up to 5e8 elements."""
+def _stage_0(groups: Sequence[OptimizerGroup], b: int, accumulation_steps: int) -> StateBytes:
+    """Plain torch AdamW: b n + 8 n, gradients b n, freed by the step; the all-reduce flattens up to 5e8 elements."""
     n = sum(group.numel for group in groups)
     shared = [group for group in groups if group.data_parallel_size > 1]
     flattened = max((min(group.numel, _STAGE_0_BUCKET) for group in shared), default=0)
@@ -196,7 +198,7 @@ def _stage_0(groups: Sequence[OptimizerGroup], b: int) -> StateBytes:
         moments=8 * n,
         gradients=b * n,
         step_gradients=b * n,
-        resident_gradients=b * n,
+        resident_gradients=b * n if accumulation_steps > 1 else 0,
         bucket=b * flattened,
     )
 
@@ -237,6 +239,7 @@ def _stage_1_and_2(
         step_gradients=in_step,
         resident_gradients=resident if accumulation_steps > 1 or dedicated_bf16 else 0,
         bucket=bucket,
+        early_bucket=bucket if zero.contiguous_gradients or accumulation_steps > 1 else 0,
         resident_bucket=bucket if accumulation_steps > 1 else 0,
         step=0 if dedicated_bf16 else max((cast + adam) * group.partition for group in groups),
     )
@@ -252,6 +255,7 @@ def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: in
         step_gradients=b * largest,
         resident_gradients=b * largest,
         bucket=states.bucket,
+        early_bucket=states.early_bucket,
         resident_bucket=states.resident_bucket,
         host=(16 + b) * partition + b * largest,
     )
@@ -288,6 +292,7 @@ def _stage_3(
         step_gradients=0 if optimizer_on_host else g * shards,
         resident_gradients=0 if optimizer_on_host else g * shards,
         bucket=bucket,
+        early_bucket=bucket,
         resident_bucket=bucket,
         gathered=b * min(partitioned, live),
         step=0 if optimizer_on_host else (4 if zero.fused_optimizer else 12) * stepped,

@@ -127,8 +127,9 @@ class _CpuMarks:
             if event.tag == _EventType.Allocation:
                 address, size = event.typed[1].ptr, event.typed[1].alloc_size
                 if size > 0:
+                    # Frees in threads of others, such as gloo's, are not recorded; the next use of the place tells.
+                    now += size - held.get(address, 0)
                     held[address] = size
-                    now += size
                 else:
                     # What was allocated before the record began is not in it either.
                     now -= held.pop(address, 0)

@@ -57,3 +57,13 @@ def test_every_mode_trains_alike(mode, interval, attention, feed_forward):
 
 def test_off_is_another_word_for_none():
     assert TrainConfig(activation_checkpointing="off").activation_checkpointing == "none"
+
+
+@pytest.mark.parametrize("mode", ["full", "experts"])
+def test_nothing_recomputed_outlives_its_block(mode):
+    """Recomputation stops in the middle of a block, where a router's measurements would hold all of it."""
+    model = CausalLM(CONFIG, activation_checkpointing=mode)
+    initialize(model, CONFIG, seed=3)
+    ids = torch.arange(24).view(1, 24) % 64
+    sum(model(ids, None, DocumentLayout.from_lengths((24,)), labels=ids)[:3]).backward()
+    assert [block.mlp.router.statistics for block in model.model.layers if block.is_moe] == [None, None]

@@ -19,7 +19,7 @@ def test_the_readme_snippet_runs_without_torch():
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     memory, search = done.stdout.splitlines()
-    assert memory.startswith("forward ") and "'master weights'" in memory
+    assert memory.startswith("backward ") and "'master weights'" in memory
     assert search.startswith("ZeRO-1 ") and "memory: a micro-batch of" in search
 
 

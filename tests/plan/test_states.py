@@ -39,7 +39,6 @@ def test_stage_0_fp32():
         moments=8 * 28,
         gradients=4 * 28,
         step_gradients=4 * 28,
-        resident_gradients=4 * 28,
         bucket=4 * 23,
     )
 
@@ -55,6 +54,7 @@ def test_stage_1_fp32():
         gradients=4 * 32,
         step_gradients=4 * fullest,
         bucket=400,
+        early_bucket=400,
         step=4 * 12,
     )
 
@@ -101,7 +101,8 @@ def test_accumulation_keeps_gradients_and_bucket():
 
 
 def test_without_contiguous_gradients_no_buffer_stands():
-    assert states(settings(1, contiguous_gradients=False)).bucket == 4 * 28
+    found = states(settings(1, contiguous_gradients=False))
+    assert (found.bucket, found.early_bucket) == (4 * 28, 0)
 
 
 def test_stage_3():
