@@ -119,10 +119,12 @@ def test_killed_at_any_moment(chats: Path, tokenizer: Tokenizer, tmp_path: Path,
     num_events = int(whole.stdout)
     assert num_events > 50 and len(list((tmp_path / "all").glob("shard-*"))) == 2
     generator = random.Random(seed)
-    # one anywhere, one among the last events: packing, manifests and the renames
-    for fatal in (generator.randint(2, num_events - 15), num_events - generator.randint(0, 14)):
+    # One in the first half, one among the last events: packing, manifests and the renames. Blocks are sealed by the
+    # clock too, so a quicker run has fewer events, and may end before its death.
+    for fatal in (generator.randint(2, num_events // 2), num_events - generator.randint(0, 14)):
         out = tmp_path / f"out-{fatal}"
-        assert start(fatal, out).returncode == -signal.SIGKILL
+        survivors = [0] if fatal > num_events // 2 else []
+        assert start(fatal, out).returncode in (-signal.SIGKILL, *survivors)
         start(generator.randint(2, 60), out)
         done = start(0, out)
         assert done.returncode == 0, done.stderr
