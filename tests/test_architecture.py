@@ -162,3 +162,9 @@ def test_help_answers_at_once() -> None:
 
     # The best of several: other processes may share the machine, and only the program itself is judged.
     assert min(seconds() for _ in range(5)) < 0.3
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by their base names, without packages."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -44,9 +44,9 @@ def _automatic(
     size = f"{num_parameters / 1e6:,.1f} million parameters" if num_parameters is not None else ""
     if bf16_supported and num_parameters is not None and num_parameters < _SMALL_MODEL:
         more = f"weights and gradients in fp32 take {4 * num_parameters / 1e6:,.0f} MB more and round less"
-        return "mixed_bf16", f"mixed_bf16 because {card} supports bf16 and of {size} {more}"
+        return "mixed_bf16", f"mixed_bf16 because {card} supports bf16, and with {size} {more}"
     if bf16_supported:
-        return "bf16", f"bf16 because {card} supports it" + (f" and of {size} memory counts" if size else "")
+        return "bf16", f"bf16 because {card} supports it" + (f", and with {size} memory counts" if size else "")
     if capability is not None and capability < _FP16_CAPABILITY:
         return "fp32", f"fp32 because {card} has no bf16, and no tensor cores that would make fp16 fast"
     return "fp16", f"fp16 with dynamic loss scaling because {card} has no bf16"

@@ -33,7 +33,13 @@ def test_precision(requested, device, bf16_supported, used):
 @pytest.mark.parametrize(
     ("bf16_supported", "capability", "millions", "used", "why"),
     [
-        (True, (9, 0), 1200, "bf16", r"GPU \(compute capability 9.0\) supports it and of 1,200.0 million parameters"),
+        (
+            True,
+            (9, 0),
+            1200,
+            "bf16",
+            r"GPU \(compute capability 9.0\) supports it, and with 1,200.0 million parameters",
+        ),
         (True, (8, 0), 100, "bf16", "memory counts"),
         (True, (8, 0), 99, "mixed_bf16", "in fp32 take 396 MB more and round less"),
         (False, (7, 5), 1, "fp16", "fp16 with dynamic loss scaling"),
