@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TextIO
 
 # What the training console prints on stdout goes through this logger into the log file as well.
 CONSOLE_LOGGER = "lumina_ds.console"
@@ -21,6 +22,17 @@ class _QuietUnlessFirst(logging.Filter):
         return self.rank == 0 or record.levelno >= logging.WARNING
 
 
+class _Stderr(logging.StreamHandler):
+    """Writes to what sys.stderr is at that moment: the live line puts itself there, and moves down for a warning."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 class _LogFile(logging.FileHandler):
     """A full disk costs the line, without a traceback on the terminal for each."""
 
@@ -35,7 +47,7 @@ def configure_logging(rank: int = 0, log_file: Path | None = None, verbose: bool
     root.handlers.clear()
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     root.propagate = False
-    stream = logging.StreamHandler(sys.stderr)
+    stream = _Stderr()
     stream.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
     stream.addFilter(_QuietUnlessFirst(rank))
     root.addHandler(stream)

@@ -75,7 +75,8 @@ def build_engine(
         if world.device == "cpu":
             install_cpu_experts(engine.module, config.deepspeed.expert_parallel_size)
     compiles, reason = choose_compile(config, world.device)
-    log.info("%s", reason)
+    if config.train.compile != "off":
+        log.info("%s", reason)
     if compiles:
         engine.compile()
     return engine
