@@ -293,7 +293,8 @@ class TrainingRun:
         self.outputs.callback(self.metrics.close)
         self.console.say(
             f"{self.config.run_name}: {self.num_steps} steps of {self.batch_rows} rows x {self.config.seq_length} "
-            f"tokens, {self.console.strategy} ({self.precision_reason}), {self.world.size} ranks on {self.world.device}"
+            f"tokens, {self.console.strategy} ({self.precision_reason}), {self.world.size} "
+            f"rank{'s' if self.world.size > 1 else ''} on {self.world.device}"
         )
         losses = self.rows.describe_losses()
         if losses:

@@ -59,7 +59,7 @@ def test_jsonl_to_a_trained_model_in_one_command(tiny, corpus, tmp_path):
     plain[plain.index("--expert-parallel") + 1] = "1"
     code, out, err = run(plain, tmp_path)
     assert code == 0, err
-    assert "ZeRO-2 EP1 fp32" in out and "1 ranks on cpu" in out
+    assert "ZeRO-2 EP1 fp32" in out and "1 rank on cpu" in out
     again = sorted((tmp_path / "runs/.data/shards").glob("*/manifest.json"))
     assert again == made and [path.stat().st_mtime_ns for path in again] == stamps
 
