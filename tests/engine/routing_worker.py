@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from parity_worker import as_lists, configuration, plain_model, train_engine, train_plain
+from parity_worker import configuration, plain_model, train_engine, train_plain
 from safetensors.torch import save_file
 
 from lumina_ds.config.deepspeed import compose_deepspeed
@@ -57,7 +57,9 @@ def bias_after_starting_from(folder, world):
     torch.distributed.barrier()
     config.train.init_from = str(folder)
     engine = build_engine(config, world, "bf16", compose_deepspeed(config, world.size, "bf16"))
-    found = [as_lists(selection_biases(module)) for module in (plain, engine.module)]
+    found = [
+        {name: bias.tolist() for name, bias in selection_biases(module).items()} for module in (plain, engine.module)
+    ]
     engine.destroy()
     return found
 

@@ -232,7 +232,7 @@ def test_a_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["{}/empty"], 3, "empty is no run folder"),
         (["{}/runs/first", "--compare", "{}/empty"], 3, "empty is no run folder"),
         (["{}/runs", "--compare", "{}/runs/first"], 2, "--compare takes two runs"),
-        (["{}/runs/first", "--out", "{}/none/x.html"], 3, "none/x.html: No such file"),
+        (["{}/runs/first", "--out", "{}/none/x.html"], 4, "none/x.html: No such file"),
     ],
 )
 def test_faults_in_one_line(
