@@ -13,11 +13,11 @@ from lumina_ds.train.start import train
 sound_step = loop.run_step
 
 
-def poison_bf16(engine, batches, counts, model, *rest):
+def poison_bf16(engine, batches, counts, model, *rest, **options):
     """From step 6 on, a loss that is not a number wherever bf16 computes it."""
     if engine.bfloat16_enabled() and engine.global_steps >= 6:
         model = model.model_copy(update={"router_aux_loss_coef": float("nan")})
-    return sound_step(engine, batches, counts, model, *rest)
+    return sound_step(engine, batches, counts, model, *rest, **options)
 
 
 if __name__ == "__main__":
