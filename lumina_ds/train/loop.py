@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
+import torch
 import torch.distributed as dist
 import yaml
 
@@ -28,16 +31,16 @@ from lumina_ds.engine.build import build_engine, set_learning_rate
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.gradient_norm import NormGate
 from lumina_ds.engine.schedules import learning_rate
-from lumina_ds.errors import Interrupted, LuminaError, UnstableError
+from lumina_ds.errors import ConfigError, Interrupted, LuminaError, UnstableError
 from lumina_ds.files import write_atomically
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.monitor.console import TrainingConsole
+from lumina_ds.monitor.trackers import open_trackers
 from lumina_ds.monitor.writers import MetricsWriter
 from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.train.environment import write_environment
-from lumina_ds.train.evaluate import evaluate
+from lumina_ds.train.evaluate import evaluate, perplexity
 from lumina_ds.train.health import StepHealth, Verdict
-from lumina_ds.train.outputs import effective_config, open_outputs, planned_length, record_step
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, layout_changes, run_identity
 from lumina_ds.train.rollback import go_back
 from lumina_ds.train.run_folder import RunFolder
@@ -69,8 +72,6 @@ class StopBetweenBatches(Exception):
 
 class TrainingRun:
     """One run from its configuration to its last checkpoint."""
-
-    metrics: MetricsWriter  # on rank 0
 
     def __init__(self, config: RunConfig, rows: PackedRows, eval_rows: PackedRows | None, world: World) -> None:
         self.config = config
@@ -117,7 +118,7 @@ class TrainingRun:
                 self.outputs.callback(self._close_saver)
                 if resume_from is not None:
                     self._restore(resume_from)
-                open_outputs(self, resume_from)
+                self._open_outputs(resume_from)
                 with Prefetcher(self._micro_batches, self.last_step) as batches:
                     self._train(batches)
         finally:
@@ -130,7 +131,9 @@ class TrainingRun:
         """Take the run folder, find the checkpoint to resume from, and write the configuration."""
         resume_from = checkpoint_to_resume(self)
         if self.leads:
-            write_atomically(self.folder.path / "config.yaml", yaml.safe_dump(effective_config(self), sort_keys=False))
+            write_atomically(
+                self.folder.path / "config.yaml", yaml.safe_dump(self._effective_config(), sort_keys=False)
+            )
             write_atomically(self.folder.path / "ds_config.json", json.dumps(self.deepspeed_json, indent=2))
             tokenizer = self.rows.folder.tokenizer_path
             shutil.copyfile(tokenizer, self.folder.path / tokenizer.name)
@@ -159,6 +162,15 @@ class TrainingRun:
                 self.console.say(f"changed since the checkpoint: {change}")
             for change in layout_changes(manifest, run_identity(self)):
                 self.console.say(f"the state is divided anew: {change}")
+
+    def _effective_config(self) -> dict[str, Any]:
+        """The configuration with the data as it really is, so that config.yaml starts the same run again."""
+        made = self.rows.folder.manifest.settings
+        shards = {"train_data": [], "eval_data": [], "eval_fraction": 0.0, "shards": str(self.rows.folder.path)}
+        if self.eval_rows is not None:
+            shards["eval_shards"] = str(self.eval_rows.folder.path)
+        values = self.config.model_dump()
+        return {**values, "data": {**values["data"], **shards, "packing": made.packing, "overlong": made.overlong}}
 
     def _train(self, batches_ahead: Prefetcher[list[MicroBatch]]) -> None:
         train = self.config.train
@@ -198,7 +210,7 @@ class TrainingRun:
             verdict = self.health.observe(self.progress.step, outcome.loss, outcome.grad_norm, outcome.skipped)
             seconds = time.perf_counter() - started
             self.step_is_slow = seconds > SLOW_STEP_SECONDS
-            self._alone(record_step, self, outcome, counts, seconds, data_seconds, verdict.anomaly_score)
+            self._alone(self._record, outcome, counts, seconds, data_seconds, verdict.anomaly_score)
             if not self._goes_on_after(verdict):
                 continue
             self._evaluate_and_save(outcome)
@@ -273,6 +285,24 @@ class TrainingRun:
         go_back(self, verdict)
         return False
 
+    def _open_outputs(self, resumed_from: Path | None) -> None:
+        if not self.leads:
+            return
+        trackers = open_trackers(self.config.run, self.folder.path, self._effective_config(), self.progress.step)
+        self.metrics = MetricsWriter(self.folder.path, self.progress.step, trackers)
+        self.outputs.callback(self.metrics.close)
+        self.console.say(
+            f"{self.config.run_name}: {self.num_steps} steps of {self.batch_rows} rows x {self.config.seq_length} "
+            f"tokens, {self.console.strategy} ({self.precision_reason}), {self.world.size} "
+            f"rank{'s' if self.world.size > 1 else ''} on {self.world.device}"
+        )
+        losses = self.rows.describe_losses()
+        if losses:
+            self.console.say(losses)
+        if resumed_from is not None:
+            self.console.say(f"resumed from {resumed_from}")
+        self.console.start(self.progress.step)
+
     def _micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's part of a step. Runs ahead of the loop in a thread of its own."""
         return rank_micro_batches(self.config, self.rows, self.order, step, self.world)
@@ -325,7 +355,7 @@ class TrainingRun:
             "skipped": self.progress.skipped,
             "rows": self.progress.step * self.batch_rows,
             "eval_loss": eval_loss if eval_loss is None or math.isfinite(eval_loss) else None,
-            "config": effective_config(self),
+            "config": self._effective_config(),
             "health": self.health.state()
             | {"rollbacks": self.progress.rollbacks, "passed_over": [list(each) for each in self.order.passed_over]},
         }
@@ -386,3 +416,62 @@ class TrainingRun:
             self.console.say(f"saved {outcome.folder} in {seconds}")
         else:
             log.error("step %d is not saved, earlier checkpoints stay: %s", outcome.step, outcome.error)
+
+    def _record(
+        self, outcome: StepOutcome, counts: StepCounts, seconds: float, data_seconds: float, anomaly_score: float
+    ) -> None:
+        train, step = self.config.train, self.progress.step
+        samples = self._step_samples() if self.config.run.record_samples else None
+        if not self.leads or step % train.log_every_n_batches:
+            return
+        record: dict[str, Any] = {
+            "step": step,
+            "time": time.time(),
+            "epoch": self.order.epoch_at(min(step * self.batch_rows, self.order.num_positions or sys.maxsize)),
+            "loss": outcome.loss,
+            "perplexity": perplexity(outcome.loss),
+            "learning_rate": learning_rate(step - 1, self.num_steps, train),
+            "grad_norm": outcome.grad_norm,
+            "load_balancing_loss": outcome.load_balancing_loss,
+            "router_z_loss": outcome.router_z_loss,
+            "tokens": self.progress.tokens,
+            "trained_tokens": counts.trained_tokens,
+            "step_seconds": seconds,
+            "tokens_per_second": counts.tokens / seconds,
+            "data_seconds": data_seconds,
+            "memory_bytes": memory_bytes(self.world),
+            "skipped": self.progress.skipped,
+            "anomaly_score": anomaly_score,
+            **self.watchdog.metrics,
+            **outcome.routing.record(overflows=self.config.model.overflow_policy != "dropless"),
+        }
+        if samples is not None:
+            record["samples"] = samples
+        self.metrics.write(record)
+        self.console.show(record)
+
+    def _step_samples(self) -> list[int]:
+        """Packed rows of the step just done, all ranks together; a pure function of the step, so nothing is sent."""
+        first = (self.progress.step - 1) * self.batch_rows
+        return [self.order.row_at(position) for position in range(first, first + self.batch_rows)]
+
+
+def planned_length(config: RunConfig, num_rows: int, batch_rows: int) -> tuple[int, int | None]:
+    """(steps of the whole run, rows after which only empty filler follows).
+
+    With epochs, the last batch is filled up with empty rows, so that every row is seen exactly `epochs` times.
+    """
+    train = config.train
+    if train.max_steps is not None:
+        return train.max_steps, None
+    total_rows = round(train.epochs * num_rows)
+    if total_rows == 0:
+        raise ConfigError(f"train.epochs {train.epochs} of {num_rows} rows is no row at all; raise --epochs")
+    return math.ceil(total_rows / batch_rows), total_rows
+
+
+def memory_bytes(world: World) -> int:
+    """Peak memory allocated on the card, or the resident memory of this process on a CPU."""
+    if world.device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss
