@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
-from lumina_ds.cli.main import run_command
+from lumina_ds.cli.main import leave, run_command
 from lumina_ds.cli.preprocess import command
 
 if __name__ == "__main__":
-    sys.exit(run_command(command, prog_name="python -m preprocess"))
+    leave(run_command(command, prog_name="python -m preprocess"))

@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
+from lumina_ds.data.arrow_columns import column, list_column, repeated_text
 from lumina_ds.data.shard_writer import shard_schema
 from lumina_ds.data.tokenizer import ROLES, Tokenizer
 from preprocess.layout import Documents, lay_out
@@ -121,12 +122,12 @@ def _encoded_rows(documents: Documents, lines: np.ndarray, source: str, schema: 
 
 
 def _arrow_message(documents: Documents, lines: np.ndarray, source: str, schema: pa.Schema) -> pa.Buffer:
-    offsets = pa.array(np.concatenate([[0], np.cumsum(documents.lengths)]), pa.int32())
+    offsets = np.concatenate([[0], np.cumsum(documents.lengths)])
     columns = [
-        pa.ListArray.from_arrays(offsets, pa.array(documents.ids)),
-        pa.ListArray.from_arrays(offsets, pa.array(documents.mask)),
-        pa.array(documents.lengths),
-        pa.repeat(pa.scalar(source, pa.string()), len(lines)),
-        pa.array(lines),
+        list_column(offsets, documents.ids),
+        list_column(offsets, documents.mask),
+        column(documents.lengths),
+        repeated_text(source, len(lines)),
+        column(lines),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema).serialize()

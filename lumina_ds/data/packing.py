@@ -10,12 +10,14 @@ the first token after every cut would never be a target.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+
+from lumina_ds.data.best_fit import best_fit_rows
 
 Packing = Literal["best_fit", "concat", "none"]
 Overlong = Literal["truncate", "split", "drop"]
@@ -145,32 +147,10 @@ def _pieces(
 
 
 def _best_fit(documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray, seq_length: int) -> np.ndarray:
-    """Row of each segment. Best-fit decreasing: the longest first, each into the fullest row that still has room.
-
-    `rooms` holds the distinct free lengths in order, so a row is found by bisection.
-    """
+    """Row of each segment, int64."""
     order = np.lexsort((starts, documents, -lengths))
-    rows: list[int] = []
-    num_rows = 0
-    rooms: list[int] = []
-    rows_with: dict[int, list[int]] = {}
-    for length in lengths[order].tolist():
-        position = bisect_left(rooms, length)
-        if position == len(rooms):
-            row, left = num_rows, seq_length - length
-            num_rows += 1
-        else:
-            room = rooms[position]
-            row, left = rows_with[room].pop(), room - length
-            if not rows_with[room]:
-                del rooms[position]
-        rows.append(row)
-        if left:
-            if not rows_with.setdefault(left, []):
-                insort(rooms, left)
-            rows_with[left].append(row)
-    row_of_segment = np.empty(len(rows), np.int64)
-    row_of_segment[order] = rows
+    row_of_segment = np.empty(len(order), np.int64)
+    row_of_segment[order] = best_fit_rows(lengths[order].astype(np.int64), seq_length)
     return row_of_segment
 
 

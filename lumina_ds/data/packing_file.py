@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from lumina_ds.data.arrow_columns import list_column, numbers
 from lumina_ds.data.manifest import FileEntry
 from lumina_ds.data.packing import PackingPlan
 from lumina_ds.data.shard_writer import write_table
@@ -29,9 +30,8 @@ def packing_file(seq_length: int) -> str:
 
 def write_packing(plan: PackingPlan, path: Path) -> FileEntry:
     """Write the plan: columns documents, starts and lengths, each a list per packed row."""
-    offsets = pa.array(plan.row_offsets, pa.int32())
     columns = [
-        pa.ListArray.from_arrays(offsets, pa.array(values, field.type.value_type))
+        list_column(plan.row_offsets, values, field.type.value_type)
         for values, field in zip((plan.documents, plan.starts, plan.lengths), _SCHEMA, strict=True)
     ]
     metadata = {
@@ -58,10 +58,10 @@ def read_packing(path: Path) -> PackingPlan:
         documents, starts, lengths = (batch.column(name) for name in ("documents", "starts", "lengths"))
         plan = PackingPlan(
             int(metadata["seq_length"]),
-            documents.offsets.to_numpy(),
-            documents.values.to_numpy(),
-            starts.values.to_numpy(),
-            lengths.values.to_numpy(),
+            numbers(documents.offsets),
+            numbers(documents.values),
+            numbers(starts.values),
+            numbers(lengths.values),
             num_dropped=int(metadata["num_dropped"]),
             num_truncated=int(metadata["num_truncated"]),
         )

@@ -29,6 +29,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from lumina_ds.data.arrow_columns import numbers
 from lumina_ds.data.manifest import MANIFEST_FILE, FileEntry, Manifest, ShardEntry, read_manifest
 from lumina_ds.data.packing import PackingPlan, pack
 from lumina_ds.data.packing_file import packing_file, read_packing, write_packing
@@ -369,11 +370,11 @@ def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: boo
 def _views(table: pa.RecordBatch) -> _Batch:
     table.validate()  # buffers as long as the lengths say: a read beyond a mapping's end kills the process
     ids, mask = table.column("input_ids"), table.column("loss_mask")
-    offsets = ids.offsets.to_numpy()
-    lengths = table.column("num_tokens").to_numpy()
+    offsets = numbers(ids.offsets)
+    lengths = numbers(table.column("num_tokens"))
     # Arrow checks none of this: a flipped bit in an offset would silently read another document's tokens.
-    if not np.array_equal(offsets, mask.offsets.to_numpy()) or not np.array_equal(np.diff(offsets), lengths):
+    if not np.array_equal(offsets, numbers(mask.offsets)) or not np.array_equal(np.diff(offsets), lengths):
         raise ValueError("the lengths of its columns disagree")
     if len(lengths) and (lengths.min() < 0 or offsets[0] != 0 or offsets[-1] != len(ids.values)):
         raise ValueError("a document lies outside its column")
-    return _Batch(offsets, ids.values.to_numpy(), mask.values.to_numpy(), table)
+    return _Batch(offsets, numbers(ids.values), numbers(mask.values), table)

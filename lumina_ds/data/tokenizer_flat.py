@@ -20,13 +20,10 @@ class Texts(NamedTuple):
 
     @classmethod
     def join(cls, texts: Sequence[str]) -> Texts:
-        import pyarrow as pa
-
-        _, offsets, data = pa.array([" " + text for text in texts], pa.large_string()).buffers()
-        return cls(
-            np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8),
-            np.frombuffer(offsets, np.int64, len(texts) + 1),
-        )
+        encoded = [b" " + text.encode() for text in texts]
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, encoded), np.int64, len(texts)), out=offsets[1:])
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
 
     def slices(self) -> Iterator[bytes]:
         """Each text's own bytes."""
