@@ -43,6 +43,8 @@ WANDB = "wandb>=0.18"
 
 EXTRAS = {
     "flash": ["flash-attn>=2.8"],
+    # Triton kernels, whose internal functions lumina_ds/model/fused_kernels.py calls, and a run compares with ours.
+    "fused": ["liger-kernel>=0.8,<0.9"],
     "mpi": MPI,
     "hf": [TRANSFORMERS, "tokenizers>=0.22", "datasets>=4"],
     "tensorboard": [TENSORBOARD],

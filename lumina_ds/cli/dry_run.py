@@ -19,12 +19,14 @@ from preprocess.prepare import check_sources
 
 def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
     """Print the resolved configuration with origins, the DeepSpeed JSON, the memory plan and the command."""
+    from lumina_ds.engine.fused_choice import choose_kernels
     from lumina_ds.model.attention_choice import choose_attention
 
     config = resolved.config
     world_size = planned_world_size(runner)
     device, precision, reason = check_run(config, world_size)
     attention = choose_attention(config, device, precision)
+    fused = choose_kernels(config, device, precision, compares=False)
     check_sources(config)
     composed = compose_deepspeed(config, world_size, precision)
     plan = plan_memory(config, world_size, precision, device)
@@ -38,6 +40,7 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
             "plan": plan_record(plan),
             "precision": {"value": precision, "reason": reason},
             "attention": {"value": attention.backend, "reason": attention.reason},
+            "fused_kernels": {"value": list(fused.names), "reason": fused.reason},
             "command": command,
         }
         print(json.dumps(document, indent=2))
@@ -51,7 +54,8 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
         style = "dim" if resolved.origins[name] == "default" else None
         table.add_row(name, "" if value is None else str(value), resolved.origins[name], style=style)
     console.print(table)
-    console.print(f"\nPrecision: {reason}\nAttention: {attention.reason}\n\nDeepSpeed JSON:")
+    console.print(f"\nPrecision: {reason}\nAttention: {attention.reason}\nFused kernels: {fused.reason}\n")
+    console.print("DeepSpeed JSON:")
     console.print_json(data=composed)
     render_plan(plan, console)
     if config.train.auto_micro_batch:

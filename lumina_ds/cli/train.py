@@ -106,6 +106,7 @@ def rank_environment() -> dict[str, str]:
 def check_run(config: RunConfig, world_size: int) -> tuple[str, str, str]:
     """Refuse everything that can be refused before a rank starts; (device, precision, why that precision)."""
     from lumina_ds.config.deepspeed import compose_deepspeed
+    from lumina_ds.engine.fused_choice import choose_kernels
     from lumina_ds.model.attention_choice import choose_attention
     from lumina_ds.model.device import device_and_precision
     from lumina_ds.monitor.trackers import missing_trackers
@@ -118,6 +119,7 @@ def check_run(config: RunConfig, world_size: int) -> tuple[str, str, str]:
         raise MachineError("; ".join(missing))
     compose_deepspeed(config, world_size, precision)
     choose_attention(config, device, precision)
+    choose_kernels(config, device, precision, compares=False)
     return device, precision, reason
 
 

@@ -111,6 +111,17 @@ def attention_faults(config: RunConfig) -> list[str]:
     ]
 
 
+def kernel_faults(config: RunConfig) -> list[str]:
+    """Fused kernels that are asked for beside what they exclude."""
+    asked, chunk = config.train.fused_kernels, config.train.loss_chunk_tokens
+    if chunk is None or asked in ("auto", "off") or (asked != "on" and "cross_entropy" not in asked):
+        return []
+    return [
+        f"train.fused_kernels {asked} has a loss that cuts its chunks itself, and train.loss_chunk_tokens is {chunk}; "
+        "leave one of them out"
+    ]
+
+
 def sequence_faults(config: RunConfig) -> list[str]:
     """What sequence parallelism cannot do."""
     size, model = config.deepspeed.sequence_parallel_size, config.model

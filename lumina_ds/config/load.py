@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lumina_ds.config.checks import attention_faults, data_faults, model_faults, sequence_faults
+from lumina_ds.config.checks import attention_faults, data_faults, kernel_faults, model_faults, sequence_faults
 from lumina_ds.config.schema import ModelConfig, RunConfig, Section
 from lumina_ds.config.suggest import nearest
 from lumina_ds.config.tensors import num_parameters
@@ -67,7 +67,8 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
     if source is None and not any(override.field.startswith("model.") for override in overrides):
         raise ConfigError(f"--config is missing; give a YAML file or a preset ({', '.join(preset_names())})")
     config = _validate(values, origins)
-    faults = model_faults(config) + attention_faults(config) + sequence_faults(config) + data_faults(config)
+    faults = model_faults(config) + attention_faults(config) + kernel_faults(config)
+    faults += sequence_faults(config) + data_faults(config)
     if faults:
         raise ConfigError.from_faults(faults)
     if "train.warmup_ratio" not in origins:

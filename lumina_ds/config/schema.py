@@ -20,6 +20,7 @@ Compile = Annotated[
     Literal["auto", "on", "off"],
     BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value),
 ]
+FusedKernel = Literal["rms_norm", "rope", "swiglu", "cross_entropy", "combine"]
 AttentionBackend = Literal["auto", "flash", "varlen", "flex", "sdpa", "reference"]
 InferencePrecision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16", "dynamic"]
 Schedule = Literal["cosine", "linear", "onecycle", "wsd", "constant"]
@@ -34,6 +35,16 @@ def _as_list(value: Any) -> Any:
 
 
 PathList = Annotated[list[str], BeforeValidator(_as_list)]
+
+
+def _as_kernels(value: Any) -> Any:
+    """One of auto, on and off (which YAML reads as booleans), or names as a list or separated by commas."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if value in ("auto", "on", "off") else _as_list(value)
+
+
+FusedKernels = Annotated[Literal["auto", "on", "off"] | list[FusedKernel], BeforeValidator(_as_kernels)]
 
 
 class Section(BaseModel):
@@ -192,6 +203,11 @@ class TrainConfig(Section):
         "auto", description="FlashAttention kernels, of flash-attn (extra: flash) or of torch; auto: where they gain"
     )
     attention_backend: AttentionBackend = Field("auto", description="kernel by name; auto leaves it to flash_attention")
+    fused_kernels: FusedKernels = Field(
+        "auto",
+        description="kernels of Liger (extra: fused) and DeepSpeed, each compared with ours at the start: on, off, "
+        "names of rms_norm, rope, swiglu, cross_entropy and combine, or auto: those that can run on a GPU",
+    )
     compile: Compile = Field(
         "off", description="torch.compile through DeepSpeed, needs a compiler; auto: where it works and may gain"
     )
@@ -208,6 +224,12 @@ class TrainConfig(Section):
     )
     save_in_background: bool = Field(True, description="write checkpoints while training goes on, from a copy")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints to keep; best and latest always stay")
+
+    @property
+    def may_fuse_loss(self) -> bool:
+        """Whether a GPU with Liger would take its loss; who chooses the chunks has the loss that takes them."""
+        asked = self.fused_kernels
+        return self.loss_chunk_tokens is None and (asked in ("auto", "on") or "cross_entropy" in asked)
 
     @property
     def muon_rate_factor(self) -> float:

@@ -14,7 +14,8 @@ from lumina_ds.config.compile import choose_compile
 from lumina_ds.config.schema import RunConfig, TrainConfig
 from lumina_ds.engine.allocate import allocate, without_storage
 from lumina_ds.engine.distributed import World
-from lumina_ds.engine.expert_parallel import install_cpu_experts, install_routers
+from lumina_ds.engine.expert_parallel import fuse_combination, install_cpu_experts, install_routers
+from lumina_ds.engine.fused_choice import choose_kernels
 from lumina_ds.engine.muon import muon_groups, use_plain_kernels
 from lumina_ds.engine.one_rank import skip_reduction
 from lumina_ds.engine.sequence_parallel import share_rows
@@ -46,6 +47,8 @@ def build_engine(
 
     attention = choose_attention(config, world.device, precision)
     log.info("attention: %s", attention.reason)
+    fused = choose_kernels(config, world.device, precision)
+    log.info("fused kernels: %s", fused.reason)
     with without_storage():
         model = CausalLM(
             config.model,
@@ -53,6 +56,7 @@ def build_engine(
             activation_checkpointing=config.train.activation_checkpointing,
             checkpoint_interval=config.train.checkpoint_interval,
             loss_chunk_tokens=config.train.loss_chunk_tokens,
+            kernels=fused.kernels,
         )
     if world.sequence_parallel_size > 1:
         share_rows(model, world)
@@ -72,6 +76,8 @@ def build_engine(
         install_routers(engine.module, config.model)
         if config.train.init_from is not None and fresh:
             load_selection_biases(engine.module, Path(config.train.init_from))
+        if "combine" in fused.names:
+            fuse_combination(engine.module)
         if world.device == "cpu":
             install_cpu_experts(engine.module, config.deepspeed.expert_parallel_size)
     compiles, reason = choose_compile(config, world.device)

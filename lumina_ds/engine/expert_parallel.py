@@ -37,6 +37,16 @@ def install_cpu_experts(module: nn.Module, expert_parallel_size: int) -> None:
             layer.__class__ = _local_layer()
 
 
+def fuse_combination(module: nn.Module) -> None:
+    """Let DeepSpeed's kernel sum each token's experts, which is its `combine_impl`, in the AutoEP layers of `module`.
+
+    Set here and not in the JSON, which is composed before a GPU is seen. A user's JSON that chose otherwise keeps it.
+    """
+    for layer in autoep_layers(module):
+        if layer.combine_impl == "weighted_sum" and layer.score_apply == "post":
+            layer.combine_impl = "fused_weighted_sum"
+
+
 @lru_cache(maxsize=1)
 def _local_layer() -> Any:
     """A class made on first use, since its base needs deepspeed; DeepSpeed knows its layers by that base."""

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.model.attention_backends import BACKENDS, DocumentLayout
 from lumina_ds.model.feed_forward import RMSNorm
+from lumina_ds.model.kernels import PLAIN, Kernels
 from lumina_ds.model.kv_cache import LayerCache
-from lumina_ds.model.rope import apply_rotary
 
 
 class Attention(nn.Module):
     """Projections, optional QK-norm, rotary embedding, and causal attention within each document."""
 
-    def __init__(self, config: ModelConfig, backend: str = "sdpa") -> None:
+    def __init__(self, config: ModelConfig, backend: str = "sdpa", kernels: Kernels = PLAIN) -> None:
         super().__init__()
+        self.rotate = kernels.rope
         width, head_dim = config.hidden_size, config.attention_head_dim
         self.head_dim = head_dim
         self.num_key_value_heads = config.num_key_value_heads
@@ -34,8 +35,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, config.num_key_value_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, config.num_key_value_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * head_dim, width, bias=False)
-        self.q_norm = RMSNorm(head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = _head_norm(config, kernels)
+        self.k_norm = _head_norm(config, kernels)
 
     def forward(
         self,
@@ -47,14 +48,21 @@ class Attention(nn.Module):
         """[B, S, D] to [B, S, D]. Without `documents` every row is one document; `cache` holds its earlier tokens."""
         rows, length, _ = x_BSD.shape
         heads = (rows, length, -1, self.head_dim)
-        q_BSHC = apply_rotary(self.q_norm(self.q_proj(x_BSD).view(heads)), *rotary)
-        k_BSKC = apply_rotary(self.k_norm(self.k_proj(x_BSD).view(heads)), *rotary)
+        q_BSHC, k_BSKC = self.rotate(
+            self.q_norm(self.q_proj(x_BSD).view(heads)), self.k_norm(self.k_proj(x_BSD).view(heads)), *rotary
+        )
         v_BSKC = self.v_proj(x_BSD).view(heads)
         if documents is not None:
             out = self.attend(q_BSHC, k_BSKC, v_BSKC, documents=documents)
         else:
             out = attend_rows(q_BSHC, k_BSKC, v_BSKC, cache)
         return self.o_proj(out.reshape(rows, length, -1))
+
+
+def _head_norm(config: ModelConfig, kernels: Kernels) -> nn.Module:
+    if not config.qk_norm:
+        return nn.Identity()
+    return RMSNorm(config.attention_head_dim, config.rms_norm_eps, kernels.rms_norm)
 
 
 def attend_packed_rows(

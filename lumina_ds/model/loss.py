@@ -6,6 +6,7 @@ ZeRO-3 gathers a module's weight around its own call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,11 +19,38 @@ from lumina_ds.model.cpu_products import product_dtype
 IGNORED = -100
 
 
+@torch.compiler.disable
+def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int) -> Tensor:
+    """Sum of -log softmax(hidden @ weight.T)[label], fp32, with at most `chunk_tokens` rows of logits alive.
+
+    The matrix products are in autocast's type where it is on, else in the hidden states' own (on some CPUs in fp32,
+    model/cpu_products.py); softmax is in fp32.
+    """
+    device = hidden_ND.device.type
+    dtype = product_dtype(multiplied_dtype(hidden_ND), device)
+    with torch.autocast(device, enabled=False):
+        if torch.is_grad_enabled():
+            return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk_tokens, dtype)
+        weight_VD = weight_VD.to(dtype)
+        losses = [
+            -_log_probabilities(hidden_CD.to(dtype), weight_VD).gather(1, labels_C.unsqueeze(1)).sum()
+            for hidden_CD, labels_C in zip(hidden_ND.split(chunk_tokens), labels_N.split(chunk_tokens), strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+
 class LanguageHead(nn.Linear):
     """Hidden states to logits, or, given labels, to the summed loss of the trained positions."""
 
-    def __init__(self, hidden_size: int, vocab_size: int, chunk_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        chunk_tokens: int | None = None,
+        cross_entropy: Callable[[Tensor, Tensor, Tensor, int], Tensor] = chunked_cross_entropy,
+    ) -> None:
         super().__init__(hidden_size, vocab_size, bias=False)
+        self.cross_entropy = cross_entropy
         self.chunk_tokens = loss_chunk_tokens(chunk_tokens, vocab_size)
 
     def forward(self, hidden_BSD: Tensor, labels_BS: Tensor | None = None) -> Tensor:  # type: ignore[override]
@@ -36,28 +64,7 @@ class LanguageHead(nn.Linear):
         hidden_ND, labels_N = hidden_BSD[trained_BS], labels_BS[trained_BS]
         if not self.chunk_tokens or len(labels_N) == 0:
             return F.cross_entropy(super().forward(hidden_ND).float(), labels_N, reduction="sum")
-        return chunked_cross_entropy(hidden_ND, self.weight, labels_N, self.chunk_tokens)
-
-
-@torch.compiler.disable
-def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int) -> Tensor:
-    """Sum of -log softmax(hidden @ weight.T)[label], fp32, with at most `chunk_tokens` rows of logits alive.
-
-    The matrix products are in autocast's type where it is on, else in the hidden states' own (on some CPUs in fp32,
-    model/cpu_products.py); softmax is in fp32.
-    """
-    device = hidden_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
-    dtype = product_dtype(dtype, device)
-    with torch.autocast(device, enabled=False):
-        if torch.is_grad_enabled():
-            return _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, chunk_tokens, dtype)
-        weight_VD = weight_VD.to(dtype)
-        losses = [
-            -_log_probabilities(hidden_CD.to(dtype), weight_VD).gather(1, labels_C.unsqueeze(1)).sum()
-            for hidden_CD, labels_C in zip(hidden_ND.split(chunk_tokens), labels_N.split(chunk_tokens), strict=True)
-        ]
-        return torch.stack(losses).sum()
+        return self.cross_entropy(hidden_ND, self.weight, labels_N, self.chunk_tokens)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -103,6 +110,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_gradient, weight_gradient = ctx.gradients
         del ctx.gradients  # scaled in place, so good for one backward
         return hidden_gradient.mul_(factor), weight_gradient.mul_(factor), None, None, None
+
+
+def multiplied_dtype(x: Tensor) -> torch.dtype:
+    """The type of a matrix product of x: autocast's where it is on, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _log_probabilities(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:

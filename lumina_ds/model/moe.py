@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.model.experts import Experts
 from lumina_ds.model.feed_forward import SwiGLU
+from lumina_ds.model.kernels import PLAIN, Kernels
 from lumina_ds.model.router import Router
 
 
 class MoE(nn.Module):
     """Routed experts plus optional shared ones: [B, S, D] to [B, S, D]."""
 
-    def __init__(self, config: ModelConfig, layer: int = 0) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0, kernels: Kernels = PLAIN) -> None:
         super().__init__()
         assert config.moe_intermediate_size is not None
         self.router = Router(config, layer)
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
         self.shared_experts = (
-            SwiGLU(config.hidden_size, config.num_shared_experts * config.moe_intermediate_size)
+            SwiGLU(config.hidden_size, config.num_shared_experts * config.moe_intermediate_size, kernels.swiglu)
             if config.num_shared_experts
             else None
         )

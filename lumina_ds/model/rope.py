@@ -21,6 +21,11 @@ def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
     return angles_BSC.cos(), angles_BSC.sin()
 
 
+def rotate_queries_and_keys(q_BSHC: Tensor, k_BSKC: Tensor, cos_BSC: Tensor, sin_BSC: Tensor) -> tuple[Tensor, Tensor]:
+    """Both rotated by their tokens' positions."""
+    return apply_rotary(q_BSHC, cos_BSC, sin_BSC), apply_rotary(k_BSKC, cos_BSC, sin_BSC)
+
+
 def apply_rotary(x_BSHC: Tensor, cos_BSC: Tensor, sin_BSC: Tensor) -> Tensor:
     """Rotate every head of x [B, S, H, C] by its position; computed in fp32, returned in x's type."""
     x = x_BSHC.float()

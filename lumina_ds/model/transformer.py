@@ -18,6 +18,7 @@ from lumina_ds.config.schema import ModelConfig
 from lumina_ds.model.attention import Attention
 from lumina_ds.model.attention_backends import DocumentLayout
 from lumina_ds.model.feed_forward import RMSNorm, SwiGLU
+from lumina_ds.model.kernels import PLAIN, Kernels
 from lumina_ds.model.kv_cache import LayerCache
 from lumina_ds.model.loss import LanguageHead
 from lumina_ds.model.moe import MoE
@@ -30,19 +31,21 @@ RouterOutput = tuple[Tensor, Tensor, Tensor]
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, layer: int, backend: str, recomputed: str = "none") -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, backend: str, recomputed: str = "none", kernels: Kernels = PLAIN
+    ) -> None:
         """`recomputed` names what the backward pass computes anew: none, full, attention, or experts."""
         super().__init__()
         self.recomputed = recomputed
         self.is_moe = config.is_moe_layer(layer)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, backend)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels.rms_norm)
+        self.self_attn = Attention(config, backend, kernels)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels.rms_norm)
         if self.is_moe:
-            self.mlp: nn.Module = MoE(config, layer)
+            self.mlp: nn.Module = MoE(config, layer, kernels)
         else:
             assert config.intermediate_size is not None
-            self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
+            self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, kernels.swiglu)
 
     def forward(
         self,
@@ -110,16 +113,21 @@ class Decoder(nn.Module):
     """Token ids [B, S] to normed hidden states [B, S, D]."""
 
     def __init__(
-        self, config: ModelConfig, backend: str, activation_checkpointing: str = "none", checkpoint_interval: int = 1
+        self,
+        config: ModelConfig,
+        backend: str,
+        activation_checkpointing: str = "none",
+        checkpoint_interval: int = 1,
+        kernels: Kernels = PLAIN,
     ) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            Block(config, layer, backend, "none" if layer % checkpoint_interval else activation_checkpointing)
+            Block(config, layer, backend, "none" if layer % checkpoint_interval else activation_checkpointing, kernels)
             for layer in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, kernels.rms_norm)
 
     def forward(
         self,
@@ -152,12 +160,13 @@ class CausalLM(nn.Module):
         activation_checkpointing: str = "none",
         checkpoint_interval: int = 1,
         loss_chunk_tokens: int | None = None,
+        kernels: Kernels = PLAIN,
     ) -> None:
         """`activation_checkpointing` (none, full, attention, experts) holds for every `checkpoint_interval`-th block."""
         super().__init__()
         self.config = config
-        self.model = Decoder(config, backend, activation_checkpointing, checkpoint_interval)
-        self.lm_head = LanguageHead(config.hidden_size, config.vocab_size, loss_chunk_tokens)
+        self.model = Decoder(config, backend, activation_checkpointing, checkpoint_interval, kernels)
+        self.lm_head = LanguageHead(config.hidden_size, config.vocab_size, loss_chunk_tokens, kernels.cross_entropy)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

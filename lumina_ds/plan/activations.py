@@ -44,11 +44,13 @@ def activation_bytes(
     interval: int = 1,
     loss_chunk: int | None = None,
     device: str = "cuda",
+    fused_loss: bool = False,
 ) -> ActivationBytes:
     """Bytes for `tokens` tokens of one micro-batch on "cuda" or "cpu", where experts that are not spread keep less.
 
     `checkpointing` (none, full, attention, experts) keeps the inputs of what every `interval`-th block recomputes,
-    and the contents of one such part at a time. `loss_chunk` is train.loss_chunk_tokens.
+    and the contents of one such part at a time. `loss_chunk` is train.loss_chunk_tokens. With
+    `fused_loss` the loss may be Liger's: which one it is shows at the start of the run, so the larger one counts.
     """
     b, r = _OPERAND_BYTES[precision], _RESIDUAL_BYTES[precision]
     d, layers = model.hidden_size, range(model.num_hidden_layers)
@@ -69,13 +71,14 @@ def activation_bytes(
     attention = tokens * _attention(model, b, cast=r > b)
     made_anew = max((feed_forward[layer] + tokens * _norm(d) for layer in feed_forward_anew), default=0)
     made_anew += (attention + tokens * _norm(d)) * bool(attention_anew)
+    logits = _logits(model, tokens, b, r, loss_chunk_tokens(loss_chunk, model.vocab_size))
     return ActivationBytes(
         attention=attention * (len(layers) - len(attention_anew)),
         feed_forward=round(sum(kept)),
         other=tokens * other,
         recomputed=round(made_anew),
         workspace=round(_workspace(model, tokens, b, local)),
-        logits=_logits(model, tokens, b, r, loss_chunk_tokens(loss_chunk, model.vocab_size)),
+        logits=max(logits, fused_loss_bytes(model, tokens, b)) if fused_loss else logits,
         all_to_all=round(_all_to_all(model, tokens, spread, b)) if expert_parallel_size > 1 else 0,
     )
 
@@ -169,6 +172,19 @@ def _logits(model: ModelConfig, tokens: int, b: int, r: int, chunk: int) -> int:
     softmax = rows * vocabulary * (8 + low)
     product = rows * vocabulary * (4 + low) + summand
     return total + max(softmax, product) + r * width * tokens
+
+
+def fused_chunk_tokens(model: ModelConfig, tokens: int) -> int:
+    """Rows of a chunk of Liger's loss (liger_kernel/ops/fused_linear_cross_entropy.py, 0.8.5)."""
+    rows = -(-tokens // -(-model.vocab_size // model.hidden_size))
+    return min(tokens, 1 << (rows - 1).bit_length())
+
+
+def fused_loss_bytes(model: ModelConfig, tokens: int, b: int) -> int:
+    """Peak of Liger's loss: the logits of a chunk, which its gradient overwrites, the hidden states' gradient, the
+    weight's in fp32, and a chunk's part of that in b."""
+    vocabulary, width, rows = model.vocab_size, model.hidden_size, fused_chunk_tokens(model, tokens)
+    return b * rows * vocabulary + (4 + b) * vocabulary * width + b * width * tokens
 
 
 def _all_to_all(model: ModelConfig, tokens: int, spread: float, b: int) -> float:

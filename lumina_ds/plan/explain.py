@@ -13,7 +13,7 @@ from typing import Any
 
 from lumina_ds.config.loss_chunk import loss_chunk_tokens
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.plan.activations import recomputed_layers
+from lumina_ds.plan.activations import fused_chunk_tokens, fused_loss_bytes, recomputed_layers
 from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan
 from lumina_ds.plan.states import ZeroSettings, moment_elements, momentum_bytes, optimizer_groups
 
@@ -133,6 +133,14 @@ def _loss(plan: MemoryPlan, config: RunConfig, tokens: int) -> tuple[str, str]:
     model = config.model
     vocabulary, width = model.vocab_size, model.hidden_size
     chunk = loss_chunk_tokens(config.train.loss_chunk_tokens, vocabulary)
+    operand = 4 if plan.precision == "fp32" else 2
+    if config.train.may_fuse_loss and plan.breakdown["logits and loss"] == fused_loss_bytes(model, tokens, operand):
+        rows = fused_chunk_tokens(model, tokens)
+        filled = f"{operand} x {rows:,} x {vocabulary:,} + {4 + operand} x {vocabulary:,} x {width:,}"
+        return (
+            f"b V c + (4 + b) V d + b T d, Liger's loss, c = {rows:,} tokens a chunk",
+            f"{filled} + {operand} x {tokens:,} x {width:,}",
+        )
     if chunk == 0:
         return "12 V T", f"12 x {vocabulary:,} x {tokens:,}"
     rows, low = min(chunk, tokens), 0 if plan.precision == "fp32" else 2

@@ -121,6 +121,7 @@ def plan_memory(
         config.train.checkpoint_interval,
         config.train.loss_chunk_tokens,
         device,
+        fused_loss=device == "cuda" and config.train.may_fuse_loss,
     )
     copies = _autocast_copies(model, experts) if precision == "mixed_bf16" else 0
     fixed = _cuda_overhead(world_size, experts) if device == "cuda" else 0

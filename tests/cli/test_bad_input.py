@@ -33,6 +33,8 @@ CASES = {
     ),
     "ranks do not divide": ([*TRAIN, "--data", "{shards}", "--expert-parallel", "2"], 2, "1 ranks are not divisible"),
     "fp16 on a CPU": ([*TRAIN, "--data", "{shards}", "--precision", "fp16"], 4, "fp16 is not possible on a CPU"),
+    "fused kernels": ([*TRAIN, "--data", "{shards}", "--train.fused_kernels", "rope"], 4, "rope is not possible"),
+    "no such kernel": ([*TRAIN, "--data", "{shards}", "--train.fused_kernels", "rope,ropes"], 2, "'ropes'"),
     "flash attention": ([*TRAIN, "--data", "{shards}", "--flash-attention", "on"], 4, "needs a CUDA GPU"),
     "bf16 at ZeRO-0": ([*TRAIN, "--data", "{shards}", "--precision", "bf16", "--zero", "0"], 2, "--zero 1"),
     "compile on a CPU": ([*TRAIN, "--data", "{shards}", "--compile"], 2, "use --no-compile"),

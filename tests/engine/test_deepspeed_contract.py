@@ -30,6 +30,20 @@ def test_autoep_router_and_layer_are_as_expected():
     assert [name for name, _ in GroupedExperts(4, 8, 2).named_parameters()] == ["w1", "w2", "w3"]
 
 
+def test_autoep_sums_experts_as_its_combine_impl_says():
+    """What engine/expert_parallel.py switches, and engine/fused_check.py compares."""
+    from deepspeed.module_inject import auto_ep_layer
+    from deepspeed.ops.triton_ops.autoep_fused_token_ops import fused_weighted_restore
+
+    source = inspect.getsource(auto_ep_layer.AutoEPMoELayer._forward)
+    assert 'elif self.combine_impl == "fused_weighted_sum":' in source
+    assert auto_ep_layer.resolve_combine_impl("auto") == "weighted_sum"
+    names = ["top_scores", "token_indices_sorted", "top_k", "shape"]
+    assert list(inspect.signature(fused_weighted_restore).parameters) == ["combined_rows", *names]
+    plain = list(inspect.signature(auto_ep_layer.combine_from_routed).parameters)
+    assert plain == ["expert_output", *names[:3], "score_apply", "combine_impl", "shape"]
+
+
 def test_engine_and_group_functions_are_as_expected():
     import deepspeed
     from deepspeed.ops import __compatible_ops__

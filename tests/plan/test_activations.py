@@ -17,7 +17,7 @@ from lumina_ds.model.attention_backends import DocumentLayout  # noqa: E402
 from lumina_ds.model.init import initialize  # noqa: E402
 from lumina_ds.model.loss import LanguageHead  # noqa: E402
 from lumina_ds.model.transformer import CausalLM  # noqa: E402
-from lumina_ds.plan.activations import activation_bytes  # noqa: E402
+from lumina_ds.plan.activations import activation_bytes, fused_chunk_tokens  # noqa: E402
 
 DENSE = ModelConfig(
     vocab_size=512, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
@@ -80,6 +80,19 @@ def test_activations_of_experts_equal_what_is_alive(precision, num_experts, top_
     planned = activation_bytes(mixture, 512, precision, "none", 1, device="cpu")
     assert live.now == pytest.approx(planned.attention + planned.feed_forward + planned.other, rel=0.01)
     del outputs
+
+
+def test_the_loss_that_may_be_fused_counts_the_larger_one():
+    """By hand: with as many ids as the model is wide, Liger takes all rows at once, b V T + (4 + b) V d + b d T."""
+    square = DENSE.model_copy(update={"vocab_size": 256})
+    assert activation_bytes(square, 64, "bf16", "none", 1, fused_loss=True).logits == (
+        2 * 256 * 64 + 6 * 256 * 256 + 2 * 256 * 64
+    )
+    wide = DENSE.model_copy(update={"vocab_size": 32_000})
+    plain = activation_bytes(wide, 4096, "bf16", "none", 1).logits
+    assert activation_bytes(wide, 4096, "bf16", "none", 1, fused_loss=True).logits == plain
+    # 125 parts of 4096 rows are 33, rounded up to a power of two.
+    assert fused_chunk_tokens(wide, 4096) == 64
 
 
 @pytest.mark.parametrize("precision", DTYPES)
