@@ -134,7 +134,7 @@ def test_rows_1_and_2_kills_at_random_moments(corpus, uninterrupted, tmp_path):
     options = ("--max-steps", "10", "--save-every-n-batches", "2")
     trials = Trials(tmp_path, corpus.shards, uninterrupted, seed=3, options=options)
     trials.run(2)
-    assert len(trials.kills) == 2 and trials.finished == 1
+    assert len(trials.kills) == 2 and len(trials.finished) == 1
 
 
 @pytest.mark.faults
