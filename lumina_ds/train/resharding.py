@@ -1,6 +1,6 @@
 """A checkpoint rewritten without any rank: as whole weights, or divided for another number of ranks.
 
-Both read one parameter at a time from the pieces of all ranks, so memory is that of the largest parameter.
+Both read the pieces of all ranks a few MiB at a time, so memory does not depend on the checkpoint or its parameters.
 """
 
 from __future__ import annotations
@@ -93,11 +93,8 @@ def _divided(saved: SavedState, world_size: int) -> Iterator[CheckpointFile]:
                 tensors[f"{name}/{key}"] = torch.empty(end - start, device="meta")
                 places[f"{name}/{key}"] = (name, key, start, end - start)
 
-        def load(tensor: str, places: dict[str, tuple[str, str, int, int]] = places) -> Tensor:
-            name, key, start, numel = places[tensor]
-            values = torch.empty(numel)
-            saved.read_into(values, name, key, start)
-            return values
+        def load(tensor: str, places: dict[str, tuple[str, str, int, int]] = places) -> Iterator[Tensor]:
+            return saved.pieces(*places[tensor])
 
         yield CheckpointFile(optimizer_file_name(rank), tensors, {PIECES: json.dumps(records)}, load=load)
 
@@ -108,13 +105,13 @@ def _whole_file(
     import torch
     from safetensors import safe_open
 
-    def load(parameter: str) -> Tensor:
-        if parameter not in saved.shapes:
+    def load(parameter: str) -> Iterator[Tensor]:
+        if parameter in saved.shapes:
+            for values in saved.pieces(parameter, WEIGHT, 0, prod(shapes[parameter])):
+                yield values.to(dtype)
+        else:
             with safe_open(folder / BIASES_FILE, framework="pt") as file:
-                return file.get_tensor(parameter).to(dtype)
-        values = torch.empty(shapes[parameter])
-        saved.read_into(values.view(-1), parameter, WEIGHT, 0)
-        return values.to(dtype)
+                yield file.get_tensor(parameter).to(dtype)
 
     tensors = {parameter: torch.empty(shape, dtype=dtype, device="meta") for parameter, shape in shapes.items()}
     return CheckpointFile(name, tensors, load=load)

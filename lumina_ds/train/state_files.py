@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lumina_ds.engine.partitions import optimizer_file_name, pieces_of_rank, publish_weights
 from lumina_ds.errors import CheckpointError
 from lumina_ds.train.checkpoint import BIASES_FILE, BUFFERS_FILE, WEIGHTS_INDEX, read_manifest
-from lumina_ds.train.tensor_file import CheckpointFile
+from lumina_ds.train.tensor_file import PIECE_BYTES, CheckpointFile, TensorReader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,17 +97,15 @@ class SavedState:
     """The pieces of every rank's optimizer file, looked up by parameter and elements."""
 
     def __init__(self, folder: Path, files: Iterable[str]) -> None:
-        from safetensors import safe_open
-
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._keys: dict[str, list[str]] = {}
         self._scalars: dict[str, dict[str, float]] = {}
-        self._places: dict[str, list[tuple[int, int, Any]]] = {}
+        self._places: dict[str, list[tuple[int, int, TensorReader]]] = {}
         for name in sorted(files):
             if not name.startswith("optimizer-"):
                 continue
-            file = safe_open(folder / name, framework="pt")
-            for parameter, piece in json.loads(file.metadata()[PIECES]).items():
+            file = TensorReader(folder / name)
+            for parameter, piece in json.loads(file.metadata[PIECES]).items():
                 self.shapes[parameter] = tuple(piece["shape"])
                 self._keys[parameter] = piece["keys"]
                 self._scalars[parameter] = piece["scalars"]
@@ -127,16 +125,25 @@ class SavedState:
         return self._scalars[parameter]
 
     def read_into(self, target: Tensor, parameter: str, key: str, start: int) -> None:
-        """Fill the 1-D `target` with the elements from `start` on; a part of a file is in memory at a time."""
+        """Fill the 1-D `target` with the elements from `start` on; a few MiB of a file are in memory at a time."""
         position, end = start, start + target.numel()
         for begin, numel, file in self._places[parameter]:
             if begin <= position < min(end, begin + numel):
                 stop = min(end, begin + numel)
-                part = file.get_slice(f"{parameter}/{key}")[position - begin : stop - begin]
-                target[position - start : stop - start].copy_(part)
+                file.read_into(target[position - start : stop - start], f"{parameter}/{key}", position - begin)
                 position = stop
         if position != end:
             raise CheckpointError(f"the checkpoint lacks elements {position} to {end} of {parameter} ({key})")
+
+    def pieces(self, parameter: str, key: str, start: int, numel: int) -> Iterator[Tensor]:
+        """The fp32 elements start .. start + numel, 1-D, a few MiB at a time, each valid until the next is asked for."""
+        import torch
+
+        buffer = torch.empty(min(numel, PIECE_BYTES // torch.float32.itemsize))
+        for begin in range(start, start + numel, len(buffer) or 1):
+            values = buffer[: start + numel - begin]
+            self.read_into(values, parameter, key, begin)
+            yield values
 
 
 def restore_loss_scale(scaler: Any, manifest: dict[str, Any]) -> None:
