@@ -17,26 +17,32 @@ from typing import TYPE_CHECKING, Any
 
 from lumina_ds.engine.partitions import optimizer_file_name, pieces_of_rank, publish_weights
 from lumina_ds.errors import CheckpointError
-from lumina_ds.train.checkpoint import BIASES_FILE, BUFFERS_FILE, WEIGHTS_INDEX, read_manifest
+from lumina_ds.train.checkpoint import BUFFERS_FILE, read_manifest
 from lumina_ds.train.tensor_file import PIECE_BYTES, CheckpointFile, TensorReader
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PIECES = "lumina_pieces"
-MAX_WEIGHT_FILE_BYTES = 4 << 30
 
 
 def rank_files(engine: Any) -> Iterator[CheckpointFile]:
     """This rank's files one after the other, tensors as views where that is possible. A collective: exhaust it."""
+    from lumina_ds.train.whole_weights import gathered_weight_files
+
+    yield from own_files(engine, random_state())
+    yield from gathered_weight_files(engine)
+
+
+def own_files(engine: Any, random: dict[str, Any]) -> Iterator[CheckpointFile]:
+    """The files that need no other rank: all but the whole weights. Tensors are views."""
     import torch.distributed as dist
 
     from lumina_ds.model.balancing import routing_state
 
     rank = dist.get_rank()
     yield _optimizer_file(engine, rank)
-    yield from _weight_files(engine, rank, dist.get_world_size())
-    yield CheckpointFile(f"random-rank-{rank}.pt", content=_random_state())
+    yield CheckpointFile(f"random-rank-{rank}.pt", content=_bytes_of_random_state(random))
     if rank == 0:
         buffers = routing_state(engine.module)
         if buffers:
@@ -210,20 +216,6 @@ def piece_record(shape: tuple[int, ...], start: int, numel: int, keys: list[str]
     return {"shape": list(shape), "start": start, "numel": numel, "keys": keys, "scalars": scalars}
 
 
-def weight_file_plan(sizes: dict[str, int], world_size: int) -> list[list[str]]:
-    """Names of the parameters in each weight file: consecutive ones, at most 4 GiB and about a rank's share."""
-    limit = min(MAX_WEIGHT_FILE_BYTES, -(-sum(sizes.values()) // world_size))
-    files: list[list[str]] = []
-    used = limit
-    for name, size in sizes.items():
-        if not files or (used + size > limit and used > 0):
-            files.append([])
-            used = 0
-        files[-1].append(name)
-        used += size
-    return files
-
-
 def _optimizer_file(engine: Any, rank: int) -> CheckpointFile:
     tensors: dict[str, Tensor] = {}
     records: dict[str, Any] = {}
@@ -232,32 +224,6 @@ def _optimizer_file(engine: Any, rank: int) -> CheckpointFile:
         records[piece.name] = piece_record(piece.shape, piece.start, piece.numel, list(views), piece.scalars())
         tensors |= {f"{piece.name}/{key}": view for key, view in views.items()}
     return CheckpointFile(optimizer_file_name(rank), tensors, {PIECES: json.dumps(records)})
-
-
-def _weight_files(engine: Any, rank: int, world_size: int) -> Iterator[CheckpointFile]:
-    """Whole weights under Hugging Face's file names, dealt out over the ranks; rank 0 adds the index."""
-    from lumina_ds.engine.consolidate import full_parameters, whole_bytes
-    from lumina_ds.model.balancing import selection_biases
-
-    plan = weight_file_plan(whole_bytes(engine), world_size)
-    names = [f"model-{number:05d}.safetensors" for number in range(1, len(plan) + 1)]
-    place = {parameter: number for number, parameters in enumerate(plan) for parameter in parameters}
-    owner = {parameter: number % world_size for parameter, number in place.items()}
-    batch: dict[str, Tensor] = {}
-    for parameter, tensor in full_parameters(engine, owner):
-        if tensor is not None:
-            batch[parameter] = tensor
-            if parameter == plan[place[parameter]][-1]:
-                yield CheckpointFile(names[place[parameter]], batch)
-                batch = {}
-    if rank == 0:
-        # Alike on all ranks. What inference needs of the routers' state belongs to the whole weights too.
-        biases = selection_biases(engine.module)
-        if biases:
-            yield CheckpointFile(BIASES_FILE, biases)
-        weight_map = {parameter: names[number] for parameter, number in place.items()}
-        index = {"metadata": {}, "weight_map": weight_map | dict.fromkeys(biases, BIASES_FILE)}
-        yield CheckpointFile(WEIGHTS_INDEX, content=json.dumps(index, indent=1).encode())
 
 
 def _restore_routing_state(engine: Any, folder: Path) -> None:
@@ -285,9 +251,9 @@ def _restore_counters(engine: Any, step: int, saved: dict[str, Any]) -> None:
             group["step"] = saved["group_step"]
 
 
-def _random_state() -> bytes:
+def _bytes_of_random_state(state: dict[str, Any]) -> bytes:
     import torch
 
     stream = io.BytesIO()
-    torch.save(random_state(), stream)
+    torch.save(state, stream)
     return stream.getvalue()

@@ -71,9 +71,12 @@ class CheckpointFile:
         return CheckpointFile(self.name, copies, self.metadata, self.content)
 
     def first_not_finite(self) -> str | None:
-        """Name of a tensor with a value that is no finite number, if there is one."""
+        """Name of a tensor with a value that is no finite number, if there is one; values still to be asked for are
+        not looked at."""
         import torch
 
+        if self.load is not None:
+            return None
         for name, tensor in self.tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 return name

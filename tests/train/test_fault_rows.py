@@ -19,6 +19,7 @@ from kill_trials import Trials
 from two_rank_run import CHECKOUT, CONFIG, Run
 
 from lumina_ds.monitor.writers import read_records
+from lumina_ds.train.checkpoint import checkpoint_faults, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,53 @@ def test_row_13_a_signal_is_acted_on_between_the_micro_batches_of_a_long_step(st
     again = start()
     assert again.wait() == 0, again.printed
     assert again.exact == uninterrupted
+
+
+def stopped_in_a_long_micro_batch(run, receivers):
+    """Rank 1 computes for a minute in a micro-batch of step 4; the seconds from the signal to the end of the run."""
+    run.wait_for_step(3)
+    time.sleep(1)
+    sent = time.monotonic()
+    for process in receivers(run):
+        process.send_signal(signal.SIGTERM)
+    assert run.wait() == 75, run.printed
+    assert "stopped by a signal at step 3 of 10; the checkpoint is saved" in run.printed
+    return time.monotonic() - sent
+
+
+def test_row_13_a_signal_in_a_micro_batch_of_a_minute(start, uninterrupted):
+    """To rank 0 alone, which waits in a collective for rank 1: Python does not get to its handler there."""
+    run = start([{"kind": "busy", "rank": 1, "step": 4, "seconds": 60}], ["--health.stall_timeout_seconds", "100"])
+    assert stopped_in_a_long_micro_batch(run, lambda run: run.ranks()[:1]) < 30
+    assert checkpoint_faults(run.path / "checkpoints/step-00000003") == []
+    again = start()
+    assert again.wait() == 0, again.printed
+    assert again.exact == uninterrupted
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "layout",
+    ["--zero 3 --precision bf16", "--zero 1 --expert-parallel 1 --precision mixed_bf16", "--zero 0", "--zero 2 of 1"],
+)
+def test_row_13_what_is_saved_inside_a_long_micro_batch_is_what_is_saved_between_steps(corpus, tmp_path, layout):
+    """Every file of both, bit for bit, at each stage; and the resumed run ends as the uninterrupted one."""
+    words, alone, _ = layout.partition(" of 1")
+    options = [*words.split(), "--health.stall_timeout_seconds", "100"]
+    options += ["--expert-parallel", "1", "--grad-accum", "4"] if alone else []
+    runner = ("--num_gpus", "1" if alone else "2")
+    whole = Run(tmp_path / "whole", corpus.shards, (), [*options, "--stop-at-step", "3"], runner)
+    assert whole.wait() == 0, whole.printed
+    expected = read_manifest(whole.path / "checkpoints/step-00000003")["files"]
+    whole = Run(tmp_path / "whole", corpus.shards, (), options, runner)
+    assert whole.wait() == 0, whole.printed
+    fault = {"kind": "busy", "rank": 0 if alone else 1, "step": 4, "seconds": 60}
+    run = Run(tmp_path / "run", corpus.shards, [fault], options, runner)
+    assert stopped_in_a_long_micro_batch(run, lambda run: [run.process]) < 30
+    assert read_manifest(run.path / "checkpoints/step-00000003")["files"] == expected
+    again = Run(tmp_path / "run", corpus.shards, (), options, runner)
+    assert again.wait() == 0, again.printed
+    assert again.exact == whole.exact
 
 
 @pytest.mark.faults
