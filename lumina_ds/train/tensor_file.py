@@ -115,8 +115,11 @@ class TensorReader:
         self._values_at = 8 + length
         if self._values_at > path.stat().st_size:
             raise CheckpointError(f"{path} is no safetensors file: its header is longer than it is")
-        self._header = json.loads(os.pread(self._descriptor, length, 8))
-        self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
+        try:
+            self._header = json.loads(os.pread(self._descriptor, length, 8))
+            self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is no safetensors file: its header is no JSON object") from error
 
     def read_into(self, target: Tensor, name: str, start: int) -> None:
         """Fill the 1-D `target` with the elements of the flattened tensor `name` from `start` on."""

@@ -123,26 +123,31 @@ def test_row_13_a_signal_in_a_micro_batch_of_a_minute(start, uninterrupted):
     assert again.exact == uninterrupted
 
 
+def files_without_random_states(step):
+    files = read_manifest(step)["files"]
+    return {name: entry for name, entry in files.items() if not name.startswith("random")}
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
     "layout",
     ["--zero 3 --precision bf16", "--zero 1 --expert-parallel 1 --precision mixed_bf16", "--zero 0", "--zero 2 of 1"],
 )
 def test_row_13_what_is_saved_inside_a_long_micro_batch_is_what_is_saved_between_steps(corpus, tmp_path, layout):
-    """Every file of both, bit for bit, at each stage; and the resumed run ends as the uninterrupted one."""
+    """All files but the random states, which no two runs share, bit for bit; and the resumed run ends as the other."""
     words, alone, _ = layout.partition(" of 1")
     options = [*words.split(), "--health.stall_timeout_seconds", "100"]
     options += ["--expert-parallel", "1", "--grad-accum", "4"] if alone else []
     runner = ("--num_gpus", "1" if alone else "2")
     whole = Run(tmp_path / "whole", corpus.shards, (), [*options, "--stop-at-step", "3"], runner)
     assert whole.wait() == 0, whole.printed
-    expected = read_manifest(whole.path / "checkpoints/step-00000003")["files"]
+    expected = files_without_random_states(whole.path / "checkpoints/step-00000003")
     whole = Run(tmp_path / "whole", corpus.shards, (), options, runner)
     assert whole.wait() == 0, whole.printed
     fault = {"kind": "busy", "rank": 0 if alone else 1, "step": 4, "seconds": 60}
     run = Run(tmp_path / "run", corpus.shards, [fault], options, runner)
     assert stopped_in_a_long_micro_batch(run, lambda run: [run.process]) < 30
-    assert read_manifest(run.path / "checkpoints/step-00000003")["files"] == expected
+    assert files_without_random_states(run.path / "checkpoints/step-00000003") == expected
     again = Run(tmp_path / "run", corpus.shards, (), options, runner)
     assert again.wait() == 0, again.printed
     assert again.exact == whole.exact
@@ -207,6 +212,30 @@ def test_ranks_that_all_stand_still_and_go_on_are_not_stalled(start, uninterrupt
         process.resume()
     assert run.wait() == 0, run.printed
     assert run.exact == uninterrupted
+
+
+@pytest.mark.faults
+def test_row_19_weights_that_are_no_numbers_are_not_published(start):
+    """One element on one rank, as step 4 is saved."""
+    run = start([{"kind": "nan in weights", "rank": 1, "step": 4}], ["--stop-at-step", "4"])
+    assert run.wait() == 7, run.printed
+    assert "holds values that are not finite" in run.printed
+    assert [folder.name for folder in (run.path / "checkpoints").glob("step-*")] == ["step-00000002"]
+    assert (run.path / "checkpoints/latest").read_text() == "step-00000002"
+
+
+@pytest.mark.faults
+def test_row_34_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(corpus, start, uninterrupted):
+    slow = [{"kind": "slow loader", "rank": 0, "step": step, "seconds": 2} for step in range(3, 11)]
+    first = start(slow)
+    first.wait_for_step(2)
+    folder = first.path.parents[1]
+    (folder / "second").mkdir()
+    second = Run(folder / "second", corpus.shards, options=["--runs-dir", folder / "runs"])
+    assert second.wait() == 2, second.printed
+    assert "another run is training in" in second.printed and first.process.poll() is None
+    assert first.wait() == 0, first.printed
+    assert first.exact == uninterrupted
 
 
 @pytest.mark.faults
