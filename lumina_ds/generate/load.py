@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.errors import CheckpointError
 from lumina_ds.generate.precision import convert, inference_precision
 from lumina_ds.model.transformer import CausalLM
 
@@ -26,12 +27,21 @@ class LoadedModel:
 
 
 def load_model(model: ModelConfig, weights: Sequence[Path], tokenizer: Path, precision: str = "auto") -> LoadedModel:
-    """Build the model and fill it from safetensors files of ours; on the GPU if there is one."""
+    """Build the model and fill it from safetensors files of ours; on the GPU if there is one.
+
+    Raises CheckpointError when a file is none.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     # Asked first: what this machine cannot do is known before any weight is read.
     inference_precision(precision)
-    state = {name: tensor for path in weights for name, tensor in load_file(path).items()}
+    state: dict[str, Tensor] = {}
+    for path in weights:
+        try:
+            state |= load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is no safetensors file: {error}") from error
     return build_model(model, state, tokenizer, precision)
 
 

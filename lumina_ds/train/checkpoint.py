@@ -130,9 +130,12 @@ def _file_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files with the whole weights of a step folder."""
-    index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
-    names = sorted(set(index["weight_map"].values()))
+    """The safetensors files with the whole weights of a step folder; CheckpointError when its index names none."""
+    try:
+        index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        names = sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS_INDEX} is no index of weight files") from error
     if outside := [name for name in names if Path(name).name != name]:
         raise CheckpointError(f"{folder / WEIGHTS_INDEX} names {outside[0]}, which is outside the checkpoint")
     return [folder / name for name in names]

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,11 +41,12 @@ from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.train.environment import write_environment
 from lumina_ds.train.evaluate import evaluate, perplexity
 from lumina_ds.train.health import StepHealth, Verdict
+from lumina_ds.train.long_steps import LongStepStop
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, layout_changes, run_identity
 from lumina_ds.train.rollback import go_back
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.saving import CheckpointSaver, SaveOutcome
-from lumina_ds.train.signals import StopRequest
+from lumina_ds.train.signals import StopRequest, resumable_message
 from lumina_ds.train.state_files import load_checkpoint, random_state, set_random_state
 from lumina_ds.train.step import StepCounts, StepOutcome, agree, any_rank, rank_micro_batches, run_step
 from lumina_ds.train.watchdog import LOADER, Watchdog
@@ -86,6 +87,7 @@ class TrainingRun:
         self.failure: Exception | None = None
         self.step_is_slow = True
         self.updating = False
+        self.long_step_stop: LongStepStop | None = None
         _, self.precision, self.precision_reason = device_and_precision(config.train.precision, config.model)
         self.deepspeed_json = compose_deepspeed(config, world.size, self.precision)
         self.batch_rows = config.train.micro_batch_size * config.train.gradient_accumulation_steps * world.share.size
@@ -108,7 +110,7 @@ class TrainingRun:
         try:
             resume_from = self._open_folder()
             with (
-                Watchdog(self.folder.logs, self.world, self.config.health, self.stop.stop_if_orphaned) as self.watchdog,
+                Watchdog(self.folder.logs, self.world, self.config.health, self._on_beat) as self.watchdog,
                 ExitStack() as self.outputs,
             ):
                 self.engine = build_engine(
@@ -119,6 +121,8 @@ class TrainingRun:
                 if resume_from is not None:
                     self._restore(resume_from)
                 self._open_outputs(resume_from)
+                self.long_step_stop = LongStepStop(self, self.watchdog.life)
+                self.outputs.callback(self.long_step_stop.close)
                 with Prefetcher(self._micro_batches, self.last_step) as batches:
                     self._train(batches)
         finally:
@@ -126,6 +130,12 @@ class TrainingRun:
             self.console.stop()
             self.folder.release()
         return self.progress
+
+    def _on_beat(self) -> None:
+        """In the watchdog's thread, once a second."""
+        self.stop.notice()
+        if self.long_step_stop is not None:
+            self.long_step_stop.beat()
 
     def _open_folder(self) -> Path | None:
         """Take the run folder, find the checkpoint to resume from, and write the configuration."""
@@ -230,11 +240,13 @@ class TrainingRun:
         """The optimizer step. Where it is left before its update, the state before it is saved and the run ends."""
         before = random_state()
         try:
-            outcome = run_step(
-                *(self.engine, batches, counts, self.config.model, self.config.train.max_grad_norm, self.world, gate),
-                between_batches=self._leave_if_stopped if counts.slow else lambda: None,
-                before_update=lambda: setattr(self, "updating", True),
-            )
+            with self._state_stays(before):
+                outcome = run_step(
+                    *(self.engine, batches, counts, self.config.model, self.config.train.max_grad_norm),
+                    *(self.world, gate),
+                    between_batches=self._leave_if_stopped if counts.slow else lambda: None,
+                    before_update=self._begin_update,
+                )
             self.updating = False
             return outcome
         except StopBetweenBatches:
@@ -246,6 +258,15 @@ class TrainingRun:
                 raise
             set_random_state(before)
             self._save_and_stop(error, True)
+
+    def _state_stays(self, random: dict[str, Any]) -> AbstractContextManager[None]:
+        assert self.long_step_stop is not None
+        return self.long_step_stop.guard.unchanged(self.progress.step, random)
+
+    def _begin_update(self) -> None:
+        assert self.long_step_stop is not None
+        self.long_step_stop.guard.leave()
+        self.updating = True
 
     def _leave_if_stopped(self) -> None:
         if any_rank(self.stop.requested, self.world):
@@ -335,9 +356,10 @@ class TrainingRun:
                 self._leave_if_stopped()
 
         try:
-            result = evaluate(
-                self.engine, self.eval_rows, train.micro_batch_size, self.world, train.eval_max_rows, on_batch
-            )
+            with self._state_stays(random_state()):
+                result = evaluate(
+                    self.engine, self.eval_rows, train.micro_batch_size, self.world, train.eval_max_rows, on_batch
+                )
         except StopBetweenBatches:
             return None
         if self.leads:
@@ -349,7 +371,13 @@ class TrainingRun:
 
     def _save(self, eval_loss: float | None) -> None:
         self.watchdog.enter("saving a checkpoint", self.progress.step)
-        manifest = run_identity(self) | {
+        self.settle_saves()
+        self.saver.save(self.engine, self.manifest(eval_loss))
+        self.published_step, self.saved_at = self.progress.step, time.monotonic()
+
+    def manifest(self, eval_loss: float | None) -> dict[str, Any]:
+        """What a checkpoint of the present state says of the run."""
+        return run_identity(self) | {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
             "skipped": self.progress.skipped,
@@ -359,9 +387,6 @@ class TrainingRun:
             "health": self.health.state()
             | {"rollbacks": self.progress.rollbacks, "passed_over": [list(each) for each in self.order.passed_over]},
         }
-        self.settle_saves()
-        self.saver.save(self.engine, manifest)
-        self.published_step, self.saved_at = self.progress.step, time.monotonic()
 
     def _take(self, batches_ahead: Prefetcher[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:
         """This rank's micro-batches, or what has failed on it: the others must learn it before they wait for it."""
@@ -386,8 +411,7 @@ class TrainingRun:
                 raise failure
         if failed:
             raise LuminaError(f"another rank failed (see its line); stopped at step {step}, which is saved")
-        saved = "the checkpoint is saved, start the same command again to go on" if step else "nothing was trained yet"
-        raise Interrupted(f"stopped by a signal at step {step} of {self.num_steps}; {saved}")
+        raise Interrupted(resumable_message(step, self.num_steps))
 
     def _close_saver(self) -> None:
         """On every way out: wait for the save under way, so that no thread writes on, and give its group back."""

@@ -1,6 +1,6 @@
 """A checkpoint rewritten without any rank: as whole weights, or divided for another number of ranks.
 
-Both read one parameter at a time from the pieces of all ranks, so memory is that of the largest parameter.
+Both read the pieces of all ranks a few MiB at a time, so memory does not depend on the checkpoint or its parameters.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lumina_ds.engine.partitions import WEIGHT, optimizer_file_name
+from lumina_ds.engine.partitions import optimizer_file_name
 from lumina_ds.errors import MachineError
 from lumina_ds.files import write_atomically
 from lumina_ds.train.checkpoint import BIASES_FILE, MANIFEST, WEIGHTS_INDEX, read_manifest, step_folders
 from lumina_ds.train.publishing import begin, publish
-from lumina_ds.train.state_files import PIECES, SavedState, piece_record, weight_file_plan
+from lumina_ds.train.state_files import PIECES, SavedState, piece_record
 from lumina_ds.train.tensor_file import CheckpointFile
+from lumina_ds.train.whole_weights import weight_file_name, weight_file_plan, whole_from_pieces
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ def consolidate(folder: Path, out: Path, dtype: torch.dtype) -> int:
     sizes = {name: prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     single = out.suffix == ".safetensors"
     plan = [list(sizes)] if single else weight_file_plan(sizes, 1)
-    names = [out.name] if single else [f"model-{number:05d}.safetensors" for number in range(1, len(plan) + 1)]
+    names = [out.name] if single else [weight_file_name(number) for number in range(len(plan))]
     target = out.parent if single else out
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -93,11 +94,8 @@ def _divided(saved: SavedState, world_size: int) -> Iterator[CheckpointFile]:
                 tensors[f"{name}/{key}"] = torch.empty(end - start, device="meta")
                 places[f"{name}/{key}"] = (name, key, start, end - start)
 
-        def load(tensor: str, places: dict[str, tuple[str, str, int, int]] = places) -> Tensor:
-            name, key, start, numel = places[tensor]
-            values = torch.empty(numel)
-            saved.read_into(values, name, key, start)
-            return values
+        def load(tensor: str, places: dict[str, tuple[str, str, int, int]] = places) -> Iterator[Tensor]:
+            return saved.pieces(*places[tensor])
 
         yield CheckpointFile(optimizer_file_name(rank), tensors, {PIECES: json.dumps(records)}, load=load)
 
@@ -108,15 +106,16 @@ def _whole_file(
     import torch
     from safetensors import safe_open
 
-    def load(parameter: str) -> Tensor:
-        if parameter not in saved.shapes:
-            with safe_open(folder / BIASES_FILE, framework="pt") as file:
-                return file.get_tensor(parameter).to(dtype)
-        values = torch.empty(shapes[parameter])
-        saved.read_into(values.view(-1), parameter, WEIGHT, 0)
-        return values.to(dtype)
-
     tensors = {parameter: torch.empty(shape, dtype=dtype, device="meta") for parameter, shape in shapes.items()}
+    whole = whole_from_pieces(saved, tensors)
+
+    def load(parameter: str) -> Iterator[Tensor]:
+        if parameter in saved.shapes:
+            yield from whole(parameter)
+        else:
+            with safe_open(folder / BIASES_FILE, framework="pt") as file:
+                yield file.get_tensor(parameter).to(dtype)
+
     return CheckpointFile(name, tensors, load=load)
 
 

@@ -23,8 +23,9 @@ from lumina_ds.engine.distributed import World
 from lumina_ds.errors import LuminaError, MachineError, UnstableError
 from lumina_ds.train.checkpoint import step_name
 from lumina_ds.train.publishing import begin, publish
-from lumina_ds.train.state_files import engine_counters, rank_files
+from lumina_ds.train.state_files import engine_counters, own_files, rank_files
 from lumina_ds.train.tensor_file import CheckpointFile
+from lumina_ds.train.whole_weights import weight_files_from_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +72,22 @@ class CheckpointSaver:
             return
         files: Iterable[CheckpointFile] = rank_files(engine)
         if not (self.background and self._copies_fit()):
-            save.write(files)
+            save.write(lambda: files)
             return
         copies = [file.copied() for file in files]
         save.stalled_seconds = time.perf_counter() - save.started
         self._thread = threading.Thread(target=save.write_beside_training, args=(copies,), name="checkpoint")
         self._thread.start()
+
+    def save_inside_step(self, engine: Any, manifest: dict[str, Any], random: dict[str, Any]) -> None:
+        """As `save`, from another thread than the training's, which is inside a step and may not update meanwhile.
+
+        Nothing passes through the training's groups. `random` is the random state of before the step. A collective.
+        """
+        self._join()
+        save = _Save(self, {**manifest, "engine": engine_counters(engine)}, time.perf_counter())
+        if save.begin():
+            save.write(lambda: own_files(engine, random), lambda: weight_files_from_pieces(engine, save.staging))
 
     def poll(self) -> SaveOutcome | None:
         """How a save ended, told once; None while there is no news."""
@@ -136,34 +147,50 @@ class _Save:
         self.staging = answer
         return True
 
-    def write(self, files: Iterable[CheckpointFile]) -> None:
-        """Write this rank's files, learn how the others fared, and publish or clean up. A collective."""
-        import torch.distributed as dist
+    def write(self, *parts: Callable[[], Iterable[CheckpointFile]]) -> None:
+        """Write this rank's files, learn how the others fared, and publish or clean up. A collective.
 
+        A part begins when all ranks have written the one before.
+        """
         entries: dict[str, Any] = self.manifest.pop("files", {})  # rank 0 has written the tokenizer already
-        error: LuminaError | None = None
-        # To the end even after an error: the other ranks may wait for this one to gather a parameter.
-        for file in files:
-            if error is None:
-                error = self._write_file(file, entries)
-        gathered: list[Any] = [None] * self.saver.world.size
-        dist.all_gather_object(gathered, (entries, error), group=self.saver._group)
-        errors = [error for _, error in gathered if error is not None]
-        if errors:
-            self._on_rank_0(lambda: shutil.rmtree(self.staging, ignore_errors=True))
-            self._end(errors[0])
-            return
-        self.manifest["files"] = dict(sorted(item for part, _ in gathered for item in part.items()))
+        found: dict[str, Any] = {}
+        for part in parts:
+            gathered = self._gather(entries, self._write_files(part, entries))
+            errors = [error for _, error in gathered if error is not None]
+            if errors:
+                self._on_rank_0(lambda: shutil.rmtree(self.staging, ignore_errors=True))
+                self._end(errors[0])
+                return
+            found |= dict(item for entries, _ in gathered for item in entries.items())
+        self.manifest["files"] = dict(sorted(found.items()))
         answer = self._on_rank_0(lambda: publish(self.staging, self.manifest, self.saver.keep))
         self._end(answer if isinstance(answer, LuminaError) else None)
 
     def write_beside_training(self, files: Iterable[CheckpointFile]) -> None:
         """`write` in a thread, where an error must not pass unheard."""
         try:
-            self.write(files)
+            self.write(lambda: files)
         except Exception as error:
             logger.exception("saving step %d failed", self.manifest["step"])
             self._end(MachineError(f"the checkpoint of step {self.manifest['step']} was not published: {error}"))
+
+    def _write_files(self, part: Callable[[], Iterable[CheckpointFile]], entries: dict[str, Any]) -> LuminaError | None:
+        error: LuminaError | None = None
+        try:
+            # To the end even after an error: the other ranks may wait for this one to gather a parameter.
+            for file in part():
+                if error is None:
+                    error = self._write_file(file, entries)
+        except LuminaError as unreadable:
+            error = error or unreadable
+        return error
+
+    def _gather(self, entries: dict[str, Any], error: LuminaError | None) -> list[Any]:
+        import torch.distributed as dist
+
+        gathered: list[Any] = [None] * self.saver.world.size
+        dist.all_gather_object(gathered, (entries, error), group=self.saver._group)
+        return gathered
 
     def _write_file(self, file: CheckpointFile, entries: dict[str, Any]) -> LuminaError | None:
         bad = file.first_not_finite()

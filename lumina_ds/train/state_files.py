@@ -17,26 +17,32 @@ from typing import TYPE_CHECKING, Any
 
 from lumina_ds.engine.partitions import optimizer_file_name, pieces_of_rank, publish_weights
 from lumina_ds.errors import CheckpointError
-from lumina_ds.train.checkpoint import BIASES_FILE, BUFFERS_FILE, WEIGHTS_INDEX, read_manifest
-from lumina_ds.train.tensor_file import CheckpointFile
+from lumina_ds.train.checkpoint import BUFFERS_FILE, read_manifest
+from lumina_ds.train.tensor_file import PIECE_BYTES, CheckpointFile, TensorReader
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PIECES = "lumina_pieces"
-MAX_WEIGHT_FILE_BYTES = 4 << 30
 
 
 def rank_files(engine: Any) -> Iterator[CheckpointFile]:
     """This rank's files one after the other, tensors as views where that is possible. A collective: exhaust it."""
+    from lumina_ds.train.whole_weights import gathered_weight_files
+
+    yield from own_files(engine, random_state())
+    yield from gathered_weight_files(engine)
+
+
+def own_files(engine: Any, random: dict[str, Any]) -> Iterator[CheckpointFile]:
+    """The files that need no other rank: all but the whole weights. Tensors are views."""
     import torch.distributed as dist
 
     from lumina_ds.model.balancing import routing_state
 
     rank = dist.get_rank()
     yield _optimizer_file(engine, rank)
-    yield from _weight_files(engine, rank, dist.get_world_size())
-    yield CheckpointFile(f"random-rank-{rank}.pt", content=_random_state())
+    yield CheckpointFile(f"random-rank-{rank}.pt", content=_bytes_of_random_state(random))
     if rank == 0:
         buffers = routing_state(engine.module)
         if buffers:
@@ -97,17 +103,15 @@ class SavedState:
     """The pieces of every rank's optimizer file, looked up by parameter and elements."""
 
     def __init__(self, folder: Path, files: Iterable[str]) -> None:
-        from safetensors import safe_open
-
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._keys: dict[str, list[str]] = {}
         self._scalars: dict[str, dict[str, float]] = {}
-        self._places: dict[str, list[tuple[int, int, Any]]] = {}
+        self._places: dict[str, list[tuple[int, int, TensorReader]]] = {}
         for name in sorted(files):
             if not name.startswith("optimizer-"):
                 continue
-            file = safe_open(folder / name, framework="pt")
-            for parameter, piece in json.loads(file.metadata()[PIECES]).items():
+            file = TensorReader(folder / name)
+            for parameter, piece in json.loads(file.metadata[PIECES]).items():
                 self.shapes[parameter] = tuple(piece["shape"])
                 self._keys[parameter] = piece["keys"]
                 self._scalars[parameter] = piece["scalars"]
@@ -127,16 +131,25 @@ class SavedState:
         return self._scalars[parameter]
 
     def read_into(self, target: Tensor, parameter: str, key: str, start: int) -> None:
-        """Fill the 1-D `target` with the elements from `start` on; a part of a file is in memory at a time."""
+        """Fill the 1-D `target` with the elements from `start` on; a few MiB of a file are in memory at a time."""
         position, end = start, start + target.numel()
         for begin, numel, file in self._places[parameter]:
             if begin <= position < min(end, begin + numel):
                 stop = min(end, begin + numel)
-                part = file.get_slice(f"{parameter}/{key}")[position - begin : stop - begin]
-                target[position - start : stop - start].copy_(part)
+                file.read_into(target[position - start : stop - start], f"{parameter}/{key}", position - begin)
                 position = stop
         if position != end:
             raise CheckpointError(f"the checkpoint lacks elements {position} to {end} of {parameter} ({key})")
+
+    def pieces(self, parameter: str, key: str, start: int, numel: int) -> Iterator[Tensor]:
+        """The fp32 elements start .. start + numel, 1-D, a few MiB at a time, each valid until the next is asked for."""
+        import torch
+
+        buffer = torch.empty(min(numel, PIECE_BYTES // torch.float32.itemsize))
+        for begin in range(start, start + numel, len(buffer) or 1):
+            values = buffer[: start + numel - begin]
+            self.read_into(values, parameter, key, begin)
+            yield values
 
 
 def restore_loss_scale(scaler: Any, manifest: dict[str, Any]) -> None:
@@ -203,20 +216,6 @@ def piece_record(shape: tuple[int, ...], start: int, numel: int, keys: list[str]
     return {"shape": list(shape), "start": start, "numel": numel, "keys": keys, "scalars": scalars}
 
 
-def weight_file_plan(sizes: dict[str, int], world_size: int) -> list[list[str]]:
-    """Names of the parameters in each weight file: consecutive ones, at most 4 GiB and about a rank's share."""
-    limit = min(MAX_WEIGHT_FILE_BYTES, -(-sum(sizes.values()) // world_size))
-    files: list[list[str]] = []
-    used = limit
-    for name, size in sizes.items():
-        if not files or (used + size > limit and used > 0):
-            files.append([])
-            used = 0
-        files[-1].append(name)
-        used += size
-    return files
-
-
 def _optimizer_file(engine: Any, rank: int) -> CheckpointFile:
     tensors: dict[str, Tensor] = {}
     records: dict[str, Any] = {}
@@ -225,32 +224,6 @@ def _optimizer_file(engine: Any, rank: int) -> CheckpointFile:
         records[piece.name] = piece_record(piece.shape, piece.start, piece.numel, list(views), piece.scalars())
         tensors |= {f"{piece.name}/{key}": view for key, view in views.items()}
     return CheckpointFile(optimizer_file_name(rank), tensors, {PIECES: json.dumps(records)})
-
-
-def _weight_files(engine: Any, rank: int, world_size: int) -> Iterator[CheckpointFile]:
-    """Whole weights under Hugging Face's file names, dealt out over the ranks; rank 0 adds the index."""
-    from lumina_ds.engine.consolidate import full_parameters, whole_bytes
-    from lumina_ds.model.balancing import selection_biases
-
-    plan = weight_file_plan(whole_bytes(engine), world_size)
-    names = [f"model-{number:05d}.safetensors" for number in range(1, len(plan) + 1)]
-    place = {parameter: number for number, parameters in enumerate(plan) for parameter in parameters}
-    owner = {parameter: number % world_size for parameter, number in place.items()}
-    batch: dict[str, Tensor] = {}
-    for parameter, tensor in full_parameters(engine, owner):
-        if tensor is not None:
-            batch[parameter] = tensor
-            if parameter == plan[place[parameter]][-1]:
-                yield CheckpointFile(names[place[parameter]], batch)
-                batch = {}
-    if rank == 0:
-        # Alike on all ranks. What inference needs of the routers' state belongs to the whole weights too.
-        biases = selection_biases(engine.module)
-        if biases:
-            yield CheckpointFile(BIASES_FILE, biases)
-        weight_map = {parameter: names[number] for parameter, number in place.items()}
-        index = {"metadata": {}, "weight_map": weight_map | dict.fromkeys(biases, BIASES_FILE)}
-        yield CheckpointFile(WEIGHTS_INDEX, content=json.dumps(index, indent=1).encode())
 
 
 def _restore_routing_state(engine: Any, folder: Path) -> None:
@@ -278,9 +251,9 @@ def _restore_counters(engine: Any, step: int, saved: dict[str, Any]) -> None:
             group["step"] = saved["group_step"]
 
 
-def _random_state() -> bytes:
+def _bytes_of_random_state(state: dict[str, Any]) -> bytes:
     import torch
 
     stream = io.BytesIO()
-    torch.save(random_state(), stream)
+    torch.save(state, stream)
     return stream.getvalue()

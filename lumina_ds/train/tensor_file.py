@@ -14,12 +14,16 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lumina_ds.errors import CheckpointError
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -27,25 +31,28 @@ logger = logging.getLogger(__name__)
 # A failing disk or network file system may recover; a full one does not.
 TRANSIENT = (errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT)
 MAX_ATTEMPTS = 4
-_PIECE_BYTES = 4 << 20
+# What is read or written at a time: memory does not grow with the file or with a tensor.
+PIECE_BYTES = 4 << 20
 _TYPE_NAMES = {
     "float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
     "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
+_NAMES_OF_TYPES = {short: name for name, short in _TYPE_NAMES.items()}
 
 
 @dataclass
 class CheckpointFile:
     """A file to be written: tensors with text about them, or plain bytes.
 
-    With `load`, `tensors` are on the meta device, and their values are asked for one after the other.
+    With `load`, `tensors` are on the meta device, and their values are asked for one after the other, each in 1-D
+    pieces, so that the file may be larger than memory.
     """
 
     name: str
     tensors: dict[str, Tensor] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     content: bytes | None = None
-    load: Callable[[str], Tensor] | None = None
+    load: Callable[[str], Iterable[Tensor]] | None = None
 
     def __post_init__(self) -> None:
         # Widest values first, as the library does, so that every tensor is aligned to its own type.
@@ -64,9 +71,12 @@ class CheckpointFile:
         return CheckpointFile(self.name, copies, self.metadata, self.content)
 
     def first_not_finite(self) -> str | None:
-        """Name of a tensor with a value that is no finite number, if there is one."""
+        """Name of a tensor with a value that is no finite number, if there is one; values still to be asked for are
+        not looked at."""
         import torch
 
+        if self.load is not None:
+            return None
         for name, tensor in self.tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 return name
@@ -90,7 +100,53 @@ class CheckpointFile:
             return
         yield memoryview(_header(self.tensors, self.metadata))
         for name, tensor in self.tensors.items():
-            yield from _bytes_of(tensor if self.load is None else self.load(name))
+            for piece in [tensor] if self.load is None else self.load(name):
+                yield from _bytes_of(piece)
+
+
+class TensorReader:
+    """Tensors of a safetensors file, a few MiB at a time. Of a mapped file every page read would count as memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+        self._values_at = 8 + length
+        if self._values_at > path.stat().st_size:
+            raise CheckpointError(f"{path} is no safetensors file: its header is longer than it is")
+        try:
+            self._header = json.loads(os.pread(self._descriptor, length, 8))
+            self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is no safetensors file: its header is no JSON object") from error
+
+    def read_into(self, target: Tensor, name: str, start: int) -> None:
+        """Fill the 1-D `target` with the elements of the flattened tensor `name` from `start` on."""
+        import torch
+
+        entry = self._header[name]
+        dtype: torch.dtype = getattr(torch, _NAMES_OF_TYPES[entry["dtype"]])
+        offset = self._values_at + entry["data_offsets"][0] + start * dtype.itemsize
+        if target.dtype == dtype and target.device.type == "cpu" and target.is_contiguous():
+            self._read(target, offset, name)
+            return
+        for piece in target.split(PIECE_BYTES // dtype.itemsize):
+            values = torch.empty(piece.numel(), dtype=dtype)
+            offset += self._read(values, offset, name)
+            piece.copy_(values)
+
+    def _read(self, values: Tensor, offset: int, name: str) -> int:
+        import torch
+
+        room = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        done = 0
+        while done < len(room):
+            count = os.preadv(self._descriptor, [room[done:]], offset + done)
+            if not count:
+                raise CheckpointError(f"{self.path} ends before the values of {name} do")
+            done += count
+        return done
 
 
 def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -111,8 +167,8 @@ def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
 
     values = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy() if tensor.numel() else b""
     whole = memoryview(values)  # type: ignore[arg-type]
-    for begin in range(0, len(whole), _PIECE_BYTES):
-        yield whole[begin : begin + _PIECE_BYTES]
+    for begin in range(0, len(whole), PIECE_BYTES):
+        yield whole[begin : begin + PIECE_BYTES]
 
 
 def _write(path: Path, pieces: Iterator[memoryview]) -> dict[str, Any]:

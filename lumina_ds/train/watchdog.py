@@ -73,6 +73,15 @@ class Watchdog:
         """Called by the training thread: what it does from now on."""
         self._heartbeat.enter(phase, step)
 
+    def tell_end(self, error: BaseException | None) -> None:
+        """Leave word of how this rank ends, for `lumina train`."""
+        self._heartbeat.write(_end_code(error), _in_words(error))
+
+    @property
+    def life(self) -> str:
+        """Common to all ranks of this start of the run."""
+        return self._heartbeat.life
+
     @property
     def metrics(self) -> dict[str, Any]:
         """The machine as it was at the last beat, and, on rank 0, the last comparison of the ranks, if any yet."""
@@ -95,7 +104,7 @@ class Watchdog:
         self._stop.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        self._heartbeat.write(_end_code(error), _in_words(error))
+        self.tell_end(error)
         close_stacks(self._stacks)
 
     def _watch(self) -> None:

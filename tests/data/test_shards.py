@@ -59,14 +59,26 @@ def test_intact_folder_verifies(folder: Path) -> None:
     ShardFolder.open(folder).verify()
 
 
-def test_truncated_shard_is_refused_by_name(folder: Path) -> None:
+def test_row_24_truncated_shard_is_refused_by_name(folder: Path) -> None:
+    """In the middle, and where the schema or a batch ends, which a reader of the stream takes for its end."""
     shard = folder / "shard-00001.arrow"
-    os.truncate(shard, shard.stat().st_size // 2)
+    places = [shard.stat().st_size // 2]
+    with open(shard, "rb") as stream:
+        while pa.ipc.read_message(stream).type != "record batch":
+            places.append(stream.tell())
+        places.append(stream.tell())
+    assert len(places) == 3
+    for size in sorted(places, reverse=True):
+        os.truncate(shard, size)
+        assert_refused(folder)
+
+
+def assert_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"shard-00001.arrow is damaged: \d+ bytes, not \d+"):
         ShardFolder.open(folder)
 
 
-def test_missing_shard_is_refused_by_name(folder: Path) -> None:
+def test_row_24_missing_shard_is_refused_by_name(folder: Path) -> None:
     (folder / "shard-00002.arrow").unlink()
     with pytest.raises(DataError, match=r"cannot read .*shard-00002.arrow: No such file"):
         ShardFolder.open(folder)
@@ -79,7 +91,7 @@ def test_added_shard_is_found(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["shard-00001.arrow", "tokenizer.model"])
-def test_every_flipped_bit_is_found(folder: Path, name: str) -> None:
+def test_row_24_every_flipped_bit_is_found(folder: Path, name: str) -> None:
     intact = (folder / name).read_bytes()
     for position in np.random.default_rng(0).integers(0, len(intact) * 8, 40).tolist():
         damaged = bytearray(intact)

@@ -111,7 +111,7 @@ def lines() -> list[tuple[bytes, str | None]]:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_every_broken_line_is_accounted_for(tokenizer: Tokenizer, tmp_path: Path, num_workers: int) -> None:
+def test_row_26_every_broken_line_is_accounted_for(tokenizer: Tokenizer, tmp_path: Path, num_workers: int) -> None:
     written = lines()
     broken = {number: rule for number, (_, rule) in enumerate(written, 1) if rule}
     blank = sum(line.strip() == b"" for line, _ in written)

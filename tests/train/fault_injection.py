@@ -101,6 +101,8 @@ class Injection:
     def _in_save(self, original, *args, **kwargs):
         for _ in self._due(self.run.progress.step, "SIGTERM in save"):
             os.kill(os.getpid(), signal.SIGTERM)
+        for _ in self._due(self.run.progress.step, "nan in weights"):
+            _damage_a_weight(self.run.engine)
         return original(*args, **kwargs)
 
 
@@ -113,6 +115,13 @@ def _compute_for(seconds):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         sum(range(1000))
+
+
+def _damage_a_weight(engine):
+    """One element of this rank's optimizer state, as a faulty memory or kernel leaves it."""
+    from lumina_ds.engine.partitions import pieces_of_rank
+
+    next(pieces_of_rank(engine, divided=True)).tensors()["weight"][0] = float("nan")
 
 
 def _take_away_memory():

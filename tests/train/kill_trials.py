@@ -5,8 +5,9 @@
 Every trial starts `lumina train` on the deepspeed runner, kills a rank, both, or every process of it somewhere between
 its start and its end, and starts it again. At the end of a run losses, gradient norms and samples of every step must be
 those of an uninterrupted one to the last digit, and no kill may have cost a checkpoint that was published before it.
-Prints one line a trial and the counts; the exit code is 1 when anything was lost. With --folder, counts of earlier
-calls are kept in FOLDER/trials.jsonl and --trials counts on from them.
+Prints one line a trial and the counts; the exit code is 1 when anything was lost. With --folder, every kill and every
+run that came to its end stands in FOLDER/trials.jsonl: a call that ended early, by --minutes or by a signal, is gone on
+with by the same command, an unfinished run first.
 """
 
 import argparse
@@ -33,42 +34,56 @@ VICTIMS = ("rank 0", "rank 1", "both ranks", "every process")
 
 
 class Trials:
-    """Runs in folders of their own, killed by a random plan that follows from the seed."""
+    """Runs in folders of their own, killed by a random plan that follows from the seed and the number of the kill."""
 
-    def __init__(self, folder, shards, reference, seed=1, kills_per_run=5, options=OPTIONS):
+    def __init__(self, folder, shards, reference, seed=1, kills_per_run=8, options=OPTIONS):
         self.folder = folder
         self.shards = shards
         self.reference = reference
-        self.draw = random.Random(seed)
+        self.seed = seed
         self.kills_per_run = kills_per_run
         self.options = options
-        self.kills = []
-        self.finished = 0
-        self.resumes = 0
         self.start_seconds = 15.0
+
+    @property
+    def kills(self):
+        return self._records("victim")
+
+    @property
+    def finished(self):
+        return self._records("steps")
+
+    @property
+    def losses(self):
+        return self._records("lost")
+
+    def _records(self, key):
+        return [record for record in read_records(self.folder / "trials.jsonl") if key in record]
 
     def run(self, trials, end=float("inf"), say=print):
         """Kill `trials` times, or until the clock says `end`; every run that was begun is brought to its end."""
-        while len(self.kills) < trials and time.monotonic() < end:
-            name = f"run-{len(list(self.folder.glob('run-*')))}"
-            kills = 0
-            while True:
-                wanted = kills < self.kills_per_run and len(self.kills) < trials and time.monotonic() < end
-                killed = self.life(self.folder / name, wanted)
-                if killed is None:
-                    break
-                kills += 1
-                self.kills.append(killed)
-                append_record(self.folder / "trials.jsonl", killed)
-                say(f"{len(self.kills):3} {name}: {killed['victim']} killed in {killed['moment']} ({killed['place']}); "
-                    f"newest checkpoint: {killed['checkpoint'] or 'none'}")  # fmt: skip
-            self.finished += 1
-            say(f"    {name}: ended after {kills} kills, all {len(self.reference)} steps identical to the last digit")
+        while True:
+            begun = {kill["run"] for kill in self.kills} - {run["run"] for run in self.finished}
+            if not begun and (len(self.kills) >= trials or time.monotonic() >= end):
+                return
+            name = min(begun, default=f"run-{len(self.finished)}")
+            before = len([kill for kill in self.kills if kill["run"] == name])
+            wanted = before < self.kills_per_run and len(self.kills) < trials and time.monotonic() < end
+            try:
+                found = {"run": name} | self.life(self.folder / name, wanted)
+            except AssertionError as error:
+                append_record(self.folder / "trials.jsonl", {"run": name, "lost": str(error)})
+                raise
+            append_record(self.folder / "trials.jsonl", found)
+            if "victim" in found:
+                say(f"{len(self.kills):3} {name}: {found['victim']} killed in {found['moment']} ({found['place']}); "
+                    f"newest checkpoint: {found['checkpoint'] or 'none'}", flush=True)  # fmt: skip
+            else:
+                say(f"    {name}: ended after {before} kills, all {found['steps']} steps identical to the last digit")
 
     def life(self, folder, kill):
-        """Start the run once, and kill it if wanted; where that was, or None when the run has come to its end."""
+        """Start the run once, and kill it if wanted; where that was, or the steps of a run that came to its end."""
         before = sound_steps(folder / "runs/r/checkpoints")
-        self.resumes += bool(before)
         for rank in (0, 1):
             place_file(folder, rank).unlink(missing_ok=True)
         started = time.monotonic()
@@ -83,15 +98,16 @@ class Trials:
         if killed is None or code == 0:
             assert code == 0, run.printed
             assert run.exact == self.reference, "not the losses, gradient norms and samples of the uninterrupted run"
-            return None
-        return killed | {"checkpoint": f"step {after[-1]}" if after else None}
+            return {"steps": len(run.exact), "resumed": bool(before)}
+        return killed | {"checkpoint": f"step {after[-1]}" if after else None, "resumed": bool(before)}
 
     def kill(self, run, folder, started):
         """Wait for the planned moment and kill; None when the run was over before it came."""
-        moment, victim = self.draw.choice(MOMENTS), self.draw.choice(VICTIMS)
+        draw = random.Random(f"{self.seed} {len(self.kills)}")
+        moment, victim = draw.choice(MOMENTS), draw.choice(VICTIMS)
         watched = 1 if victim == "rank 1" else 0
-        not_before = self.draw.uniform(0.5, 1.0) * self.start_seconds
-        skipped = self.draw.randrange(1, 12)
+        not_before = draw.uniform(0.5, 1.0) * self.start_seconds
+        skipped = draw.randrange(1, 12)
         seen, last = 0, None
         while run.process.poll() is None:
             place = read_place(folder, watched)
@@ -107,7 +123,7 @@ class Trials:
             time.sleep(0.0005)
         else:
             return None
-        time.sleep(self.draw.uniform(0, 0.003))
+        time.sleep(draw.uniform(0, 0.003))
         if not strike(run, victim):
             return None
         place = read_place(folder, watched)
@@ -194,18 +210,19 @@ def main():
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="kill-trials-"))
     folder.mkdir(parents=True, exist_ok=True)
-    earlier = read_records(folder / "trials.jsonl")
     shards = folder / "shards" if (folder / "shards").exists() else make_shards(folder)
     whole = Run(folder / "uninterrupted", shards, options=OPTIONS)
     assert whole.wait() == 0, whole.printed
     assert len(whole.exact) == STEPS
-    trials = Trials(folder, shards, whole.exact, given.seed + len(earlier))
-    trials.run(given.trials - len(earlier), time.monotonic() + 60 * given.minutes)
-    kills = earlier + trials.kills
+    trials = Trials(folder, shards, whole.exact, given.seed)
+    assert not trials.losses, trials.losses
+    trials.run(given.trials, time.monotonic() + 60 * given.minutes)
+    kills, finished = trials.kills, trials.finished
     print(json.dumps({
         "kills": len(kills), "moments": Counter(kill["moment"] for kill in kills),
-        "victims": Counter(kill["victim"] for kill in kills), "runs finished": trials.finished,
-        "resumes from a checkpoint": trials.resumes, "checkpoints lost": 0, "steps that differ": 0,
+        "victims": Counter(kill["victim"] for kill in kills), "runs finished": len(finished),
+        "lives": len(kills) + len(finished), "resumed from a checkpoint": sum(r["resumed"] for r in kills + finished),
+        "steps compared, all identical": sum(run["steps"] for run in finished), "losses": len(trials.losses),
     }, indent=1))  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from kill_trials import Trials
 from two_rank_run import CHECKOUT, CONFIG, Run
 
 from lumina_ds.monitor.writers import read_records
+from lumina_ds.train.checkpoint import checkpoint_faults, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,58 @@ def test_row_13_a_signal_is_acted_on_between_the_micro_batches_of_a_long_step(st
     assert again.exact == uninterrupted
 
 
+def stopped_in_a_long_micro_batch(run, receivers):
+    """Rank 1 computes for a minute in a micro-batch of step 4; the seconds from the signal to the end of the run."""
+    run.wait_for_step(3)
+    time.sleep(1)
+    sent = time.monotonic()
+    for process in receivers(run):
+        process.send_signal(signal.SIGTERM)
+    assert run.wait() == 75, run.printed
+    assert "stopped by a signal at step 3 of 10; the checkpoint is saved" in run.printed
+    return time.monotonic() - sent
+
+
+def test_row_13_a_signal_in_a_micro_batch_of_a_minute(start, uninterrupted):
+    """To rank 0 alone, which waits in a collective for rank 1: Python does not get to its handler there."""
+    run = start([{"kind": "busy", "rank": 1, "step": 4, "seconds": 60}], ["--health.stall_timeout_seconds", "100"])
+    assert stopped_in_a_long_micro_batch(run, lambda run: run.ranks()[:1]) < 30
+    assert checkpoint_faults(run.path / "checkpoints/step-00000003") == []
+    again = start()
+    assert again.wait() == 0, again.printed
+    assert again.exact == uninterrupted
+
+
+def files_without_random_states(step):
+    files = read_manifest(step)["files"]
+    return {name: entry for name, entry in files.items() if not name.startswith("random")}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "layout",
+    ["--zero 3 --precision bf16", "--zero 1 --expert-parallel 1 --precision mixed_bf16", "--zero 0", "--zero 2 of 1"],
+)
+def test_row_13_what_is_saved_inside_a_long_micro_batch_is_what_is_saved_between_steps(corpus, tmp_path, layout):
+    """All files but the random states, which no two runs share, bit for bit; and the resumed run ends as the other."""
+    words, alone, _ = layout.partition(" of 1")
+    options = [*words.split(), "--health.stall_timeout_seconds", "100"]
+    options += ["--expert-parallel", "1", "--grad-accum", "4"] if alone else []
+    runner = ("--num_gpus", "1" if alone else "2")
+    whole = Run(tmp_path / "whole", corpus.shards, (), [*options, "--stop-at-step", "3"], runner)
+    assert whole.wait() == 0, whole.printed
+    expected = files_without_random_states(whole.path / "checkpoints/step-00000003")
+    whole = Run(tmp_path / "whole", corpus.shards, (), options, runner)
+    assert whole.wait() == 0, whole.printed
+    fault = {"kind": "busy", "rank": 0 if alone else 1, "step": 4, "seconds": 60}
+    run = Run(tmp_path / "run", corpus.shards, [fault], options, runner)
+    assert stopped_in_a_long_micro_batch(run, lambda run: [run.process]) < 30
+    assert files_without_random_states(run.path / "checkpoints/step-00000003") == expected
+    again = Run(tmp_path / "run", corpus.shards, (), options, runner)
+    assert again.wait() == 0, again.printed
+    assert again.exact == whole.exact
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(("victim", "number"), [("runner", signal.SIGTERM), ("lumina train", signal.SIGKILL)])
 def test_row_13_ranks_whose_launcher_is_gone_save_and_end(start, uninterrupted, victim, number):
@@ -134,7 +187,7 @@ def test_rows_1_and_2_kills_at_random_moments(corpus, uninterrupted, tmp_path):
     options = ("--max-steps", "10", "--save-every-n-batches", "2")
     trials = Trials(tmp_path, corpus.shards, uninterrupted, seed=3, options=options)
     trials.run(2)
-    assert len(trials.kills) == 2 and trials.finished == 1
+    assert len(trials.kills) == 2 and len(trials.finished) == 1
 
 
 @pytest.mark.faults
@@ -159,6 +212,30 @@ def test_ranks_that_all_stand_still_and_go_on_are_not_stalled(start, uninterrupt
         process.resume()
     assert run.wait() == 0, run.printed
     assert run.exact == uninterrupted
+
+
+@pytest.mark.faults
+def test_row_19_weights_that_are_no_numbers_are_not_published(start):
+    """One element on one rank, as step 4 is saved."""
+    run = start([{"kind": "nan in weights", "rank": 1, "step": 4}], ["--stop-at-step", "4"])
+    assert run.wait() == 7, run.printed
+    assert "holds values that are not finite" in run.printed
+    assert [folder.name for folder in (run.path / "checkpoints").glob("step-*")] == ["step-00000002"]
+    assert (run.path / "checkpoints/latest").read_text() == "step-00000002"
+
+
+@pytest.mark.faults
+def test_row_34_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(corpus, start, uninterrupted):
+    slow = [{"kind": "slow loader", "rank": 0, "step": step, "seconds": 2} for step in range(3, 11)]
+    first = start(slow)
+    first.wait_for_step(2)
+    folder = first.path.parents[1]
+    (folder / "second").mkdir()
+    second = Run(folder / "second", corpus.shards, options=["--runs-dir", folder / "runs"])
+    assert second.wait() == 2, second.printed
+    assert "another run is training in" in second.printed and first.process.poll() is None
+    assert first.wait() == 0, first.printed
+    assert first.exact == uninterrupted
 
 
 @pytest.mark.faults
