@@ -102,6 +102,9 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.received:
+            # Another signal, as SLURM sends when a first task has ended, must not change the exit code any more.
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
