@@ -151,7 +151,7 @@ def run_until_done(
     finally:
         signals.running = None
     signalled = bool(signals.received)
-    if code == -signal.SIGTERM % 256 and signalled:
+    if signalled and code in (-signal.SIGTERM % 256, -signal.SIGUSR1 % 256):
         print("stopped by a signal before there was anything to save", file=sys.stderr)
         code = Interrupted.exit_code
     return Ended(code, signalled, started)

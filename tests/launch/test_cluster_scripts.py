@@ -111,7 +111,7 @@ def test_an_interrupted_job_goes_back_into_the_queue(tmp_path: Path, tools: Call
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
     done = run("slurm.sbatch", "--config", "debug", cwd=tmp_path, tools=bin_folder, **slurm)
     assert done.returncode == 75
-    assert done.stdout.splitlines()[-2:] == ["saved; back into the queue", "scontrol requeue 7"]
+    assert done.stdout.splitlines()[-2:] == ["interrupted; back into the queue", "scontrol requeue 7"]
     # Another failure is none to repeat.
     bin_folder = tools(srun="#!/bin/sh\nexit 2\n")
     done = run("slurm.sbatch", "--config", "debug", cwd=tmp_path, tools=bin_folder, **slurm)
