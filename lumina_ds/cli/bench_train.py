@@ -23,7 +23,9 @@ EXAMPLES = """Examples:
 REASONS = {3: "data", 4: "environment", 6: "out of memory", 7: "unstable"}
 
 
-@click.command("train", cls=ConfigCommand, epilog=EXAMPLES)
+@click.command(
+    "train", cls=ConfigCommand, epilog=EXAMPLES, short_help="speed and memory of configurations, side by side"
+)
 @click.option(
     "--config",
     "sources",

@@ -16,7 +16,7 @@ def command() -> None:
     """List, verify, or rewrite the checkpoints of a run."""
 
 
-@command.command("list")
+@command.command("list", epilog="Example: lumina checkpoint list runs/b1", short_help="steps, sizes, evaluation losses")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def list_command(run: Path, as_json: bool) -> None:
@@ -54,7 +54,9 @@ def list_command(run: Path, as_json: bool) -> None:
         click.echo(f"{row['name']}  {row['bytes'] / 2**20:.1f} MiB{loss}{marks}")
 
 
-@command.command("verify")
+@command.command(
+    "verify", epilog="Example: lumina checkpoint verify runs/b1", short_help="compare every file with its digest"
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def verify_command(run: Path, as_json: bool) -> None:
@@ -72,7 +74,11 @@ def verify_command(run: Path, as_json: bool) -> None:
         raise CheckpointError(f"{len(damaged)} of {len(faults)} checkpoints are damaged: {', '.join(damaged)}")
 
 
-@command.command("consolidate")
+@command.command(
+    "consolidate",
+    epilog="Example: lumina checkpoint consolidate runs/b1 --out weights --dtype bf16",
+    short_help="write the whole weights",
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="a folder, or FILE.safetensors")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
@@ -92,7 +98,11 @@ def consolidate_command(run: Path, out: Path, dtype: str, as_json: bool) -> None
         click.echo(f"{out}: {num_bytes / 2**20:.1f} MiB of {dtype} weights of {folder}")
 
 
-@command.command("reshard")
+@command.command(
+    "reshard",
+    epilog="Example: lumina checkpoint reshard runs/b1 --world-size 16 --zero 3 --expert-parallel 8",
+    short_help="divide one for other ranks",
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--world-size", required=True, type=click.IntRange(1), help="number of ranks")
 @click.option("--zero", "zero_stage", type=click.IntRange(0, 3), help="ZeRO stage; as saved when not given")

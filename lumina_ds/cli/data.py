@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from lumina_ds.data.shards import ShardFolder
     from preprocess.report.mask_row import MaskRow
 
+INSPECT_EXAMPLES = """Examples:
+
+\b
+  lumina data inspect shards/train --row 0
+  lumina data inspect shards/train --sample 3 --html masks.html
+"""
+
 _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 _HTML = click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a self-contained page.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -26,7 +33,7 @@ def command() -> None:
     """Inspect, verify or summarise a shard folder, or plan rows of another length."""
 
 
-@command.command()
+@command.command(epilog="Example: lumina data stats shards/train --html shards.html", short_help="count what is in it")
 @_FOLDER
 @click.option("--seq-length", type=click.IntRange(min=2), help="Row length to report on; the folder's own when unset.")
 @_HTML
@@ -48,7 +55,9 @@ def stats(folder: Path, seq_length: int | None, html: Path | None, as_json: bool
         click.echo(f"{name:<22}{shown}")
 
 
-@command.command()
+@command.command(
+    epilog="Example: lumina data verify shards/train", short_help="read every byte and name what is damaged"
+)
 @_FOLDER
 @_JSON
 def verify(folder: Path, as_json: bool) -> None:
@@ -65,7 +74,7 @@ def verify(folder: Path, as_json: bool) -> None:
         click.echo(f"{folder}: {num_files(folder)} files intact")
 
 
-@command.command()
+@command.command(epilog=INSPECT_EXAMPLES, short_help="show packed rows as the model sees them")
 @_FOLDER
 @click.option("--row", "row_id", type=click.IntRange(min=0), help="Packed row to show; the first when unset.")
 @click.option("--sample", "num_rows", type=click.IntRange(min=1), help="Show so many rows, chosen at random.")
@@ -98,7 +107,9 @@ def inspect(
     _show_rows((read_row(shards, tokenizer, plan, number) for number in chosen), folder, html, as_json, bool(num_rows))
 
 
-@command.command()
+@command.command(
+    epilog="Example: lumina data pack shards/train --seq-length 4096", short_help="plan rows of another length"
+)
 @_FOLDER
 @click.option("--seq-length", required=True, type=click.IntRange(min=2), help="Tokens of a packed row.")
 @_JSON

@@ -102,6 +102,9 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.received:
+            # Another signal, as SLURM sends when a first task has ended, must not change the exit code any more.
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -148,7 +151,7 @@ def run_until_done(
     finally:
         signals.running = None
     signalled = bool(signals.received)
-    if code == -signal.SIGTERM % 256 and signalled:
+    if signalled and code in (-signal.SIGTERM % 256, -signal.SIGUSR1 % 256):
         print("stopped by a signal before there was anything to save", file=sys.stderr)
         code = Interrupted.exit_code
     return Ended(code, signalled, started)

@@ -15,7 +15,9 @@ from lumina_ds.config.tensors import num_parameters
 from lumina_ds.errors import ConfigError
 
 
-@click.command("check", epilog="Example: lumina plan check ds.json --config b7 --gpus 8")
+@click.command(
+    "check", epilog="Example: lumina plan check ds.json --config b7 --gpus 8", short_help="check a DeepSpeed JSON"
+)
 @click.argument("file")
 @click.option("--config", "source", help="A preset or YAML file: judge the JSON together with this run.")
 @click.option("--gpus", type=click.IntRange(min=1), help="Ranks, for the batch equation; 1 with --config.")

@@ -39,7 +39,11 @@ class Check:
     detail: str
 
 
-@click.command("rehearse", epilog="Example: lumina plan rehearse --config b300 --nodes 32 --gpus 8 --zero 3")
+@click.command(
+    "rehearse",
+    epilog="Example: lumina plan rehearse --config b300 --nodes 32 --gpus 8 --zero 3",
+    short_help="set a large run up on one CPU",
+)
 @click.option("--config", "source", required=True, help="A preset's name or a YAML file.")
 @click.option("--gpus", type=click.IntRange(min=1), default=8, show_default=True, help="GPUs of a machine.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")

@@ -53,7 +53,11 @@ class TokenCount(click.ParamType):
         return number
 
 
-@click.command("time", epilog="Example: lumina plan time --config b7 --gpus 8 --tokens 10B --price 2.50")
+@click.command(
+    "time",
+    epilog="Example: lumina plan time --config b7 --gpus 8 --tokens 10B --price 2.50",
+    short_help="time, checkpoints and cost of a run",
+)
 @click.option("--config", "source", required=True, help="A preset's name or a YAML file.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of a machine.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")

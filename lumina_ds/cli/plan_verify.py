@@ -37,7 +37,11 @@ class Compared:
         return self.predicted / self.measured - 1 if self.measured else float(self.predicted > 0)
 
 
-@click.command("verify", epilog="Example: lumina plan verify --config debug --gpus 2 --zero 2")
+@click.command(
+    "verify",
+    epilog="Example: lumina plan verify --config debug --gpus 2 --zero 2",
+    short_help="predicted beside measured memory, here",
+)
 @click.option("--config", "source", required=True, help="A preset's name or a YAML file.")
 @click.option("--gpus", type=click.IntRange(min=1), help="Ranks on this machine; all its GPUs, or 1 on a CPU.")
 @click.option("--offload", type=click.Choice(OFFLOADS), help="Keep states in host memory.")

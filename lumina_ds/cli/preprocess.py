@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from preprocess.workers import Workers
 
 
-@click.command()
+EXAMPLES = """Examples:
+
+\b
+  lumina preprocess chats.jsonl --tokenizer tokenizer.model --seq-length 4096 --out shards/train
+  zcat chats/*.gz | lumina preprocess - --tokenizer tokenizer.model --seq-length 4096 --out shards/train
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("files", nargs=-1, required=True)
 @click.option("--tokenizer", "tokenizer_path", required=True, metavar="FILE", help="SentencePiece or tokenizer.json.")
 @click.option("--seq-length", required=True, type=click.IntRange(min=2), help="Tokens of a packed row.")

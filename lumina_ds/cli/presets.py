@@ -26,7 +26,7 @@ def command(context: click.Context, as_json: bool) -> None:
         _list(as_json)
 
 
-@command.command("list")
+@command.command("list", epilog="Example: lumina presets list --json")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def list_presets(as_json: bool) -> None:
     """All presets, smallest first."""

@@ -16,7 +16,10 @@ def command() -> None:
     """Train a SentencePiece tokenizer, or inspect one or a tokenizer.json."""
 
 
-@command.command()
+@command.command(
+    epilog="Example: lumina tokenizer train chats.jsonl --vocab-size 32000 --out tokenizer.model",
+    short_help="train one on conversations",
+)
 @click.argument("files", nargs=-1, required=True)
 @click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Ids of the vocabulary.")
 @click.option("--model-type", default="bpe", show_default=True, type=click.Choice(["bpe", "unigram"]))
@@ -37,7 +40,10 @@ def train(
         click.echo(f"{out}: {tokenizer.vocab_size:,} ids, digest {tokenizer.digest[:12]}")
 
 
-@command.command()
+@command.command(
+    epilog='Example: lumina tokenizer inspect tokenizer.model "Hello there"',
+    short_help="ids, markers, and how texts are cut",
+)
 @click.argument("model")
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -53,9 +53,9 @@ def command(ctx: click.Context, dry_run: bool, as_json: bool, local_rank: int | 
         return 0
     if as_json:
         raise click.UsageError("--json goes with --dry-run; a run's figures are in its metrics.jsonl")
-    is_rank = (ctx.obj or {}).get("rank") or (launched_world(os.environ) is not None and not runner)
-    if is_rank:
-        _train_as_rank(resolved.config)
+    world = launched_world(os.environ)
+    if (ctx.obj or {}).get("rank") or (world is not None and not runner):
+        _train_as_rank(resolved.config, 0 if world is None else world[0])
     return _launch(resolved, runner, ctx.meta["arguments"])
 
 
@@ -65,14 +65,29 @@ def main() -> None:
 
 
 def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -> int:
-    from lumina_ds.cli.launch import complete_runner_arguments, planned_world_size, runner_command
-    from lumina_ds.cli.supervise import supervise
+    from lumina_ds.train.signals import ending_when_told
+
+    with ending_when_told():
+        from lumina_ds.cli.launch import complete_runner_arguments, runner_command
+        from lumina_ds.cli.supervise import supervise
+
+        arguments = _prepare_start(resolved.config, runner, arguments)
+        environment = rank_environment()
+    return supervise(
+        resolved.config,
+        lambda more: runner_command(complete_runner_arguments(runner), [*arguments, *more]),
+        environment,
+    )
+
+
+def _prepare_start(config: RunConfig, runner: list[str], arguments: list[str]) -> list[str]:
+    """Refuse what cannot train, and make run folder, shards and plan; the options that the ranks are given."""
+    from lumina_ds.cli.launch import complete_runner_arguments, planned_world_size
     from lumina_ds.data.shards import ShardFolder
     from lumina_ds.engine.distributed import check_deepspeed_version
     from lumina_ds.logs import configure_logging
     from lumina_ds.train.run_folder import RunFolder
 
-    config = resolved.config
     check_deepspeed_version()
     check_run(config, planned_world_size(complete_runner_arguments(runner)))
     if config.run.resume not in ("auto", "none") and not Path(config.run.resume).is_dir():
@@ -89,11 +104,7 @@ def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -
         arguments = [*arguments, "--data.train_data", "[]", "--data", str(data.shards)]
     if data.eval_shards is not None and config.data.eval_shards is None:
         arguments = [*arguments, "--eval-shards", str(data.eval_shards)]
-    return supervise(
-        config,
-        lambda more: runner_command(complete_runner_arguments(runner), [*arguments, *more]),
-        rank_environment(),
-    )
+    return arguments
 
 
 def rank_environment() -> dict[str, str]:
@@ -129,11 +140,14 @@ def _prepare(config: RunConfig) -> Any:
     return prepare_training_data(config, Path(config.run.runs_dir) / ".data")
 
 
-def _train_as_rank(config: RunConfig) -> None:
-    from lumina_ds.train.start import run_rank
+def _train_as_rank(config: RunConfig, rank: int) -> None:
+    from lumina_ds.train.signals import ending_when_told
 
-    data = _prepare(config)
-    run_rank(config, data.shards, data.eval_shards)
+    with ending_when_told(rank):
+        from lumina_ds.train.start import run_rank
+
+        data = _prepare(config)
+        run_rank(config, data.shards, data.eval_shards)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,15 @@ import click
 
 from lumina_ds.errors import DataError
 
+EXAMPLES = """Examples:
 
-@click.command()
+\b
+  lumina validate chats.jsonl
+  lumina validate chats.jsonl --tokenizer tokenizer.model --seq-length 4096 --strict --report report.html
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.argument("files", nargs=-1, required=True)
 @click.option("--tokenizer", "tokenizer_path", metavar="FILE", help="Count tokens with this model, else characters.")
 @click.option("--seq-length", type=click.IntRange(min=2), help="Report what rows of so many tokens would cut.")

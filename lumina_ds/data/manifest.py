@@ -102,6 +102,8 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         what = "has no manifest.json, so it is no finished shard folder" if folder.is_dir() else "does not exist"
         raise DataError(f"{folder} {what}; `lumina preprocess` makes one") from None
+    except NotADirectoryError:
+        raise DataError(f"{folder} is a file, not a shard folder; `lumina preprocess` makes one") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError):

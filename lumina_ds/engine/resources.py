@@ -36,7 +36,15 @@ def _hosts(hostfile: str, explicit: bool) -> dict[str, int]:
         if explicit:
             raise ConfigError(f"--hostfile {hostfile} does not exist; write one line `HOST slots=N` per machine")
         return {"localhost": num_local_devices()}
-    return runner.fetch_hostfile(hostfile)
+    # DeepSpeed logs on standard output, which may be waiting for a JSON document, what it then raises too.
+    was, runner.logger.disabled = runner.logger.disabled, True
+    try:
+        return runner.fetch_hostfile(hostfile)
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+        raise ConfigError(f"--hostfile {hostfile}: {reason}; write one line `HOST slots=N` per machine") from error
+    finally:
+        runner.logger.disabled = was
 
 
 def num_local_devices() -> int:

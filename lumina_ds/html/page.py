@@ -39,8 +39,8 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-
 table + table, .scroll + .scroll { margin-top: 1.2rem; }
 caption { text-align: left; color: var(--muted); padding: .2rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; } .number { text-align: right; white-space: nowrap; }
-td.text { overflow-wrap: anywhere; }
+th { font-weight: 600; } .number { text-align: right; } td.number { white-space: nowrap; }
+td.text { overflow-wrap: anywhere; } td.text:first-child { overflow-wrap: break-word; }
 .level { white-space: nowrap; font-weight: 600; }
 figure { margin: 1rem 0; } figcaption { color: var(--muted); font-size: .9rem; }
 svg { display: block; width: 100%; height: auto; max-width: 46rem; }

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from lumina_ds.logs import CONSOLE_LOGGER
@@ -19,14 +20,11 @@ from lumina_ds.logs import CONSOLE_LOGGER
 log = logging.getLogger(CONSOLE_LOGGER)
 
 
-def training_line(record: Mapping[str, Any], num_steps: int, strategy: str, workers: int) -> str:
-    """epoch, step, loss, PPL, LR, gradient norm, tokens/s, memory, strategy, workers, in one line."""
-    place = [f"epoch {record['epoch']:.2f}", f"step {record['step']}/{num_steps}"]
-    return " | ".join(place + _figures(record, strategy, workers))
-
-
-def _figures(record: Mapping[str, Any], strategy: str, workers: int) -> list[str]:
+def training_figures(record: Mapping[str, Any], num_steps: int, strategy: str, workers: int) -> list[str]:
+    """epoch, step, loss, PPL, LR, gradient norm, tokens/s, memory, strategy, workers: what changes most first."""
     return [
+        f"epoch {record['epoch']:.2f}",
+        f"step {record['step']}/{num_steps}",
         f"loss {record['loss']:.4f}",
         f"PPL {record['perplexity']:.2f}",
         f"LR {record['learning_rate']:.2e}",
@@ -38,8 +36,24 @@ def _figures(record: Mapping[str, Any], strategy: str, workers: int) -> list[str
     ]
 
 
+def first_that_fit(figures: Sequence[str], width: int) -> str:
+    """One line of at most `width` columns, without the last figures where it has no room for all of them."""
+    return broken_between(figures, width).split("\n", 1)[0]
+
+
+def broken_between(figures: Sequence[str], width: int) -> str:
+    """All figures, in lines of at most `width` columns that end between two of them."""
+    lines = [figures[0]]
+    for figure in figures[1:]:
+        if len(lines[-1]) + 2 + len(figure) <= width:
+            lines[-1] += f"  {figure}"
+        else:
+            lines.append(figure)
+    return "\n".join(lines)
+
+
 class TrainingConsole:
-    """Shows every record on stdout: two lines that stay in place on a terminal, else at most a line a second.
+    """Shows every record on stdout: a bar and figures that stay in place on a terminal, else at most a line a second.
 
     The first and the last step always get their line.
     """
@@ -58,25 +72,29 @@ class TrainingConsole:
         if not self._console.is_terminal:
             return
         self._progress = Progress(
-            TextColumn("step {task.completed}/{task.total}  epoch {task.fields[epoch]:.2f} "),
-            BarColumn(bar_width=30),
+            TextColumn("step {task.completed}/{task.total}"),
+            # As long as the terminal leaves room for.
+            BarColumn(bar_width=None, table_column=Column(max_width=40)),
             TimeElapsedColumn(),
             TextColumn("so far,"),
             TimeRemainingColumn(),
             TextColumn("left"),
         )
-        self._task = self._progress.add_task("", total=self.last_step, completed=step, epoch=0.0)
+        self._task = self._progress.add_task("", total=self.last_step, completed=step)
         self._live = Live(self._progress, console=self._console, transient=True)
         self._live.start()
 
     def show(self, record: Mapping[str, Any]) -> None:
-        line = training_line(record, self.num_steps, self.strategy, self.workers)
+        figures = training_figures(record, self.num_steps, self.strategy, self.workers)
+        line = " | ".join(figures)
         log.info(line)
         if self._progress is not None:
-            # Narrow enough for a terminal of 100 columns.
-            figures = "  ".join(_figures(record, self.strategy, self.workers))
-            self._progress.update(self._task, completed=record["step"], epoch=record["epoch"])
-            self._live.update(Group(self._progress, Text(figures)))
+            width = self._console.width
+            # The bar has the step already.
+            block = broken_between([figures[0], *figures[2:]], width)
+            self._progress.update(self._task, completed=record["step"])
+            self._live.update(Group(self._progress, Text(block, no_wrap=True, overflow="crop")))
+            line = first_that_fit(figures, width)
         now = time.monotonic()
         # On a terminal the bar shows every step, and now and then a line stays behind it as the run's history.
         if now - self._last_line >= (20 if self._progress else 1) or record["step"] in (1, self.last_step):

@@ -190,7 +190,7 @@ def _experts(run: RunRecord) -> str:
         name = f"layer {layer + offset}"
         rows.append(
             (
-                name,
+                layer + offset,
                 int(end.argmax()),
                 f"{end.max():.2f}",
                 int(end.argmin()),
@@ -275,7 +275,9 @@ def _facts(run: RunRecord) -> dict[str, str]:
     facts = {name.replace("_", " "): str(value) for name, value in run.topology.items()}
     hosts = environment.get("hosts")
     if isinstance(hosts, dict):
-        facts["hosts"] = ", ".join(f"{host} ({ranks} ranks)" for host, ranks in hosts.items())
+        facts["hosts"] = ", ".join(
+            f"{host} ({ranks} {'rank' if ranks == 1 else 'ranks'})" for host, ranks in hosts.items()
+        )
     devices, command = environment.get("devices"), environment.get("command")
     if isinstance(devices, list):
         facts["devices"] = ", ".join(map(str, devices))

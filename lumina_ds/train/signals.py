@@ -7,13 +7,35 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 
+from lumina_ds.errors import Interrupted
 from lumina_ds.train.orphans import Launchers
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def ending_when_told(rank: int = 0) -> Iterator[None]:
+    """Until somebody else handles them, SIGTERM and SIGUSR1 end this process with 75: there is nothing to save yet.
+
+    Without it a rank that is still importing would die of SLURM's SIGUSR1, and its job would not be queued again.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if rank == 0:
+            os.write(2, b"stopped by a signal before there was anything to save\n")
+        os._exit(Interrupted.exit_code)
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:

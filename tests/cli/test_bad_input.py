@@ -71,6 +71,12 @@ CASES = {
     "prompts from nowhere": (["generate", "nowhere", "--prompts", "none.jsonl"], 3, "cannot read none.jsonl: No such"),
     "shell": (["completion", "tcsh"], 2, "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
     "no shell": (["completion"], 2, "Choose from: bash, zsh, fish"),
+    "hostfile of prose": (
+        ["doctor", "--json", "--hostfile", "{folder}/text.jsonl"],
+        2,
+        "bad entry: just some prose, unable to proceed with launching; write one line `HOST slots=N` per machine",
+    ),
+    "shards are a file": (["data", "stats", "{train}"], 3, "is a file, not a shard folder"),
     "--json without --dry-run": ([*TRAIN, "--json"], 2, "--json goes with --dry-run"),
 }
 

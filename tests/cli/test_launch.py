@@ -52,7 +52,9 @@ def test_one_machine_gets_a_free_port_and_several_agree_on_theirs(tmp_path):
 def test_a_signal_before_any_rank_is_there_ends_the_runner(number):
     code = (
         "import os, sys; from lumina_ds.cli.launch import Signals, run_until_done\n"
-        "with Signals() as signals: sys.exit(run_until_done(sys.argv[1:], dict(os.environ), signals).code)"
+        "with Signals() as signals: ended = run_until_done(sys.argv[1:], dict(os.environ), signals)\n"
+        # SLURM sends another one to a task that is about to end.
+        "os.kill(os.getpid(), 15); sys.exit(ended.code)"
     )
     child = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
     process = subprocess.Popen([sys.executable, "-c", code, *child], stdout=subprocess.PIPE, text=True)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+from lumina_ds.engine.distributed import free_port
 from lumina_ds.monitor.writers import read_records
 
 CHECKOUT = Path(__file__).parents[2]
@@ -109,6 +110,33 @@ def test_a_signal_saves_ends_with_75_leaves_nobody_behind_and_the_same_command_g
     code, out, err = run([*LUMINA, *_with_one_rank(slow)], tmp_path)
     assert code == 5 and "schedule.rows_per_step was 16, is now 8" in err
     assert "keep --batch-size x --grad-accum x 1 ranks at 16" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_rank_that_is_told_to_stop_while_it_starts_ends_with_75(number, tiny, corpus, tmp_path):
+    """As SLURM does it to tasks of srun; the other rank never comes, so this one stays where it waits for it."""
+    task = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
+    task |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [*LUMINA, "train", "--config", tiny, "--data", str(corpus.shards)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment() | task, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not _handles(process.pid, number) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 75, printed
+    assert printed.splitlines()[-1] == "stopped by a signal before there was anything to save"
+
+
+def _handles(pid, number):
+    mask = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text()).group(1)
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def _with_one_rank(command):

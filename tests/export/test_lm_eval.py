@@ -1,12 +1,7 @@
-"""lm-eval, as a user runs it, on an exported folder and a task of local files: no network, and numbers that agree.
-
-It brings some forty packages, so it is an extra of its own (`pip install -e '.[eval]'`). LUMINA_EVAL_PYTHON may name
-the interpreter of another environment that has it.
-"""
+"""lm-eval, as a user runs it, on an exported folder and a task of local files: no network, and numbers that agree."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -22,9 +17,9 @@ from lumina_ds.export.folder import export_model
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[eval]'")
 transformers = pytest.importorskip("transformers")
 
-PYTHON = os.environ.get("LUMINA_EVAL_PYTHON", sys.executable)
 MODEL = ModelConfig(
     vocab_size=400, hidden_size=48, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
     max_position_embeddings=64, initializer_range=0.2, num_experts=4, moe_intermediate_size=32,
@@ -60,10 +55,6 @@ def log_likelihood(network: CausalLM, tokenizer, question: str, choice: str) -> 
     return sum(float(log_p[place - 1, ids[place]]) for place in range(begin, len(ids)))
 
 
-@pytest.mark.skipif(
-    sys.executable == PYTHON and not (importlib.util.find_spec("lm_eval") and importlib.util.find_spec("accelerate")),
-    reason="lm-eval is not installed: pip install -e '.[eval]', or name a Python that has it in LUMINA_EVAL_PYTHON",
-)
 def test_lm_eval_scores_an_exported_model_as_ours_does(corpus, tmp_path):
     network = CausalLM(MODEL).eval()
     initialize(network, MODEL, seed=1)
@@ -78,15 +69,8 @@ def test_lm_eval_scores_an_exported_model_as_ours_does(corpus, tmp_path):
     export_model(MODEL, weights, corpus.tokenizer, tmp_path / "exported")
     write_task(tmp_path / "tasks")
     offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
-    command = [
-        PYTHON,
-        "-m",
-        "lm_eval",
-        "--model",
-        "hf",
-        "--model_args",
-        f"pretrained={tmp_path}/exported,dtype=float32",
-    ]
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf"]
+    command += ["--model_args", f"pretrained={tmp_path}/exported,dtype=float32"]
     command += ["--device", "cpu", "--include_path", f"{tmp_path}/tasks", "--tasks", "local_sums", "--log_samples"]
     done = subprocess.run(
         [*command, "--output_path", str(tmp_path / "out")],

@@ -111,7 +111,7 @@ def test_an_interrupted_job_goes_back_into_the_queue(tmp_path: Path, tools: Call
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
     done = run("slurm.sbatch", "--config", "debug", cwd=tmp_path, tools=bin_folder, **slurm)
     assert done.returncode == 75
-    assert done.stdout.splitlines()[-2:] == ["saved; back into the queue", "scontrol requeue 7"]
+    assert done.stdout.splitlines()[-2:] == ["interrupted; back into the queue", "scontrol requeue 7"]
     # Another failure is none to repeat.
     bin_folder = tools(srun="#!/bin/sh\nexit 2\n")
     done = run("slurm.sbatch", "--config", "debug", cwd=tmp_path, tools=bin_folder, **slurm)
@@ -170,3 +170,11 @@ def test_the_kubernetes_job_starts_each_pod_with_its_own_rank(tmp_path: Path, to
     assert done.returncode == 0, done.stderr
     assert "<--node_rank><1>" in done.stdout and "<--master_addr><lumina-0.lumina>" in done.stdout
     assert (tmp_path / "hostfile").read_text() == "lumina-0.lumina slots=8\nlumina-1.lumina slots=8\n"
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.31", "newest"])
+def test_the_kubernetes_job_fits_the_schemas(version: str) -> None:
+    """1.29 is the first that knows every field without a feature gate."""
+    checker = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate (22 MB, in no extra)")
+    for document in yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()):
+        checker.validate(document, checker.latest_version() if version == "newest" else version, strict=True)

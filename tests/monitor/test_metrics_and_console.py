@@ -1,8 +1,12 @@
 import csv
+import io
 import json
 import math
 
-from lumina_ds.monitor.console import TrainingConsole, training_line
+import pytest
+from rich.console import Console
+
+from lumina_ds.monitor.console import TrainingConsole, training_figures
 from lumina_ds.monitor.writers import CSV_COLUMNS, MetricsWriter, append_record, read_records
 
 RECORD = {
@@ -47,11 +51,29 @@ def test_non_finite_numbers_become_null(tmp_path):
     assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "loss": None, "perplexity": None}
 
 
-def test_the_live_line_holds_everything():
-    assert training_line(RECORD, 100, "ZeRO-2 EP2 fp32", 2) == (
-        "epoch 0.25 | step 7/100 | loss 0.3333 | PPL 1.40 | LR 3.00e-04 | grad 1.250 | 12,346 tok/s | "
-        "mem 1.50 GiB | ZeRO-2 EP2 fp32 | workers 2"
-    )
+FIGURES = "epoch 0.25|step 7/100|loss 0.3333|PPL 1.40|LR 3.00e-04|grad 1.250|12,346 tok/s|mem 1.50 GiB|ZeRO-2 EP2 fp32"
+
+
+def test_the_figures_hold_everything():
+    assert training_figures(RECORD, 100, "ZeRO-2 EP2 fp32", 2) == [*FIGURES.split("|"), "workers 2"]
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 120, 200])
+def test_on_a_terminal_nothing_wraps_inside_a_figure(width):
+    console, written = TrainingConsole(100, 100, "ZeRO-2 EP2 fp32", 2), io.StringIO()
+    console._console = Console(file=written, force_terminal=True, width=width, color_system=None)
+    console.start(6)
+    console.show(RECORD)
+    console.stop()
+    lines = [line.rstrip() for line in written.getvalue().replace("\x1b", "\n\x1b").splitlines()]
+    [history] = [line for line in lines if "epoch" in line and "step" in line]
+    figures = [*FIGURES.split("|"), "workers 2"]
+    shown = history[history.index("epoch") :].split("  ")
+    assert shown == figures[: len(shown)] and len("  ".join(shown)) <= width
+    # As many as fit, and beside the bar all of them.
+    assert shown == figures or len("  ".join(figures[: len(shown) + 1])) > width
+    assert all(any(figure in line for line in lines) for figure in figures)
+    assert any("7/100" in line and "left" in line for line in lines)
 
 
 def test_plain_lines_in_a_pipe_first_last_and_one_a_second(capsys):
