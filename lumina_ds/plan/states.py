@@ -70,6 +70,7 @@ class ZeroSettings:
     prefetch_bucket_size: int
     persistence_threshold: int
     max_live_parameters: int
+    max_reuse_distance: int
     sub_group_size: int
     offload_optimizer: str
     offload_param: str
@@ -90,6 +91,7 @@ class ZeroSettings:
             prefetch_bucket_size=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
             persistence_threshold=int(zero.get("stage3_param_persistence_threshold", 1e5)),
             max_live_parameters=int(zero.get("stage3_max_live_parameters", 1e9)),
+            max_reuse_distance=int(zero.get("stage3_max_reuse_distance", 1e9)),
             sub_group_size=int(zero.get("sub_group_size", 1e9)),
             offload_optimizer=section_of(json, "zero_optimization.offload_optimizer").get("device", "none"),
             offload_param=section_of(json, "zero_optimization.offload_param").get("device", "none"),
@@ -102,7 +104,10 @@ class ZeroSettings:
 class StateBytes:
     """Bytes on one rank. `gradients` is the height during backward, `step_gradients` what the optimizer step
     begins with; `resident_*` stays between micro-batches; `bucket` is the height during backward, `early_bucket` what
-    its beginning has of it; `host` is offloaded."""
+    its beginning has of it; `step_bucket` is there in the
+    optimizer's step; `flattened` is a reduction's copy of the bucket, `reduced_gradients` what is there beside it;
+    `released` is what stage 3 lets go of its parameters for
+    the optimizer's step; `host` is offloaded."""
 
     parameters: int = 0
     master_weights: int = 0
@@ -112,9 +117,12 @@ class StateBytes:
     resident_gradients: int = 0
     bucket: int = 0
     early_bucket: int = 0
+    flattened: int = 0
+    reduced_gradients: int = 0
     resident_bucket: int = 0
-    gathered: int = 0
+    step_bucket: int = 0
     step: int = 0
+    released: int = 0
     host: int = 0
 
 
@@ -173,17 +181,16 @@ def state_bytes(
     parameter_bytes: int,
     bucket_bytes: int,
     accumulation_steps: int,
-    largest_module: int,
 ) -> StateBytes:
     """Bytes of one rank (the fullest one, where ranks differ).
 
-    `bucket_bytes` is the width of a bucket element summed over DeepSpeed's buckets (autocast keeps two);
-    `largest_module` the elements of the module that stage 3 gathers as a whole.
+    `bucket_bytes` is the width of a bucket element summed over DeepSpeed's buckets (autocast keeps two). What stage 3
+    gathers is in gathering.py.
     """
     if zero.stage == 0:
         return _stage_0(groups, parameter_bytes, accumulation_steps)
     if zero.stage == 3:
-        return _stage_3(groups, zero, parameter_bytes, bucket_bytes, largest_module)
+        return _stage_3(groups, zero, parameter_bytes, bucket_bytes)
     states = _stage_1_and_2(groups, zero, parameter_bytes, bucket_bytes, accumulation_steps)
     return states if zero.offload_optimizer == "none" else _offload_1_and_2(states, groups, parameter_bytes)
 
@@ -228,6 +235,12 @@ def _stage_1_and_2(
     # Without contiguous gradients there is no standing buffer, only what one reduction flattens.
     elements = zero.reduce_bucket_size if zero.contiguous_gradients else min(zero.reduce_bucket_size, n)
     bucket = elements * bucket_bytes * (2 if zero.overlap_comm else 1)
+    # A reduction flattens what one process group shares.
+    shared = [group for group in groups if group.data_parallel_size > 1]
+    sizes = {group.data_parallel_size: 0 for group in shared}
+    for group in shared:
+        sizes[group.data_parallel_size] += group.numel
+    largest = max(sizes.values(), default=0)
     cast = 4 if b == 4 else 4 + b
     adam = 0 if zero.fused_optimizer else 8
     adam_elements, muon_elements = moment_elements(groups)
@@ -239,8 +252,11 @@ def _stage_1_and_2(
         step_gradients=in_step,
         resident_gradients=resident if accumulation_steps > 1 or dedicated_bf16 else 0,
         bucket=bucket,
-        early_bucket=bucket if zero.contiguous_gradients or accumulation_steps > 1 else 0,
-        resident_bucket=bucket if accumulation_steps > 1 else 0,
+        early_bucket=bucket if zero.contiguous_gradients else 0,
+        flattened=min(bucket_bytes, 4) * min(zero.reduce_bucket_size, largest) if zero.contiguous_gradients else 0,
+        reduced_gradients=gradients if zero.stage == 1 else round(gradients * max(0, n - zero.reduce_bucket_size) / n),
+        # Stage 2 lets its bucket go after every backward pass.
+        resident_bucket=bucket if accumulation_steps > 1 and zero.stage == 1 and zero.contiguous_gradients else 0,
         step=0 if dedicated_bf16 else max((cast + adam) * group.partition for group in groups),
     )
 
@@ -256,34 +272,32 @@ def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: in
         resident_gradients=b * largest,
         bucket=states.bucket,
         early_bucket=states.early_bucket,
+        flattened=states.flattened,
         resident_bucket=states.resident_bucket,
         host=(16 + b) * partition + b * largest,
     )
 
 
 def _stage_3(
-    groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucket_bytes: int, largest_module: int
+    groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucket_bytes: int
 ) -> StateBytes:
-    """b (P + persistent) + 4 P + 8 P + g P permanent gradients + the bucket, with P = sum of ceil(numel / W).
-
-    `max_live_parameters` only throttles prefetching, so any model below it ends up gathered as a whole.
-    """
+    """b (P + persistent) + 4 P + 8 P + g P permanent gradients + the bucket, with P = sum of ceil(numel / W)."""
     shards = sum(group.shards for group in groups)
     parameters_on_host = zero.offload_param != "none"
     # A partition of a single rank is the whole tensor: gathering it copies nothing unless it comes from the host.
     copied = [group for group in groups if group.data_parallel_size > 1 or parameters_on_host]
-    partitioned = sum(numel for group in copied for numel in group.tensors if numel > zero.persistence_threshold)
     persistent = sum(
         -(-numel // group.data_parallel_size) * group.data_parallel_size
         for group in copied
         for numel in group.tensors
         if numel <= zero.persistence_threshold
     )
-    live = zero.max_live_parameters + zero.prefetch_bucket_size + largest_module
     bucket = zero.reduce_bucket_size * bucket_bytes if zero.contiguous_gradients else 0
     g = zero.gradient_bytes
     stepped = min(max(group.shards for group in groups), zero.sub_group_size)
     optimizer_on_host = zero.offload_optimizer != "none"
+    # Gradients are flattened, and in 16 bits cast to fp32.
+    cast = 4 if b == 4 else 4 + b
     return StateBytes(
         parameters=b * (persistent if parameters_on_host else shards + persistent),
         master_weights=0 if optimizer_on_host else 4 * shards,
@@ -293,9 +307,12 @@ def _stage_3(
         resident_gradients=0 if optimizer_on_host else g * shards,
         bucket=bucket,
         early_bucket=bucket,
+        flattened=bucket if copied else 0,
+        reduced_gradients=0 if optimizer_on_host else g * shards,
         resident_bucket=bucket,
-        gathered=b * min(partitioned, live),
-        step=0 if optimizer_on_host else (4 if zero.fused_optimizer else 12) * stepped,
+        step_bucket=bucket,
+        step=0 if optimizer_on_host else (cast + (0 if zero.fused_optimizer else 8)) * stepped,
+        released=b * persistent,
         host=((16 + g) * shards if optimizer_on_host else 0) + (b * shards if parameters_on_host else 0),
     )
 
