@@ -89,7 +89,9 @@ def plan_request(
     from lumina_ds.model.cpu_products import product_dtype
 
     load = (measured or {}).get("expert_load") or {}
-    width = product_dtype(torch.bfloat16, "cpu").itemsize if device == "cpu" and request["precision"] != "fp32" else None
+    width = (
+        product_dtype(torch.bfloat16, "cpu").itemsize if device == "cpu" and request["precision"] != "fp32" else None
+    )
     config = RunConfig.model_validate(request["config"])
     return plan_memory(
         config, world_size, request["precision"], device, request["deepspeed"], width, ExpertLoad(**load)

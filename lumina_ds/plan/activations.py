@@ -9,6 +9,7 @@ model/cpu_products.py chooses.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from lumina_ds.config.loss_chunk import loss_chunk_tokens
 from lumina_ds.config.schema import ModelConfig
@@ -197,13 +198,13 @@ def recomputed_layers(model: ModelConfig, checkpointing: str, interval: int) -> 
     return [] if checkpointing == "none" else list(range(0, model.num_hidden_layers, interval))
 
 
-def expert_rows(model: ModelConfig, setting: Setting) -> float:
+def expert_rows(model: ModelConfig, setting: Setting) -> int:
     """n: rows that the fullest rank's experts compute, alignment included."""
     rows = setting.tokens * model.num_experts_per_tok
     if _is_local(setting):
         return rows
     load = setting.load.rank if setting.expert_parallel_size > 1 else 1.0
-    return load * rows + _ROW_ALIGNMENT * (model.num_experts // setting.expert_parallel_size)
+    return ceil(load * rows) + _ROW_ALIGNMENT * (model.num_experts // setting.expert_parallel_size)
 
 
 def _is_local(setting: Setting) -> bool:
@@ -220,19 +221,19 @@ def _layer(model: ModelConfig, setting: Setting, is_moe: bool, anew: bool) -> La
     mixed = setting.r > setting.b
     return LayerBytes(
         attention=tokens * _attention(model, setting),
-        feed_forward=round(_mixture(model, setting) if is_moe else tokens * _dense(model, setting)),
+        feed_forward=_mixture(model, setting) if is_moe else tokens * _dense(model, setting),
         norm=tokens * _norm(d),
         block_input=tokens * setting.r * d + _RANDOM_STATE_BYTES,
-        places=round(_places(model, setting)) if is_moe else 0,
+        places=_places(model, setting) if is_moe else 0,
         shared_input=tokens * 4 * d if setting.r == 4 else 0,
         attention_anew=anew and setting.checkpointing in ("full", "attention"),
         feed_forward_anew=anew and setting.checkpointing in ("full", "experts"),
         attention_copies=setting.b * attention_matrices if setting.casts else 0,
         dense_copies=setting.b * dense if setting.casts else 0,
         expert_copies=setting.b * experts if mixed and is_moe else 0,
-        feed_forward_gradients=round(_feed_forward_gradients(model, setting, is_moe, experts)),
+        feed_forward_gradients=_feed_forward_gradients(model, setting, is_moe, experts),
         attention_gradients=tokens * (setting.r * d + setting.b * 2 * (queries + keys) + 8 * queries),
-        expert_dispatch=round(_dispatch(model, setting)) if is_moe else 0,
+        expert_dispatch=_dispatch(model, setting) if is_moe else 0,
     )
 
 
@@ -275,7 +276,7 @@ def _dense(model: ModelConfig, setting: Setting) -> int:
     return inputs * model.hidden_size + 4 * setting.b * (model.intermediate_size or 0)
 
 
-def _mixture(model: ModelConfig, setting: Setting) -> float:
+def _mixture(model: ModelConfig, setting: Setting) -> int:
     """The router's fp32 input, scores and places; the experts' rows; shared experts as a dense layer.
 
     Ours on a CPU (model/experts.py) keeps rows, gate and up, b (d + 2f) a row, and computes the rest again; under
@@ -297,7 +298,7 @@ def _mixture(model: ModelConfig, setting: Setting) -> float:
     return tokens * (routing - b * k + b * k * d + shared) + rows * (b * (d + 2 * width) + 12 + b)
 
 
-def _feed_forward_gradients(model: ModelConfig, setting: Setting, is_moe: bool, experts: int) -> float:
+def _feed_forward_gradients(model: ModelConfig, setting: Setting, is_moe: bool, experts: int) -> int:
     """Gradients beside what was kept, at the height of the feed-forward's backward.
 
     Dense: the residual stream's r d, and of the product and its two factors, b 3f, while the product, b f, is let go.
@@ -307,40 +308,47 @@ def _feed_forward_gradients(model: ModelConfig, setting: Setting, is_moe: bool, 
         return tokens * (r * d + 2 * b * (model.intermediate_size or 0))
     if setting.device != "cpu":
         width = (model.num_experts_per_tok + model.num_shared_experts) * (model.moe_intermediate_size or 0)
-        return tokens * (r * d + 2 * b * width)
+        # The gradient of the experts' last matrix comes with that of their hidden units.
+        return tokens * (r * d + 2 * b * width) + setting.w * experts // 3
     return _mix_gradients(model, setting, experts)
 
 
-def _mix_gradients(model: ModelConfig, setting: Setting, experts: int) -> float:
-    """Backward of `_MixOnCpu`: gradients of the rows in and out and of the three weights, and what the expert at hand
-    needs in the product's type, or at the end the weights' gradients in the parameters' type."""
+def _mix_gradients(model: ModelConfig, setting: Setting, experts: int) -> int:
+    """Backward of `_MixOnCpu`: gradients of the rows in and out and of the three weights; beside them what the busiest
+    expert needs in the product's type, or at the end the tokens' gradients, the weights' in the parameters' type, and
+    what the last expert left."""
     tokens, b, d, p = setting.tokens, setting.b, model.hidden_size, setting.p
-    width = model.moe_intermediate_size or 0
+    width, local = model.moe_intermediate_size or 0, _is_local(setting)
     rows = expert_rows(model, setting)
-    held = max(1, model.num_experts // setting.expert_parallel_size)
+    even = rows // max(1, model.num_experts // setting.expert_parallel_size)
     # An expert has no more rows than tokens.
-    one, casts = min(setting.load.expert * rows / held, setting.expert_parallel_size * tokens), p != b
-    working = one * (4 * width + (2 * (d + width) if casts else 0)) * p
-    in_loop = working + one * d * p + (d * width * p if casts else 0)
-    at_end = working + tokens * b * d + (setting.w * experts if setting.w != b else 0)
-    low = tokens * b * d if setting.r != b else 0
-    return tokens * setting.r * d + low + 2 * rows * b * d + b * experts + max(in_loop, at_end)
+    busiest = min(ceil(setting.load.expert * even), setting.expert_parallel_size * tokens)
+    casts = p != b
+    row = (4 * width + (2 * (d + width) if casts else 0)) * p
+    in_loop = busiest * (row + d * p) + (d * width * p if casts else 0)
+    given_back = b * d * (tokens if local else rows) + (setting.w * experts if setting.w != b else 0)
+    at_end = even * row + given_back
+    # Autocast's gradient of the layer's output, which AutoEP lets go.
+    low = tokens * b * d if setting.r != b and local else 0
+    # AutoEP's buffer of outputs to weigh is let go before.
+    weighed = 0 if local else b * model.num_experts_per_tok * tokens * d
+    return tokens * setting.r * d + low - weighed + 2 * rows * b * d + b * experts + max(in_loop, at_end)
 
 
-def _dispatch(model: ModelConfig, setting: Setting) -> float:
+def _dispatch(model: ModelConfig, setting: Setting) -> int:
     """Buffers beside what is kept: rows as they came, in the experts' order, and their outputs, b d each; the backward
     holds one of them."""
     if setting.expert_parallel_size == 1:
-        return 0.0
+        return 0
     return expert_rows(model, setting) * setting.b * model.hidden_size
 
 
-def _places(model: ModelConfig, setting: Setting) -> float:
+def _places(model: ModelConfig, setting: Setting) -> int:
     """model/experts.py, RowPlan: three int64 a choice, or one a row where AutoEP has sorted the rows."""
     if setting.device != "cpu":
-        return 0.0
+        return 0
     if _is_local(setting):
-        return 24.0 * setting.tokens * model.num_experts_per_tok
+        return 24 * setting.tokens * model.num_experts_per_tok
     return 8 * expert_rows(model, setting)
 
 

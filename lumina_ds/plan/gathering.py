@@ -35,9 +35,10 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Gathered:
-    """Bytes alive, flat buffers included: at the decoder's end, in the head, where its gradient leaves it, and when the
-    backward pass reaches the decoder."""
+    """Bytes alive, flat buffers included: at the most in the decoder, at its end, in the head, where the gradient leaves
+    the head, and at the most where the backward pass is in the decoder."""
 
+    highest: int = 0
     decoder_end: int = 0
     head: int = 0
     backward: int = 0
@@ -54,16 +55,22 @@ class Limits:
 
 
 def gathered_bytes(modules: Sequence[Sequence[Tensor]], limits: Limits) -> Gathered:
-    """Follow one forward pass over `modules` in the order of their use, the head last."""
+    """Follow one forward pass over `modules` in the order of their use, the head last.
+
+    What it lets go the backward pass fetches again, in the same way from the other end.
+    """
     fetcher = _Fetcher(modules, limits)
-    decoder_end = head = 0
+    decoder_end = head = highest = 0
+    let_go = False
     for step in range(len(modules)):
-        decoder_end = fetcher.alive
+        decoder_end, highest = fetcher.alive, max(highest, head)
         fetcher.use(step)
         head = fetcher.alive
         fetcher.release(step)
+        let_go = let_go or fetcher.alive < head
     backward = fetcher.alive
-    return Gathered(decoder_end, head, backward, backward - fetcher.held(modules[-1]))
+    decoder = max(highest, backward) if let_go else backward - fetcher.held(modules[-1])
+    return Gathered(highest, decoder_end, head, backward, decoder)
 
 
 class _Fetcher:
@@ -114,7 +121,7 @@ class _Fetcher:
         chosen: list[Tensor] = []
         while self.queue and sum(tensor.numel for tensor in chosen) < room:
             tensor = self.queue.popleft()
-            if self._is_missing(tensor):
+            if self._is_missing(tensor) and tensor not in chosen:
                 chosen.append(tensor)
         self._fetch(chosen)
 

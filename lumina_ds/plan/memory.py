@@ -19,7 +19,7 @@ from lumina_ds.plan.activations import ExpertLoad, Setting, activation_bytes
 from lumina_ds.plan.flops import flops_per_token
 from lumina_ds.plan.gathering import Gathered, Limits, Widths, gathered_bytes, module_tensors
 from lumina_ds.plan.hardware import GIB
-from lumina_ds.plan.moments import GrowingGradients, Parts, backward_moments, decoder_end, forward_moments
+from lumina_ds.plan.moments import GrowingGradients, Moment, backward_moments, decoder_end, forward_moments
 from lumina_ds.plan.parameters import ParameterCounts, count_parameters
 from lumina_ds.plan.states import StateBytes, ZeroSettings, optimizer_groups, state_bytes
 
@@ -57,8 +57,8 @@ PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 class MemoryPlan:
     """Bytes of one rank (the fullest) by phase and component, with the layout that they hold for.
 
-    `forward` includes the loss and its gradient; `states` are the model's states as they are when the step
-    begins; `decoder_end` is what the decoder's forward pass leaves behind;
+    `forward` includes the loss and its gradient; `moments` are where the phases are highest, `states` the
+    model's states as they are when the step begins; `decoder_end` is what the decoder's forward pass leaves behind;
     `host_bytes` is what offloading puts into the node's memory or onto NVMe for this rank.
     """
 
@@ -74,6 +74,7 @@ class MemoryPlan:
     activation_checkpointing: str
     parameters: ParameterCounts
     flops_per_token: int
+    moments: Mapping[str, Moment]
     phases: Mapping[str, Mapping[str, int]]
     states: Mapping[str, int]
     decoder_end: int
@@ -132,9 +133,9 @@ def plan_memory(
     }
     fixed = _cuda_overhead(world_size, experts) if device == "cuda" else 0
     moments = {
-        "forward": forward_moments(*passes),
-        "backward": backward_moments(*passes),
-        "step": _step_moments(states),
+        "forward": _highest(forward_moments(*passes), always),
+        "backward": _highest(backward_moments(*passes), always),
+        "step": _highest(_step_moments(states), always),
     }
     return MemoryPlan(
         name=config.run_name,
@@ -149,7 +150,8 @@ def plan_memory(
         activation_checkpointing=config.train.activation_checkpointing,
         parameters=count_parameters(config.model),
         flops_per_token=flops_per_token(config.model, config.seq_length),
-        phases={phase: _highest(always, moments[phase], fixed) for phase in PHASES},
+        moments=moments,
+        phases={phase: _components(moments[phase], always, fixed) for phase in PHASES},
         states={
             "parameters": states.parameters,
             "master weights": states.master_weights,
@@ -202,25 +204,21 @@ def _states(config: RunConfig, zero: ZeroSettings, world_size: int, precision: s
     )
 
 
-def _step_moments(states: StateBytes) -> Iterator[Parts]:
+def _step_moments(states: StateBytes) -> Iterator[Moment]:
     """Between two micro-batches, and the optimizer's step."""
-    yield {
-        "parameters": states.parameters,
-        "gradients": states.resident_gradients,
-        "buckets": states.resident_bucket,
-    }
-    yield {
-        "parameters": states.parameters - states.released,
-        "gradients": states.step_gradients,
-        "buckets": states.step_bucket,
-        "step temporaries": states.step,
-    }
+    waiting = {"gradients": states.resident_gradients, "buckets": states.resident_bucket}
+    yield Moment("between", waiting | {"parameters": states.parameters})
+    stepping = {"gradients": states.step_gradients, "buckets": states.step_bucket, "step temporaries": states.step}
+    yield Moment("step", stepping | {"parameters": states.parameters - states.released})
 
 
-def _highest(always: Mapping[str, int], moments: Iterator[Parts], fixed: int) -> dict[str, int]:
-    """The components of a phase at its highest moment."""
-    highest = max(moments, key=lambda moment: sum(moment.values()))
-    parts = dict.fromkeys(COMPONENTS, 0) | always | highest
+def _highest(moments: Iterator[Moment], always: dict[str, int]) -> Moment:
+    return max(moments, key=lambda moment: sum((always | moment.parts).values()))
+
+
+def _components(moment: Moment, always: dict[str, int], fixed: int) -> dict[str, int]:
+    """Every component at a moment, the margin last."""
+    parts = dict.fromkeys(COMPONENTS, 0) | always | moment.parts
     parts["margin"] = round(_MARGIN * sum(parts.values()))
     parts["CUDA context and NCCL"] = fixed
     return parts

@@ -192,7 +192,9 @@ def state_bytes(
     if zero.stage == 3:
         return _stage_3(groups, zero, parameter_bytes, bucket_bytes)
     states = _stage_1_and_2(groups, zero, parameter_bytes, bucket_bytes, accumulation_steps)
-    return states if zero.offload_optimizer == "none" else _offload_1_and_2(states, groups, parameter_bytes)
+    if zero.offload_optimizer == "none":
+        return states
+    return _offload_1_and_2(states, groups, parameter_bytes, zero.stage == 2 and accumulation_steps > 1)
 
 
 def _stage_0(groups: Sequence[OptimizerGroup], b: int, accumulation_steps: int) -> StateBytes:
@@ -261,8 +263,10 @@ def _stage_1_and_2(
     )
 
 
-def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: int) -> StateBytes:
-    """Device b N + b max_numel + bucket; host 16 P (master, gradient, moments) + b P + b max_numel."""
+def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: int, accumulates: bool) -> StateBytes:
+    """Device b N + b max_numel + bucket; host 16 P (master, gradient, moments) + b P + b max_numel, and where stage 2
+    accumulates micro-batches b times every tensor that touches this rank's share."""
+    accumulated = b * _fullest_rank([], groups) if accumulates else 0
     largest = max(max(group.tensors) for group in groups)
     partition = sum(group.partition for group in groups)
     return StateBytes(
@@ -274,13 +278,11 @@ def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: in
         early_bucket=states.early_bucket,
         flattened=states.flattened,
         resident_bucket=states.resident_bucket,
-        host=(16 + b) * partition + b * largest,
+        host=(16 + b) * partition + b * largest + accumulated,
     )
 
 
-def _stage_3(
-    groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucket_bytes: int
-) -> StateBytes:
+def _stage_3(groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucket_bytes: int) -> StateBytes:
     """b (P + persistent) + 4 P + 8 P + g P permanent gradients + the bucket, with P = sum of ceil(numel / W)."""
     shards = sum(group.shards for group in groups)
     parameters_on_host = zero.offload_param != "none"
