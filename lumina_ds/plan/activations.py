@@ -15,7 +15,7 @@ from lumina_ds.config.loss_chunk import loss_chunk_tokens
 from lumina_ds.config.schema import ModelConfig
 
 # torch.utils.checkpoint keeps the state of the CPU's random numbers for every part that it recomputes.
-_RANDOM_STATE_BYTES = 5056
+RANDOM_STATE_BYTES = 5056
 # deepspeed/moe/ep_kernels.py aligns every expert's rows for the grouped product.
 _ROW_ALIGNMENT = 8
 _OPERAND_BYTES = {"fp32": 4, "mixed_bf16": 2, "bf16": 2, "fp16": 2}
@@ -223,7 +223,7 @@ def _layer(model: ModelConfig, setting: Setting, is_moe: bool, anew: bool) -> La
         attention=tokens * _attention(model, setting),
         feed_forward=_mixture(model, setting) if is_moe else tokens * _dense(model, setting),
         norm=tokens * _norm(d),
-        block_input=tokens * setting.r * d + _RANDOM_STATE_BYTES,
+        block_input=tokens * setting.r * d + RANDOM_STATE_BYTES,
         places=_places(model, setting) if is_moe else 0,
         shared_input=tokens * 4 * d if setting.r == 4 else 0,
         attention_anew=anew and setting.checkpointing in ("full", "attention"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.config.tensors import parameter_tensors
+from lumina_ds.config.tensors import cached_by_model, parameter_tensors
 
 
 class Tensor(NamedTuple):
@@ -54,7 +54,20 @@ class Limits:
     reuse: int
 
 
-def gathered_bytes(modules: Sequence[Sequence[Tensor]], limits: Limits) -> Gathered:
+@cached_by_model
+def gathered_bytes(
+    model: ModelConfig,
+    expert_parallel_size: int,
+    persistence_threshold: int,
+    copies_experts: bool,
+    widths: Widths,
+    limits: Limits,
+) -> Gathered:
+    """What one rank holds of `model`; the arguments are those of `module_tensors` and `follow`."""
+    return follow(module_tensors(model, expert_parallel_size, persistence_threshold, copies_experts, widths), limits)
+
+
+def follow(modules: Sequence[Sequence[Tensor]], limits: Limits) -> Gathered:
     """Follow one forward pass over `modules` in the order of their use, the head last.
 
     What it lets go the backward pass fetches again, in the same way from the other end.

@@ -13,11 +13,11 @@ from typing import Any
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import ModelConfig, RunConfig
-from lumina_ds.config.tensors import parameter_tensors
+from lumina_ds.config.tensors import cached_by_model, parameter_tensors
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.activations import ExpertLoad, Setting, activation_bytes
 from lumina_ds.plan.flops import flops_per_token
-from lumina_ds.plan.gathering import Gathered, Limits, Widths, gathered_bytes, module_tensors
+from lumina_ds.plan.gathering import Gathered, Limits, Widths, gathered_bytes
 from lumina_ds.plan.hardware import GIB
 from lumina_ds.plan.moments import GrowingGradients, Moment, backward_moments, decoder_end, forward_moments
 from lumina_ds.plan.parameters import ParameterCounts, count_parameters
@@ -45,11 +45,11 @@ COMPONENTS = (
 )
 
 # Allowances, not measurements: a CUDA context with cuBLAS, then NCCL's buffers per set of communicators.
-_CUDA_CONTEXT = GIB // 2
+CUDA_CONTEXT = GIB // 2
 _NCCL_WORLD = GIB // 2
 _NCCL_EXPERTS = GIB // 4
 # Fragmentation of the caching allocator and what is not modelled, as a share of everything else.
-_MARGIN = 0.05
+MARGIN = 0.05
 PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 
 
@@ -57,7 +57,7 @@ PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 class MemoryPlan:
     """Bytes of one rank (the fullest) by phase and component, with the layout that they hold for.
 
-    `forward` includes the loss and its gradient; `moments` are where the phases are highest, `states` the
+    `forward` includes the loss and its gradient; `setting` is what activations depend on; `moments` are where the phases are highest, `states` the
     model's states as they are when the step begins; `decoder_end` is what the decoder's forward pass leaves behind;
     `host_bytes` is what offloading puts into the node's memory or onto NVMe for this rank.
     """
@@ -74,6 +74,7 @@ class MemoryPlan:
     activation_checkpointing: str
     parameters: ParameterCounts
     flops_per_token: int
+    setting: Setting
     moments: Mapping[str, Moment]
     phases: Mapping[str, Mapping[str, int]]
     states: Mapping[str, int]
@@ -104,7 +105,7 @@ def plan_memory(
     device: str = "cuda",
     deepspeed_json: Mapping[str, Any] | None = None,
     product_bytes: int | None = None,
-    expert_load: ExpertLoad = ExpertLoad(),
+    expert_load: ExpertLoad | None = None,
 ) -> MemoryPlan:
     """Plan one rank of `world_size` in a resolved `precision` on "cuda" or "cpu".
 
@@ -150,6 +151,7 @@ def plan_memory(
         activation_checkpointing=config.train.activation_checkpointing,
         parameters=count_parameters(config.model),
         flops_per_token=flops_per_token(config.model, config.seq_length),
+        setting=setting,
         moments=moments,
         phases={phase: _components(moments[phase], always, fixed) for phase in PHASES},
         states={
@@ -169,7 +171,7 @@ def setting_of(
     precision: str,
     device: str,
     product_bytes: int | None = None,
-    expert_load: ExpertLoad = ExpertLoad(),
+    expert_load: ExpertLoad | None = None,
 ) -> Setting:
     """What the run's activations depend on."""
     train, deepspeed = config.train, config.deepspeed
@@ -183,7 +185,7 @@ def setting_of(
         device=device,
         product_bytes=product_bytes,
         plain_linear=zero.stage != 3,
-        load=expert_load,
+        load=expert_load or ExpertLoad(),
     )
 
 
@@ -219,7 +221,7 @@ def _highest(moments: Iterator[Moment], always: dict[str, int]) -> Moment:
 def _components(moment: Moment, always: dict[str, int], fixed: int) -> dict[str, int]:
     """Every component at a moment, the margin last."""
     parts = dict.fromkeys(COMPONENTS, 0) | always | moment.parts
-    parts["margin"] = round(_MARGIN * sum(parts.values()))
+    parts["margin"] = round(MARGIN * sum(parts.values()))
     parts["CUDA context and NCCL"] = fixed
     return parts
 
@@ -227,21 +229,28 @@ def _components(moment: Moment, always: dict[str, int], fixed: int) -> dict[str,
 def _growing(config: RunConfig, zero: ZeroSettings, precision: str) -> GrowingGradients:
     """Gradients beside the buckets: at stages 0 and 1 all that were made, else none but a head that waits."""
     model, size = config.model, PARAMETER_BYTES[precision]
+    numels = _block_numels(model, config.deepspeed.expert_parallel_size)
     stay = size * (zero.stage < 2 and zero.offload_optimizer == "none")
     head = size * model.vocab_size * model.hidden_size
-    blocks = [0] * model.num_hidden_layers
-    for tensor in parameter_tensors(model):
-        if tensor.name.startswith("model.layers."):
-            share = config.deepspeed.expert_parallel_size if tensor.kind == "experts" else 1
-            blocks[int(tensor.name.split(".")[2])] += stay * tensor.numel // share
     down = stay * model.hidden_size * (model.intermediate_size or 0)
     return GrowingGradients(
         head=head,
         waiting=head if model.tie_word_embeddings or stay else 0,
         tied=model.tie_word_embeddings,
-        last_matrix=tuple(0 if model.is_moe_layer(layer) else down for layer in range(len(blocks))),
-        block=tuple(blocks),
+        last_matrix=tuple(0 if model.is_moe_layer(layer) else down for layer in range(len(numels))),
+        block=tuple(stay * numel for numel in numels),
     )
+
+
+@cached_by_model
+def _block_numels(model: ModelConfig, expert_parallel_size: int) -> tuple[int, ...]:
+    """Elements of every block on one rank."""
+    blocks = [0] * model.num_hidden_layers
+    for tensor in parameter_tensors(model):
+        if tensor.name.startswith("model.layers."):
+            share = expert_parallel_size if tensor.kind == "experts" else 1
+            blocks[int(tensor.name.split(".")[2])] += tensor.numel // share
+    return tuple(blocks)
 
 
 def _gathered(config: RunConfig, zero: ZeroSettings, world_size: int, precision: str) -> Gathered:
@@ -251,18 +260,17 @@ def _gathered(config: RunConfig, zero: ZeroSettings, world_size: int, precision:
         return Gathered()
     experts = config.deepspeed.expert_parallel_size
     width = PARAMETER_BYTES[precision]
-    modules = module_tensors(
+    return gathered_bytes(
         config.model,
         experts,
         zero.persistence_threshold,
         on_host or world_size > experts,
         Widths(width, 2 if precision == "mixed_bf16" else width),
+        Limits(zero.prefetch_bucket_size, zero.max_live_parameters, zero.max_reuse_distance),
     )
-    limits = Limits(zero.prefetch_bucket_size, zero.max_live_parameters, zero.max_reuse_distance)
-    return gathered_bytes(modules, limits)
 
 
 def _cuda_overhead(world_size: int, expert_parallel_size: int) -> int:
     if world_size == 1:
-        return _CUDA_CONTEXT
-    return _CUDA_CONTEXT + _NCCL_WORLD + (_NCCL_EXPERTS if expert_parallel_size > 1 else 0)
+        return CUDA_CONTEXT
+    return CUDA_CONTEXT + _NCCL_WORLD + (_NCCL_EXPERTS if expert_parallel_size > 1 else 0)

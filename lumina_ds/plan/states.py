@@ -12,12 +12,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
 from lumina_ds.config.deepspeed_tree import section_of
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.config.tensors import ParameterTensor, parameter_tensors
+from lumina_ds.config.tensors import ParameterTensor, cached_by_model, parameter_tensors
 
 # deepspeed/moe/utils.py, split_params_into_different_moe_groups_for_optimizer: max_group_size.
 _MAX_EXPERT_GROUP = 178_956_971
@@ -39,11 +40,11 @@ class OptimizerGroup:
     data_parallel_size: int
     is_muon: bool = False
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return sum(self.tensors)
 
-    @property
+    @cached_property
     def padded(self) -> int:
         """N: stage_1_and_2.py aligns the flat buffer to 2 elements per rank."""
         return -(-self.numel // (2 * self.data_parallel_size)) * 2 * self.data_parallel_size
@@ -53,7 +54,7 @@ class OptimizerGroup:
         """P, this rank's share of N."""
         return self.padded // self.data_parallel_size
 
-    @property
+    @cached_property
     def shards(self) -> int:
         """The stage 3 share: every tensor is split on its own, each rounded up."""
         return sum(-(-numel // self.data_parallel_size) for numel in self.tensors)
@@ -126,6 +127,7 @@ class StateBytes:
     host: int = 0
 
 
+@cached_by_model
 def optimizer_groups(
     model: ModelConfig, world_size: int, expert_parallel_size: int, optimizer: str = "adamw"
 ) -> list[OptimizerGroup]:
@@ -334,6 +336,7 @@ def _fullest_rank(groups: Sequence[OptimizerGroup], unpadded: Sequence[Optimizer
     return max(kept)
 
 
+@lru_cache(maxsize=256)
 def _touched_by_partition(group: OptimizerGroup, with_padding: bool) -> list[int]:
     ends = list(accumulate(group.tensors))
     total = ends[-1]
