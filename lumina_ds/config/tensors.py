@@ -22,12 +22,12 @@ def cached_by_model(function: Callable[..., Result]) -> Callable[..., Result]:
     model hundreds of times. The result must not be changed."""
 
     @lru_cache(maxsize=128)
-    def compute(fields: tuple[tuple[str, Any], ...], *rest: Any) -> Result:
-        return function(ModelConfig.model_construct(**dict(fields)), *rest)
+    def compute(fields: tuple[tuple[str, Any], ...], *rest: Any, **options: Any) -> Result:
+        return function(ModelConfig.model_construct(**dict(fields)), *rest, **options)
 
     @wraps(function)
-    def call(model: ModelConfig, *rest: Any) -> Result:
-        return compute(tuple(vars(model).items()), *rest)
+    def call(model: ModelConfig, *rest: Any, **options: Any) -> Result:
+        return compute(tuple(vars(model).items()), *rest, **options)
 
     return call
 

@@ -10,6 +10,7 @@ parameter, g bytes of an accumulated gradient element, N = n padded to a multipl
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -324,15 +325,16 @@ def _stage_3(groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucke
 def _fullest_rank(groups: Sequence[OptimizerGroup], unpadded: Sequence[OptimizerGroup] = ()) -> int:
     """Elements of gradients that the fullest rank keeps for the step: the whole of every tensor that touches its
     partition, plus, but for `unpadded`, the padding behind the last element."""
-    listed = [(group, True) for group in groups] + [(group, False) for group in unpadded]
+    # Layers of experts are groups of one size.
+    listed = Counter([(group, True) for group in groups] + [(group, False) for group in unpadded])
     world_size = max(group.data_parallel_size for group, _ in listed)
     kept = [0] * world_size
-    for group, with_padding in listed:
+    for (group, with_padding), times in listed.items():
         # Ranks that hold different experts of one set share a partition's place.
         ranks_per_partition = world_size // group.data_parallel_size
         for partition, touched in enumerate(_touched_by_partition(group, with_padding)):
             for rank in range(partition * ranks_per_partition, (partition + 1) * ranks_per_partition):
-                kept[rank] += touched
+                kept[rank] += times * touched
     return max(kept)
 
 
