@@ -11,6 +11,7 @@ import click
 
 from lumina_ds.cli.plan_check import check
 from lumina_ds.cli.plan_choice import render_explanations, render_search, search_record, write_choice
+from lumina_ds.cli.plan_grid import grid_record, plan_grid, render_grid
 from lumina_ds.cli.plan_options import overrides, setting_options
 from lumina_ds.cli.plan_rehearse import rehearse
 from lumina_ds.cli.plan_time import time
@@ -19,19 +20,15 @@ from lumina_ds.cli.presets import format_bytes, format_count
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.load import load_config
 from lumina_ds.config.precision import resolve_precision
-from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.tensors import num_parameters
-from lumina_ds.errors import ConfigError
 from lumina_ds.plan.explain import explain
-from lumina_ds.plan.hardware import GIB, cards_that_fit, find_gpu, usable_bytes
+from lumina_ds.plan.hardware import cards_that_fit, find_gpu, usable_bytes
 from lumina_ds.plan.layout import OFFLOADS, Fixed, with_offload
 from lumina_ds.plan.memory import COMPONENTS, PHASES, MemoryPlan, plan_memory
 from lumina_ds.plan.search import find_cheapest
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-GRID_GPUS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @click.group(
@@ -85,7 +82,7 @@ def command(
     card_gb = gpu.memory_gb if gpu else gpu_memory
     composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
     plan = plan_memory(config, world_size, precision, device, composed)
-    grid = plan_grid(config, precision) if device == "cuda" else []
+    grid = plan_grid(config, precision, world_size) if device == "cuda" else []
     result = None
     if gpu_name or global_batch_tokens or folder:
         if device == "cpu":
@@ -100,6 +97,7 @@ def command(
         written = write_choice(result, precision, gpus, folder)
     if as_json:
         record = plan_record(plan) | grid_record(grid, card_gb)
+        record["host_bytes_per_node"] = gpus * plan.host_bytes
         if result is not None:
             record["cheapest"] = search_record(result)
         if explained:
@@ -109,7 +107,7 @@ def command(
     from rich.console import Console
 
     console = Console(file=sys.stdout)
-    render_plan(plan, console)
+    render_plan(plan, console, gpus)
     if config.train.precision == "auto":
         console.print(f"Precision: {reason}.")
     render_explanations(formulas, console)
@@ -127,7 +125,7 @@ command.add_command(time)
 command.add_command(verify)
 
 
-def render_plan(plan: MemoryPlan, console: Console) -> None:
+def render_plan(plan: MemoryPlan, console: Console, gpus_per_node: int | None = None) -> None:
     """Print the layout, the breakdown by phase, the peak, and the cards that hold it."""
     from rich.table import Table
 
@@ -154,68 +152,26 @@ def render_plan(plan: MemoryPlan, console: Console) -> None:
     table.add_section()
     table.add_row("total", *(format_bytes(plan.phase_bytes(phase)) for phase in PHASES))
     console.print(table)
-    console.print(f"Peak {format_bytes(plan.peak_bytes)} in {plan.peak_phase}.", highlight=False)
+    peak = f"Peak {format_bytes(plan.peak_bytes)} in {plan.peak_phase} ({plan.moments[plan.peak_phase].label})."
+    console.print(peak, highlight=False)
     if plan.host_bytes:
-        console.print(f"Offloaded per rank: {format_bytes(plan.host_bytes)}.", highlight=False)
+        ranks = gpus_per_node or 1
+        node = f" per node: {format_bytes(ranks * plan.host_bytes)} for {ranks} ranks," if gpus_per_node else ":"
+        console.print(f"Host memory{node} {format_bytes(plan.host_bytes)} for each.", highlight=False)
     if plan.device == "cuda":
         fitting = ", ".join(card.label for card in cards_that_fit(plan.peak_bytes))
         console.print(f"Fits on cards of: {fitting or 'none of 24 to 192 GB'}.", highlight=False)
 
 
-def plan_grid(config: RunConfig, precision: str) -> list[dict[str, Any]]:
-    """Peak bytes for every ZeRO stage and GRID_GPUS count; None where the layout is refused."""
-    # The grid varies the ranks, which a fixed global batch would not allow.
-    varied = config.model_copy(deep=True)
-    varied.train.global_batch_size = None
-    cells: list[dict[str, Any]] = []
-    for stage in (0, 1, 2, 3):
-        varied.deepspeed.zero_stage = stage  # type: ignore[assignment]
-        for gpus in GRID_GPUS:
-            try:
-                peak: int | None = plan_memory(varied, gpus, precision).peak_bytes
-            except ConfigError:
-                peak = None
-            cells.append({"zero_stage": stage, "gpus": gpus, "peak_bytes": peak})
-    return cells
-
-
-def render_grid(grid: list[dict[str, Any]], gpu_memory: float, console: Console) -> None:
-    """Print the grid in GiB, marking what fits a card of `gpu_memory` GB."""
-    from rich.table import Table
-
-    limit = usable_bytes(gpu_memory)
-    table = Table(box=None, header_style="bold", pad_edge=False, title=f"GiB per GPU, {gpu_memory:g} GB cards")
-    table.add_column("ZeRO", no_wrap=True)
-    for gpus in GRID_GPUS:
-        table.add_column(f"{gpus} GPU{'s' if gpus > 1 else ''}", justify="right", no_wrap=True)
-    for stage in (0, 1, 2, 3):
-        peaks = [cell["peak_bytes"] for cell in grid if cell["zero_stage"] == stage]
-        table.add_row(str(stage), *(_cell(peak, limit) for peak in peaks))
-    console.print(table)
-    console.print("✔ fits, ✖ does not, - not a valid layout", highlight=False)
-
-
 def plan_record(plan: MemoryPlan) -> dict[str, Any]:
     """The plan as one JSON-ready mapping."""
-    layout = {name: value for name, value in vars(plan).items() if name not in ("parameters", "phases")}
+    layout = {name: value for name, value in vars(plan).items() if name not in ("parameters", "phases", "setting")}
     return {
         **layout,
         "parameters": {**vars(plan.parameters), "bf16_bytes": plan.parameters.bf16_bytes},
+        "moments": {phase: plan.moments[phase].label for phase in PHASES},
         "phases": {phase: dict(plan.phases[phase]) for phase in PHASES},
         "peak_phase": plan.peak_phase,
         "peak_bytes": plan.peak_bytes,
         "fits_on_gb": [card.memory_gb for card in cards_that_fit(plan.peak_bytes)] if plan.device == "cuda" else None,
     }
-
-
-def grid_record(grid: list[dict[str, Any]], gpu_memory: float) -> dict[str, Any]:
-    """The grid, with what fits a card of `gpu_memory` GB, as one JSON-ready mapping."""
-    limit = usable_bytes(gpu_memory)
-    fits = [{**cell, "fits": cell["peak_bytes"] is not None and cell["peak_bytes"] <= limit} for cell in grid]
-    return {"gpu_memory_gb": gpu_memory, "grid": fits}
-
-
-def _cell(peak: int | None, limit: int) -> str:
-    if peak is None:
-        return "-"
-    return f"[green]{peak / GIB:.1f} ✔[/green]" if peak <= limit else f"[red]{peak / GIB:.1f} ✖[/red]"

@@ -22,7 +22,7 @@ _MODULE = "lumina_ds.cli.plan_measure"
 def measure_on_ranks(requests: Sequence[dict[str, Any]], num_ranks: int) -> list[dict[str, Any]]:
     """Run every request (`config`, `precision`, `deepspeed`, and `measure`) on ranks of this machine.
 
-    `measure` is memory, or step_seconds, or bandwidths, which takes a `folder` and no configuration.
+    `measure` is memory (of the last of `steps`), or step_seconds, or bandwidths, which takes a `folder` and no configuration.
     A request that runs out of a GPU's memory has {"out_of_memory": true} for its result when there is one rank.
     Raises MachineError, or OutOfMemory, when the ranks end without results.
     """
@@ -106,7 +106,7 @@ def _answer(request: dict[str, Any], world: Any) -> dict[str, Any]:
     try:
         if request.get("measure") == "step_seconds":
             return {"seconds": measure_step_seconds(*asked)}
-        return measure_memory(*asked) | {"device": _device(world)}
+        return measure_memory(*asked, steps=request.get("steps", 3)) | {"device": _device(world)}
     except torch.OutOfMemoryError:
         # Of several ranks the others would wait for this one for ever.
         if world.size > 1:

@@ -183,7 +183,7 @@ def _planned_states(config: RunConfig, plan: MemoryPlan, composed: Mapping[str, 
         n = sum(group.numel for group in groups)
         return b * n, 0, 8 * n
     share = sum(group.shards if zero.stage == 3 else group.partition for group in groups)
-    parameters = plan.phases["step"]["parameters"] + (b * share if zero.offload_param != "none" else 0)
+    parameters = plan.states["parameters"] + (b * share if zero.offload_param != "none" else 0)
     adam, muon = moment_elements(groups) if config.train.optimizer == "muon" else (share, 0)
     return parameters, 4 * share, 8 * adam + momentum_bytes(zero, b) * muon
 

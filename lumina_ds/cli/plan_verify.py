@@ -15,6 +15,7 @@ from lumina_ds.cli.presets import format_bytes
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.load import load_config
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.plan.activations import ExpertLoad
 from lumina_ds.plan.layout import OFFLOADS, with_offload
 from lumina_ds.plan.memory import PHASES, MemoryPlan, plan_memory
 
@@ -63,6 +64,7 @@ def verify(source: str, gpus: int | None, offload: str | None, as_json: bool, **
     request, plan = memory_request(config, world_size, precision, device, offload)
     check_ranks(world_size, device, plan.peak_bytes)
     (measured,) = measure_on_ranks([request], world_size)
+    plan = plan_request(request, world_size, device, measured)
     table = compare(plan, measured)
     if as_json:
         lines = [{**asdict(line), "error": line.error} for line in table]
@@ -77,18 +79,33 @@ def memory_request(
 ) -> tuple[dict[str, Any], MemoryPlan]:
     """What the ranks are asked to run, and the plan of the same."""
     composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
-    plan = plan_memory(config, world_size, precision, device, composed)
     asked = {"config": config.model_dump(mode="json"), "precision": precision, "deepspeed": composed}
-    return asked, plan
+    return asked, plan_request(asked, world_size, device)
+
+
+def plan_request(
+    request: Mapping[str, Any], world_size: int, device: str, measured: Mapping[str, Any] | None = None
+) -> MemoryPlan:
+    """The plan of what `memory_request` asked for, with this CPU's way to multiply bf16; with the load of the experts
+    that was `measured`, which no plan can know, instead of the assumed one."""
+    import torch
+
+    from lumina_ds.model.cpu_products import product_dtype
+
+    load = (measured or {}).get("expert_load") or {}
+    width = (
+        product_dtype(torch.bfloat16, "cpu").itemsize if device == "cpu" and request["precision"] != "fp32" else None
+    )
+    config = RunConfig.model_validate(request["config"])
+    return plan_memory(
+        config, world_size, request["precision"], device, request["deepspeed"], width, ExpertLoad(**load)
+    )
 
 
 def compare(plan: MemoryPlan, measured: Mapping[str, Any]) -> list[Compared]:
     """Model states, activations (where nothing is recomputed), the peak of every phase, and the peak of all."""
-    lines = [Compared(name, plan.phases["step"][name], measured["components"][name]) for name in STATES]
-    forward = plan.phases["forward"]
-    if plan.activation_checkpointing == "none":
-        kept = sum(size for name, size in forward.items() if name.startswith("activations"))
-        lines.append(Compared("activations", kept + forward["gathered parameters"], measured["activations"]))
+    lines = [Compared(name, plan.states[name], measured["components"][name]) for name in STATES]
+    lines.append(Compared("activations", plan.decoder_end, measured["activations"]))
     planned = {phase: allocated_bytes(plan, phase) for phase in PHASES}
     lines += [Compared(f"peak of {phase}", planned[phase], measured["peaks"][phase]) for phase in PHASES]
     return [*lines, Compared("peak", max(planned.values()), max(measured["peaks"].values()))]

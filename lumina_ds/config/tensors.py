@@ -6,11 +6,30 @@ answer without building a model. A test compares it with the real model's `named
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, wraps
 from math import prod
+from typing import Any, TypeVar
 
 from lumina_ds.config.schema import ModelConfig
+
+Result = TypeVar("Result")
+
+
+def cached_by_model(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Remember what a function of a model's configuration and of hashable arguments gave: a plan asks the same of one
+    model hundreds of times. The result must not be changed."""
+
+    @lru_cache(maxsize=128)
+    def compute(fields: tuple[tuple[str, Any], ...], *rest: Any, **options: Any) -> Result:
+        return function(ModelConfig.model_construct(**dict(fields)), *rest, **options)
+
+    @wraps(function)
+    def call(model: ModelConfig, *rest: Any, **options: Any) -> Result:
+        return compute(tuple(vars(model).items()), *rest, **options)
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -22,13 +41,18 @@ class ParameterTensor:
     shape: tuple[int, ...]
     kind: str
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return prod(self.shape)
 
 
-def parameter_tensors(model: ModelConfig) -> Iterator[ParameterTensor]:
+@cached_by_model
+def parameter_tensors(model: ModelConfig) -> tuple[ParameterTensor, ...]:
     """All tensors in the order of the model's `named_parameters()`; a tied head is not listed twice."""
+    return tuple(_tensors(model))
+
+
+def _tensors(model: ModelConfig) -> Iterator[ParameterTensor]:
     hidden = model.hidden_size
     yield ParameterTensor("model.embed_tokens.weight", (model.vocab_size, hidden), "embedding")
     for layer in range(model.num_hidden_layers):

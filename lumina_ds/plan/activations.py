@@ -1,85 +1,197 @@
-"""Bytes that a forward pass leaves for the backward pass on one rank, by part of the model.
+"""Bytes that a forward pass leaves for the backward pass on one rank, layer by layer, and what each backward works with.
 
-Counted from the tensors that autograd saves in `lumina_ds.model` and in AutoEP's layer. d hidden width,
-H query and K key/value heads of width c, f feed-forward width, E experts, k top-k, T tokens of a
-micro-batch, b bytes of a matrix product's operand, r bytes of the residual stream. The experts' input is
-cast to b (model/transformer.py), which autocast alone would not do.
+Counted from the tensors that autograd saves in `lumina_ds.model` and in AutoEP's layer. d hidden width, H query and
+K key/value heads of width c, f feed-forward width, E experts, k top-k, T tokens of a micro-batch, n rows of experts,
+b bytes of a matrix product's operand, r of the residual stream, w of a parameter, p of the products that
+model/cpu_products.py chooses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 from lumina_ds.config.loss_chunk import loss_chunk_tokens
 from lumina_ds.config.schema import ModelConfig
 
-# Routing is dropless: with experts on several ranks the fullest rank gets more than an even share.
-EXPERT_LOAD_IMBALANCE = 1.25
+# torch.utils.checkpoint keeps the state of the CPU's random numbers for every part that it recomputes.
+RANDOM_STATE_BYTES = 5056
 # deepspeed/moe/ep_kernels.py aligns every expert's rows for the grouped product.
 _ROW_ALIGNMENT = 8
 _OPERAND_BYTES = {"fp32": 4, "mixed_bf16": 2, "bf16": 2, "fp16": 2}
 _RESIDUAL_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
+_PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class ExpertLoad:
+    """Routing is dropless, so the fullest rank and the busiest expert have more rows than an even share, which only a
+    run can tell: `rank` and `expert` are their rows over it. The defaults are assumptions."""
+
+    rank: float = 1.25
+    expert: float = 2.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the bytes depend on beside the model.
+
+    `tokens` of a micro-batch; `product_bytes` p, None where products are in b; `plain_linear` is false at ZeRO-3,
+    whose linear function (deepspeed/runtime/zero/linear.py) saves its input uncast. With `fused_loss` the loss may be
+    Liger's: which one it is shows at the start of the run, so the larger one counts.
+    """
+
+    tokens: int
+    precision: str
+    checkpointing: str = "none"
+    interval: int = 1
+    expert_parallel_size: int = 1
+    loss_chunk: int | None = None
+    device: str = "cuda"
+    product_bytes: int | None = None
+    plain_linear: bool = True
+    fused_loss: bool = False
+    load: ExpertLoad = ExpertLoad()
+
+    @property
+    def b(self) -> int:
+        return _OPERAND_BYTES[self.precision]
+
+    @property
+    def r(self) -> int:
+        return _RESIDUAL_BYTES[self.precision]
+
+    @property
+    def w(self) -> int:
+        return _PARAMETER_BYTES[self.precision]
+
+    @property
+    def p(self) -> int:
+        return self.product_bytes or self.b
+
+    @property
+    def casts(self) -> bool:
+        """Whether autocast turns the inputs of linear layers into copies that are kept."""
+        return self.r > self.b and self.plain_linear
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """One block. `attention` and `feed_forward` are what they keep, `norm` either one's norm, without recomputation;
+    the `*_anew` flags say what the backward recomputes, of which only an input of `block_input` bytes is kept; `shared_input` of it is
+    the norm's own input, which an fp32 residual stream is.
+
+    `attention_copies` and `dense_copies` are low-precision weights that autocast caches until the forward pass ends,
+    `expert_copies` those that the experts keep.
+    `feed_forward_gradients` and `attention_gradients` are activation gradients at the heights of their backward
+    passes; `expert_dispatch` the buffers of the exchange between ranks, `places` where its rows go, which stays with the
+    function that is recomputed.
+    """
+
+    attention: int
+    feed_forward: int
+    norm: int
+    block_input: int
+    shared_input: int
+    attention_anew: bool
+    feed_forward_anew: bool
+    attention_copies: int
+    dense_copies: int
+    expert_copies: int
+    feed_forward_gradients: int
+    attention_gradients: int
+    expert_dispatch: int
+    places: int
+
+    @property
+    def kept_attention(self) -> int:
+        return 0 if self.attention_anew else self.attention
+
+    @property
+    def kept_feed_forward(self) -> int:
+        return self.places if self.feed_forward_anew else self.feed_forward
+
+    @property
+    def kept_other(self) -> int:
+        """Norms that are kept, and the input of what is not."""
+        norms = self.norm * ((not self.attention_anew) + (not self.feed_forward_anew))
+        return norms + self.block_input * (self.attention_anew or self.feed_forward_anew)
+
+    @property
+    def kept_copies(self) -> int:
+        """Cast weights that the backward pass finds."""
+        attention = 0 if self.attention_anew else self.attention_copies
+        return attention + (0 if self.feed_forward_anew else self.dense_copies + self.expert_copies)
+
+    @property
+    def made_attention(self) -> int:
+        """What the backward pass of a recomputed attention finds beside what was kept."""
+        return self.attention + self.norm - self.shared_input if self.attention_anew else 0
+
+    @property
+    def made_feed_forward(self) -> int:
+        """The same of the feed-forward; under full checkpointing its attention was made with it."""
+        if not self.feed_forward_anew:
+            return 0
+        made = self.feed_forward - self.places + self.norm
+        return made + self.made_attention if self.attention_anew else made - self.shared_input
+
+    @property
+    def made_copies(self) -> int:
+        """Cast weights that recomputing the feed-forward makes anew."""
+        if not self.feed_forward_anew:
+            return 0
+        return self.dense_copies + self.expert_copies + (self.attention_copies if self.attention_anew else 0)
 
 
 @dataclass(frozen=True)
 class ActivationBytes:
-    """`recomputed` is what one block's backward makes anew under checkpointing; `workspace` are the gradients inside
-    one block's backward; `logits` the peak of head and loss."""
+    """`layers` in order; `rotary` cosines and sines, which all share; `final_norm`, of it `normalized`, without its
+    output, which is `hidden`. `loss` is the height of head and loss beside `hidden`; `head_backward` the gradients of
+    the hidden states where they leave the head, `norm_backward` those inside the final norm's backward."""
 
-    attention: int
-    feed_forward: int
-    other: int
-    recomputed: int
-    workspace: int
-    logits: int
-    all_to_all: int
+    layers: tuple[LayerBytes, ...]
+    rotary: int
+    final_norm: int
+    normalized: int
+    hidden: int
+    loss: int
+    head_backward: int
+    norm_backward: int
+
+    @property
+    def attention(self) -> int:
+        return sum(layer.kept_attention for layer in self.layers)
+
+    @property
+    def feed_forward(self) -> int:
+        return sum(layer.kept_feed_forward for layer in self.layers)
+
+    @property
+    def other(self) -> int:
+        return sum(layer.kept_other for layer in self.layers) + self.rotary + self.final_norm + self.hidden
 
 
-def activation_bytes(
-    model: ModelConfig,
-    tokens: int,
-    precision: str,
-    checkpointing: str,
-    expert_parallel_size: int,
-    interval: int = 1,
-    loss_chunk: int | None = None,
-    device: str = "cuda",
-    fused_loss: bool = False,
-) -> ActivationBytes:
-    """Bytes for `tokens` tokens of one micro-batch on "cuda" or "cpu", where experts that are not spread keep less.
-
-    `checkpointing` (none, full, attention, experts) keeps the inputs of what every `interval`-th block recomputes,
-    and the contents of one such part at a time. `loss_chunk` is train.loss_chunk_tokens. With
-    `fused_loss` the loss may be Liger's: which one it is shows at the start of the run, so the larger one counts.
-    """
-    b, r = _OPERAND_BYTES[precision], _RESIDUAL_BYTES[precision]
-    d, layers = model.hidden_size, range(model.num_hidden_layers)
-    spread = EXPERT_LOAD_IMBALANCE if expert_parallel_size > 1 else 1.0
-    rows = spread * tokens * model.num_experts_per_tok + _ROW_ALIGNMENT * (model.num_experts // expert_parallel_size)
-    local = device == "cpu" and expert_parallel_size == 1
-    mixture = _mixture_on_cpu(model, tokens, b) if local else _mixture(model, tokens, rows, b)
-    feed_forward = [mixture if model.is_moe_layer(layer) else _dense(model, tokens, b, cast=r > b) for layer in layers]
-    anew = recomputed_layers(model, checkpointing, interval)
-    attention_anew = anew if checkpointing in ("full", "attention") else []
-    feed_forward_anew = anew if checkpointing in ("full", "experts") else []
-    # Norm before the head and the head's operand; cosines and sines in fp32, which all layers share.
-    other = _norm(d) + b * d + 8 * model.attention_head_dim
-    for recomputed in (attention_anew, feed_forward_anew):
-        other += _norm(d) * (len(layers) - len(recomputed))
-    other += r * d * len(anew)
-    kept = [size for layer, size in enumerate(feed_forward) if layer not in feed_forward_anew]
-    attention = tokens * _attention(model, b, cast=r > b)
-    made_anew = max((feed_forward[layer] + tokens * _norm(d) for layer in feed_forward_anew), default=0)
-    made_anew += (attention + tokens * _norm(d)) * bool(attention_anew)
-    logits = _logits(model, tokens, b, r, loss_chunk_tokens(loss_chunk, model.vocab_size))
+def activation_bytes(model: ModelConfig, setting: Setting) -> ActivationBytes:
+    """What one micro-batch keeps and works with."""
+    tokens, r, d = setting.tokens, setting.r, model.hidden_size
+    anew = set(recomputed_layers(model, setting.checkpointing, setting.interval))
+    kinds: dict[tuple[bool, bool], LayerBytes] = {}
+    layers = []
+    for number in range(model.num_hidden_layers):
+        kind = (model.is_moe_layer(number), number in anew)
+        if kind not in kinds:
+            kinds[kind] = _layer(model, setting, *kind)
+        layers.append(kinds[kind])
     return ActivationBytes(
-        attention=attention * (len(layers) - len(attention_anew)),
-        feed_forward=round(sum(kept)),
-        other=tokens * other,
-        recomputed=round(made_anew),
-        workspace=round(_workspace(model, tokens, b, local)),
-        logits=max(logits, fused_loss_bytes(model, tokens, b)) if fused_loss else logits,
-        all_to_all=round(_all_to_all(model, tokens, spread, b)) if expert_parallel_size > 1 else 0,
+        layers=tuple(layers),
+        rotary=8 * model.attention_head_dim * tokens,
+        final_norm=_norm(d) * tokens,
+        normalized=4 * d * tokens,
+        hidden=r * d * tokens,
+        loss=_loss(model, setting),
+        head_backward=2 * r * d * tokens,
+        norm_backward=5 * 4 * d * tokens,
     )
 
 
@@ -88,90 +200,178 @@ def recomputed_layers(model: ModelConfig, checkpointing: str, interval: int) -> 
     return [] if checkpointing == "none" else list(range(0, model.num_hidden_layers, interval))
 
 
+def expert_rows(model: ModelConfig, setting: Setting) -> int:
+    """n: rows that the fullest rank's experts compute, alignment included."""
+    rows = setting.tokens * model.num_experts_per_tok
+    if _is_local(setting):
+        return rows
+    load = setting.load.rank if setting.expert_parallel_size > 1 else 1.0
+    return ceil(load * rows) + _ROW_ALIGNMENT * (model.num_experts // setting.expert_parallel_size)
+
+
+def _is_local(setting: Setting) -> bool:
+    """On a CPU, experts that are not spread run in our own layer (engine/expert_parallel.py)."""
+    return setting.device == "cpu" and setting.expert_parallel_size == 1
+
+
+def _layer(model: ModelConfig, setting: Setting, is_moe: bool, anew: bool) -> LayerBytes:
+    tokens, d = setting.tokens, model.hidden_size
+    queries, keys = _widths(model)
+    attention_matrices = 2 * d * queries + 2 * d * keys
+    experts = 3 * (model.num_experts // setting.expert_parallel_size) * d * (model.moe_intermediate_size or 0)
+    dense = 3 * d * _dense_width(model, is_moe)
+    mixed = setting.r > setting.b
+    return LayerBytes(
+        attention=tokens * _attention(model, setting),
+        feed_forward=_mixture(model, setting) if is_moe else tokens * _dense(model, setting),
+        norm=tokens * _norm(d),
+        block_input=tokens * setting.r * d + RANDOM_STATE_BYTES,
+        places=_places(model, setting) if is_moe else 0,
+        shared_input=tokens * 4 * d if setting.r == 4 else 0,
+        attention_anew=anew and setting.checkpointing in ("full", "attention"),
+        feed_forward_anew=anew and setting.checkpointing in ("full", "experts"),
+        attention_copies=setting.b * attention_matrices if setting.casts else 0,
+        dense_copies=setting.b * dense if setting.casts else 0,
+        expert_copies=setting.b * experts if mixed and is_moe else 0,
+        feed_forward_gradients=_feed_forward_gradients(model, setting, is_moe, experts),
+        attention_gradients=tokens * (setting.r * d + setting.b * 2 * (queries + keys) + 8 * queries),
+        expert_dispatch=_dispatch(model, setting) if is_moe else 0,
+    )
+
+
+def _widths(model: ModelConfig) -> tuple[int, int]:
+    """Hc and Kc."""
+    head = model.attention_head_dim
+    return model.num_attention_heads * head, model.num_key_value_heads * head
+
+
+def _dense_width(model: ModelConfig, is_moe: bool) -> int:
+    """f of a layer's SwiGLU: of a dense layer, or of the shared experts."""
+    if is_moe:
+        return model.num_shared_experts * (model.moe_intermediate_size or 0)
+    return model.intermediate_size or 0
+
+
 def _norm(width: int) -> int:
     """RMSNorm in fp32 (model/feed_forward.py): input 4, normalized 4 per element, the root's inverse 4 a row.
     A fused CUDA kernel saves less; this is the bound."""
     return 8 * width + 4
 
 
-def _attention(model: ModelConfig, b: int, cast: bool) -> int:
+def _attention(model: ModelConfig, setting: Setting) -> int:
     """Input, q, k, v, output and its packed copy, and the log-sum-exp of a fused kernel: b (d + 3Hc + 2Kc) + 4H.
 
-    Where autocast casts the input (`cast`), each of the three projections keeps a copy of its own.
+    Where autocast casts the input, each of the three projections keeps a copy of its own; at ZeRO-3 they share the
+    norm's output, uncast.
     """
-    queries = model.num_attention_heads * model.attention_head_dim
-    keys = model.num_key_value_heads * model.attention_head_dim
+    queries, keys = _widths(model)
     heads = model.num_attention_heads + model.num_key_value_heads
     qk_norm = heads * _norm(model.attention_head_dim) if model.qk_norm else 0
-    return (
-        b * ((3 if cast else 1) * model.hidden_size + 3 * queries + 2 * keys) + 4 * model.num_attention_heads + qk_norm
-    )
+    inputs = 3 * setting.b if setting.casts else setting.r
+    return inputs * model.hidden_size + setting.b * (3 * queries + 2 * keys) + 4 * model.num_attention_heads + qk_norm
 
 
-def _dense(model: ModelConfig, tokens: int, b: int, cast: bool) -> float:
-    """SwiGLU: input, gate, up, the gate's silu and their product, b (d + 4f); an input for gate and up each under
-    autocast."""
-    return tokens * b * ((2 if cast else 1) * model.hidden_size + 4 * (model.intermediate_size or 0))
+def _dense(model: ModelConfig, setting: Setting) -> int:
+    """SwiGLU: input, gate, up, the gate's silu and their product, b (d + 4f); under autocast an input for gate and up
+    each."""
+    inputs = 2 * setting.b if setting.casts else setting.r
+    return inputs * model.hidden_size + 4 * setting.b * (model.intermediate_size or 0)
 
 
-def _mixture(model: ModelConfig, tokens: int, rows: float, b: int) -> float:
-    """The router's fp32 input 4d and about 22E of scores; k outputs of b d to weigh; SwiGLU over the routed
-    `rows` of the fullest rank, b (d + 4f) each; shared experts as a dense layer."""
-    d, width = model.hidden_size, model.moe_intermediate_size or 0
-    routing = 4 * d + 22 * model.num_experts + b * model.num_experts_per_tok * d
-    shared = b * (d + 4 * model.num_shared_experts * width) if model.num_shared_experts else 0
-    return tokens * (routing + shared) + rows * b * (d + 4 * width)
+def _mixture(model: ModelConfig, setting: Setting) -> int:
+    """The router's fp32 input, scores and places; the experts' rows; shared experts as a dense layer.
 
-
-def _mixture_on_cpu(model: ModelConfig, tokens: int, b: int) -> float:
-    """The same through model/experts.py, which computes silu and product again and weighs rows inside: b (d + 2f) a
-    row; of the router its input 4d, scores and their logarithms 8E, and 40 bytes of places and weights a choice."""
-    d, width, choices = model.hidden_size, model.moe_intermediate_size or 0, model.num_experts_per_tok
-    routing = 4 * d + 8 * model.num_experts + 40 * choices
-    shared = b * (d + 4 * model.num_shared_experts * width) if model.num_shared_experts else 0
-    return tokens * (routing + shared + choices * b * (d + 2 * width))
-
-
-def _workspace(model: ModelConfig, tokens: int, b: int, local: bool) -> float:
-    """Gradients that one block's backward holds: b (2f + d) a token.
-
-    Of experts in model/experts.py on a CPU (`local`): gradients of the rows in and out and of the three weights, and in
-    fp32 what one expert of even load works on, its rows 2d + 8f wide and its weights.
+    Ours on a CPU (model/experts.py) keeps rows, gate and up, b (d + 2f) a row, and computes the rest again; under
+    expert parallelism AutoEP keeps the k outputs of a token to weigh as well. Elsewhere the grouped kernels keep
+    b (d + 4f) a row, and the router about 22E.
     """
-    d, width = model.hidden_size, model.moe_intermediate_size or 0
-    widest = max(_feed_forward_width(model, layer) for layer in range(model.num_hidden_layers))
-    workspace = tokens * b * (2 * widest + d)
-    if not (local and model.num_experts):
-        return workspace
-    rows = tokens * model.num_experts_per_tok
-    weights = 3 * d * width
-    one = 4 * (rows / model.num_experts * (2 * d + 8 * width) + weights)
-    return max(workspace, b * (2 * rows * d + model.num_experts * weights) + one)
+    tokens, b, d, k = setting.tokens, setting.b, model.hidden_size, model.num_experts_per_tok
+    width, experts = model.moe_intermediate_size or 0, model.num_experts
+    shared = 4 * b * model.num_shared_experts * width
+    # In fp32 the router's input is the shared experts' too.
+    shared += b * d if model.num_shared_experts and b != 4 else 0
+    rows = expert_rows(model, setting)
+    if setting.device != "cpu":
+        return tokens * (4 * d + 22 * experts + b * k * d + shared) + rows * b * (d + 4 * width)
+    # Scores and probabilities 8E, four numbers a token, and a choice's places: four int64, weights, a flag.
+    routing = 4 * d + 8 * experts + 16 + (41 + b if not _is_local(setting) else 45 + b) * k
+    if _is_local(setting):
+        return tokens * (routing + shared) + rows * b * (d + 2 * width)
+    return tokens * (routing - b * k + b * k * d + shared) + rows * (b * (d + 2 * width) + 12 + b)
 
 
-def _feed_forward_width(model: ModelConfig, layer: int) -> int:
-    """Hidden units that one token activates in a layer."""
-    if not model.is_moe_layer(layer):
-        return model.intermediate_size or 0
-    return (model.num_experts_per_tok + model.num_shared_experts) * (model.moe_intermediate_size or 0)
+def _feed_forward_gradients(model: ModelConfig, setting: Setting, is_moe: bool, experts: int) -> int:
+    """Gradients beside what was kept, at the height of the feed-forward's backward.
 
-
-def _logits(model: ModelConfig, tokens: int, b: int, r: int, chunk: int) -> int:
-    """Peak of model/loss.py, every position counted as trained, the worst case.
-
-    A chunk of c tokens holds its product with the vocabulary and fp32 logits and log-probabilities, then the
-    latter, the gradient, and the weight's gradient, which several chunks add up in fp32; beside them the hidden
-    states' gradient. All at once, log-softmax keeps three fp32 tensors: 12 V T.
+    Dense: the residual stream's r d, and of the product and its two factors, b 3f, while the product, b f, is let go.
     """
-    vocabulary, width = model.vocab_size, model.hidden_size
+    tokens, b, r, d = setting.tokens, setting.b, setting.r, model.hidden_size
+    if not is_moe:
+        return tokens * (r * d + 2 * b * (model.intermediate_size or 0))
+    if setting.device != "cpu":
+        width = (model.num_experts_per_tok + model.num_shared_experts) * (model.moe_intermediate_size or 0)
+        # The gradient of the experts' last matrix comes with that of their hidden units.
+        return tokens * (r * d + 2 * b * width) + setting.w * experts // 3
+    return _mix_gradients(model, setting, experts)
+
+
+def _mix_gradients(model: ModelConfig, setting: Setting, experts: int) -> int:
+    """Backward of `_MixOnCpu`: gradients of the rows in and out and of the three weights; beside them what the busiest
+    expert needs in the product's type, or at the end the tokens' gradients, the weights' in the parameters' type, and
+    what the last expert left."""
+    tokens, b, d, p = setting.tokens, setting.b, model.hidden_size, setting.p
+    width, local = model.moe_intermediate_size or 0, _is_local(setting)
+    rows = expert_rows(model, setting)
+    even = rows // max(1, model.num_experts // setting.expert_parallel_size)
+    # An expert has no more rows than tokens.
+    busiest = min(ceil(setting.load.expert * even), setting.expert_parallel_size * tokens)
+    casts = p != b
+    row = (4 * width + (2 * (d + width) if casts else 0)) * p
+    in_loop = busiest * (row + d * p) + (d * width * p if casts else 0)
+    given_back = b * d * (tokens if local else rows) + (setting.w * experts if setting.w != b else 0)
+    at_end = even * row + given_back
+    # Autocast's gradient of the layer's output, which AutoEP lets go.
+    low = tokens * b * d if setting.r != b and local else 0
+    # AutoEP's buffer of outputs to weigh is let go before.
+    weighed = 0 if local else b * model.num_experts_per_tok * tokens * d
+    return tokens * setting.r * d + low - weighed + 2 * rows * b * d + b * experts + max(in_loop, at_end)
+
+
+def _dispatch(model: ModelConfig, setting: Setting) -> int:
+    """Buffers beside what is kept: rows as they came, in the experts' order, and their outputs, b d each; the backward
+    holds one of them."""
+    if setting.expert_parallel_size == 1:
+        return 0
+    return expert_rows(model, setting) * setting.b * model.hidden_size
+
+
+def _places(model: ModelConfig, setting: Setting) -> int:
+    """model/experts.py, RowPlan: three int64 a choice, or one a row where AutoEP has sorted the rows."""
+    if setting.device != "cpu":
+        return 0
+    if _is_local(setting):
+        return 24 * setting.tokens * model.num_experts_per_tok
+    return 8 * expert_rows(model, setting)
+
+
+def _loss(model: ModelConfig, setting: Setting) -> int:
+    """Height of model/loss.py beside the hidden states, every position counted as trained, the worst case.
+
+    The trained positions and their gradient, r d T each. A chunk of c tokens holds its product with the vocabulary and
+    fp32 log-probabilities, then those, their gradient and the weight's gradient, which several chunks add up in fp32.
+    All at once, log-softmax keeps three fp32 tensors: 12 V T.
+    """
+    tokens, vocabulary, d = setting.tokens, model.vocab_size, model.hidden_size
+    chunk = loss_chunk_tokens(setting.loss_chunk, vocabulary)
     if chunk == 0:
-        return 12 * vocabulary * tokens
-    rows, low = min(chunk, tokens), 0 if b == 4 else b
-    total = 4 * vocabulary * width if tokens > chunk else 0
-    summand = low * vocabulary * width if total else b * vocabulary * width
-    softmax = rows * vocabulary * (8 + low)
-    product = rows * vocabulary * (4 + low) + summand
-    return total + max(softmax, product) + r * width * tokens
+        return 12 * vocabulary * tokens + setting.r * d * tokens
+    parts = loss_parts(model, setting, chunk)
+    return sum((fused_loss_parts(model, setting) if takes_fused_loss(model, setting, parts) else parts).values())
+
+
+def takes_fused_loss(model: ModelConfig, setting: Setting, parts: dict[str, int]) -> bool:
+    """Whether Liger's loss may run and is higher than ours, which takes `parts`."""
+    return setting.fused_loss and sum(fused_loss_parts(model, setting).values()) > sum(parts.values())
 
 
 def fused_chunk_tokens(model: ModelConfig, tokens: int) -> int:
@@ -180,13 +380,35 @@ def fused_chunk_tokens(model: ModelConfig, tokens: int) -> int:
     return min(tokens, 1 << (rows - 1).bit_length())
 
 
-def fused_loss_bytes(model: ModelConfig, tokens: int, b: int) -> int:
-    """Peak of Liger's loss: the logits of a chunk, which its gradient overwrites, the hidden states' gradient, the
-    weight's in fp32, and a chunk's part of that in b."""
-    vocabulary, width, rows = model.vocab_size, model.hidden_size, fused_chunk_tokens(model, tokens)
-    return b * rows * vocabulary + (4 + b) * vocabulary * width + b * width * tokens
+def fused_loss_parts(model: ModelConfig, setting: Setting) -> dict[str, int]:
+    """Height of Liger's loss beside the hidden states: the trained positions, a cast copy of them and the gradients of
+    both; a cast weight; the weight's gradient in fp32 and a chunk's part of it in b; the logits of a chunk, which their
+    gradient overwrites."""
+    tokens, b, casts = setting.tokens, setting.b, setting.r != setting.b
+    weight = model.vocab_size * model.hidden_size
+    return {
+        "states": 2 * model.hidden_size * tokens * (setting.r + (b if casts else 0)),
+        "weight": b * weight if setting.w != b else 0,
+        "sum": (4 + b) * weight,
+        "chunk": b * fused_chunk_tokens(model, tokens) * model.vocab_size,
+    }
 
 
-def _all_to_all(model: ModelConfig, tokens: int, spread: float, b: int) -> float:
-    """Send and receive buffers of one exchange: k rows of width d out, the fullest rank's share in."""
-    return (1 + spread) * tokens * model.num_experts_per_tok * b * model.hidden_size if model.num_experts else 0.0
+def loss_parts(model: ModelConfig, setting: Setting, chunk: int) -> dict[str, int]:
+    """`_loss` by what takes it: states, weight, sum, chunk."""
+    tokens, vocabulary, d, p = setting.tokens, model.vocab_size, model.hidden_size, setting.p
+    rows, several = min(chunk, tokens), tokens > chunk
+    weight = vocabulary * d
+    # A CPU makes an fp32 copy of low logits before it takes their softmax.
+    converted = 4 if setting.device == "cpu" and p < 4 else 0
+    softmax = rows * vocabulary * (p + 4 + converted)
+    gradient = rows * vocabulary * (4 + (p if p < 4 else 0))
+    summand = 0 if several and p == 4 else p * weight
+    # After the loop the weight's gradient takes the weight's type.
+    returned = (0 if several else p * weight) + (setting.w * weight if setting.w != p else 0)
+    return {
+        "states": 2 * setting.r * d * tokens + (p * d * rows if p != setting.r else 0),
+        "weight": p * weight if p != setting.w else 0,
+        "sum": 4 * weight if several else 0,
+        "chunk": max(softmax, gradient + max(p * d * rows, summand), returned),
+    }

@@ -1,8 +1,8 @@
-"""The peak of a memory plan as formulas with this run's numbers in them.
+"""A memory plan as formulas with this run's numbers in them.
 
 Every `filled` is arithmetic that gives `num_bytes`; a test evaluates it. Symbols: n elements of the parameters on
-this rank, N the same padded to 2 per rank and group, P this rank's share, b bytes of a parameter, g of a gradient,
-T tokens of a micro-batch, L layers, d hidden width, H query and K key/value heads of width c, V vocabulary.
+this rank, N the same padded to 2 per rank and group, P this rank's share, w bytes of a parameter, g of a gradient; the
+rest is in explain_activations.py.
 """
 
 from __future__ import annotations
@@ -11,27 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lumina_ds.config.loss_chunk import loss_chunk_tokens
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.plan.activations import fused_chunk_tokens, fused_loss_bytes, recomputed_layers
-from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan
+from lumina_ds.plan.activations import activation_bytes
+from lumina_ds.plan.explain_activations import Formula, activation_formulas, number
+from lumina_ds.plan.memory import CUDA_CONTEXT, MARGIN, PARAMETER_BYTES, PHASES, MemoryPlan
 from lumina_ds.plan.states import ZeroSettings, moment_elements, momentum_bytes, optimizer_groups
-
-_WHY = {
-    "gathered parameters": "b x elements gathered at once at ZeRO-3, and 2 x what autocast copies to bf16",
-    "activations: feed-forward": "router, expert rows and SwiGLU of every kept layer (lumina_ds/plan/activations.py)",
-    "activations: other": "norms, residual stream and the head's input, and one block's gradients in the backward",
-    "all-to-all buffers": "send and receive buffers of one exchange of k rows a token",
-    "activations: recomputed": "what checkpointing makes anew for one block at a time",
-    "step temporaries": "gradient copies that the optimizer makes for the largest group",
-    "offloaded states": "states that stay in the same memory on a CPU",
-    "CUDA context and NCCL": "allowance, not measured",
-}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One component of the peak phase: its formula, the same with numbers, and what it gives."""
+    """One component, or a sum of them: its formula, the same with numbers, and what it gives."""
 
     component: str
     formula: str
@@ -40,122 +29,122 @@ class Explanation:
 
 
 def explain(plan: MemoryPlan, config: RunConfig, deepspeed_json: Mapping[str, Any]) -> list[Explanation]:
-    """The components of `plan`'s peak phase, largest first; `config` and `deepspeed_json` are what it was made of."""
-    known = _formulas(plan, config, deepspeed_json)
-    explanations = []
-    for component, size in sorted(plan.breakdown.items(), key=lambda item: -item[1]):
-        if size:
-            formula, filled = known.get(component, (_WHY.get(component, ""), f"{size:,}"))
-            explanations.append(Explanation(component, formula, filled, size))
-    return explanations
+    """The components of `plan`'s peak phase, largest first, then the phases' totals and the peak; `config` and
+    `deepspeed_json` are what the plan was made of."""
+    zero = ZeroSettings.from_json(deepspeed_json, PARAMETER_BYTES[plan.precision])
+    moment, setting = plan.moments[plan.peak_phase], plan.setting
+    known = _state_formulas(plan, config, zero)
+    known |= activation_formulas(config.model, setting, activation_bytes(config.model, setting), moment, plan.breakdown)
+    lines = [
+        Explanation(component, *known[component], size)
+        for component, size in sorted(plan.breakdown.items(), key=lambda item: -item[1])
+        if size
+    ]
+    for phase in PHASES:
+        sizes = [size for size in plan.phases[phase].values() if size]
+        formula = f"the sum of what is alive at its highest moment, the {plan.moments[phase].label}"
+        filled = " + ".join(map(number, sorted(sizes, reverse=True)))
+        lines.append(Explanation(f"total of {phase}", formula, filled, plan.phase_bytes(phase)))
+    totals = ", ".join(number(plan.phase_bytes(phase)) for phase in PHASES)
+    lines.append(Explanation("peak", "max(forward, backward, step)", f"max({totals})", plan.peak_bytes))
+    return lines
 
 
-def _formulas(plan: MemoryPlan, config: RunConfig, json: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    b = PARAMETER_BYTES[plan.precision]
-    zero = ZeroSettings.from_json(json, b)
+def _state_formulas(plan: MemoryPlan, config: RunConfig, zero: ZeroSettings) -> dict[str, Formula]:
+    width = PARAMETER_BYTES[plan.precision]
     groups = optimizer_groups(config.model, plan.world_size, plan.expert_parallel_size, config.train.optimizer)
     n = sum(group.numel for group in groups)
-    padded = sum(group.padded for group in groups)
     share = sum(group.shards if zero.stage == 3 else group.partition for group in groups)
-    states = n if zero.stage == 0 else share
-    symbol = "n" if zero.stage == 0 else "P"
+    symbol, states = ("n", n) if zero.stage == 0 else ("P", share)
+    rest = plan.peak_bytes - plan.breakdown["margin"] - plan.breakdown["CUDA context and NCCL"]
     known = {
-        "master weights": (f"4 {symbol}", f"4 x {states:,}"),
-        "moments": (f"8 {symbol}", f"8 x {states:,}"),
-        "margin": ("5 % of the rest, for fragmentation", f"{plan.breakdown['margin']:,}"),
-        **_activations(plan, config),
+        "parameters": _parameters(plan, zero, width, n, sum(group.padded for group in groups), share),
+        "master weights": Formula(f"4 {symbol}", f"4 x {number(states)}"),
+        "moments": Formula(f"8 {symbol}", f"8 x {number(states)}"),
+        "gradients": _gradients(plan, zero, width),
+        "buckets": _buckets(plan, zero),
+        "step temporaries": _step(plan, zero, width),
+        "offloaded states": _offloaded(plan, zero, width, share),
+        "CUDA context and NCCL": _overhead(plan),
+        "margin": Formula(f"{MARGIN} of the rest, for fragmentation", f"round({MARGIN} x {number(rest)})"),
     }
     if config.train.optimizer == "muon":
         adam, muon = moment_elements(groups)
-        width = momentum_bytes(zero, b)
-        known["moments"] = (
+        known["moments"] = Formula(
             "8 x AdamW's part of P + one momentum, as wide as a gradient, of every Muon matrix that touches P",
-            f"8 x {adam:,} + {width} x {muon:,}",
+            f"8 x {number(adam)} + {momentum_bytes(zero, width)} x {number(muon)}",
         )
-    if zero.stage == 3:
-        persistent = plan.breakdown["parameters"] // b - (0 if zero.offload_param != "none" else share)
-        partitioned = "" if zero.offload_param != "none" else f"{share:,} + "
-        known["parameters"] = ("b (P + those kept whole)", f"{b} x ({partitioned}{persistent:,})")
-    else:
-        known["parameters"] = ("b n", f"{b} x {n:,}") if zero.stage == 0 else ("b N", f"{b} x {padded:,}")
-    known["gradients"] = _gradients(plan, zero, b)
-    known["buckets"] = _buckets(plan, zero)
     return known
 
 
-def _gradients(plan: MemoryPlan, zero: ZeroSettings, b: int) -> tuple[str, str]:
+def _parameters(plan: MemoryPlan, zero: ZeroSettings, width: int, n: int, padded: int, share: int) -> Formula:
+    if zero.stage < 3:
+        return (
+            Formula("w n", f"{width} x {number(n)}")
+            if zero.stage == 0
+            else Formula("w N", f"{width} x {number(padded)}")
+        )
+    on_host = zero.offload_param != "none"
+    kept = plan.breakdown["parameters"] // width - (0 if on_host else share)
+    if on_host:
+        return Formula("w x elements of the small parameters, which stay gathered", f"{width} x {number(kept)}")
+    return Formula(
+        "w (P + elements of the small parameters, which stay gathered)", f"{width} x ({number(share)} + {number(kept)})"
+    )
+
+
+def _gradients(plan: MemoryPlan, zero: ZeroSettings, width: int) -> Formula:
     size, g = plan.breakdown["gradients"], zero.gradient_bytes
     meaning = {
-        0: "g n",
-        1: "g N until the step, where those that touch this rank's share remain",
-        2: "g x every tensor that touches this rank's share",
+        0: "g x elements whose gradients are there",
+        1: "g x elements whose gradients are there, all of them until the step, then those of tensors that touch P",
+        2: "g x elements of the tensors that touch P",
         3: "g P",
     }[zero.stage]
-    return (meaning, f"{g} x {size // g:,}") if size % g == 0 and g == b else (meaning, f"{size:,}")
+    for unit in (g, width):
+        if size % unit == 0:
+            return Formula(meaning, f"{unit} x {number(size // unit)}")
+    return Formula(meaning, number(size))
 
 
-def _buckets(plan: MemoryPlan, zero: ZeroSettings) -> tuple[str, str]:
+def _buckets(plan: MemoryPlan, zero: ZeroSettings) -> Formula:
     size = plan.breakdown["buckets"]
     buffers = 2 if zero.overlap_comm and zero.stage in (1, 2) else 1
-    elements = zero.reduce_bucket_size
-    if zero.stage and elements and size % (elements * buffers) == 0:
-        width = size // (elements * buffers)
-        return "buffers x reduce_bucket_size x bytes an element", f"{buffers} x {elements:,} x {width}"
-    return "what one reduction flattens", f"{size:,}"
+    one = zero.reduce_bucket_size * buffers
+    if zero.stage and one and size % one == 0:
+        filled = f"{buffers} x {number(zero.reduce_bucket_size)} x {size // one}"
+        return Formula("buffers x reduce_bucket_size x bytes an element", filled)
+    if zero.stage and one and size > one and plan.moments[plan.peak_phase].kind == "reduction":
+        width = 8 if plan.precision == "mixed_bf16" and zero.stage < 3 else PARAMETER_BYTES[plan.precision]
+        buffer = width * one if zero.contiguous_gradients else 0
+        filled = f"{buffers} x {number(zero.reduce_bucket_size)} x {width} + {number(size - buffer)}"
+        return Formula("buffers x reduce_bucket_size x bytes an element + the copy that one reduction flattens", filled)
+    return Formula("what one reduction flattens", number(size))
 
 
-def _activations(plan: MemoryPlan, config: RunConfig) -> dict[str, tuple[str, str]]:
-    model = config.model
-    tokens = plan.micro_batch_size * plan.seq_length
-    known = {"logits and loss": _loss(plan, config, tokens)}
-    layers = model.num_hidden_layers
-    if plan.activation_checkpointing in ("full", "attention"):
-        layers -= len(recomputed_layers(model, plan.activation_checkpointing, config.train.checkpoint_interval))
-    copies = 3 if plan.precision == "mixed_bf16" else 1
-    width, head = 4 if plan.precision == "fp32" else 2, model.attention_head_dim
-    queries, keys = model.num_attention_heads, model.num_key_value_heads
-    filled = (
-        f"{tokens:,} x {layers} x ({width} x ({copies} x {model.hidden_size:,} + 3 x {queries} x {head} + 2 x {keys} x {head}) "
-        f"+ 4 x {queries}"
+def _step(plan: MemoryPlan, zero: ZeroSettings, width: int) -> Formula:
+    """As in states.py: a flattened copy, its cast to fp32, and two more of an optimizer that is not fused."""
+    an_element = (4 if width == 4 else 4 + width) + (0 if zero.fused_optimizer else 8)
+    size = plan.breakdown["step temporaries"]
+    if size % an_element:
+        return Formula("copies of the largest group's gradients", number(size))
+    return Formula(
+        "bytes of the copies an element makes x P of the largest group", f"{an_element} x {number(size // an_element)}"
     )
-    formula = "T L (b (d, thrice under autocast, + 3 H c + 2 K c) + 4 H"
-    if model.qk_norm:
-        filled += f" + {queries + keys} x (8 x {head} + 4)"
-        formula += " + (H + K) (8 c + 4)"
-    known["activations: attention"] = (
-        formula + ")" + (", of the layers kept" if layers < model.num_hidden_layers else ""),
-        filled + ")",
+
+
+def _offloaded(plan: MemoryPlan, zero: ZeroSettings, width: int, share: int) -> Formula:
+    size = plan.host_bytes
+    if zero.stage == 3:
+        parameters = width if zero.offload_param != "none" else 0
+        an_element = 16 + zero.gradient_bytes + parameters
+        return Formula("(16 + g, and w where parameters are offloaded) P", f"{an_element} x {number(share)}")
+    filled = f"{16 + width} x {number(share)} + {number(size - (16 + width) * share)}"
+    return Formula("(16 + w) P + the largest tensor, and gradients that accumulate", filled)
+
+
+def _overhead(plan: MemoryPlan) -> Formula:
+    buffers = plan.breakdown["CUDA context and NCCL"] - CUDA_CONTEXT
+    return Formula(
+        "allowances, not measured: a CUDA context + NCCL's buffers", f"{number(CUDA_CONTEXT)} + {number(buffers)}"
     )
-    return known
-
-
-def _loss(plan: MemoryPlan, config: RunConfig, tokens: int) -> tuple[str, str]:
-    model = config.model
-    vocabulary, width = model.vocab_size, model.hidden_size
-    chunk = loss_chunk_tokens(config.train.loss_chunk_tokens, vocabulary)
-    operand = 4 if plan.precision == "fp32" else 2
-    if config.train.may_fuse_loss and plan.breakdown["logits and loss"] == fused_loss_bytes(model, tokens, operand):
-        rows = fused_chunk_tokens(model, tokens)
-        filled = f"{operand} x {rows:,} x {vocabulary:,} + {4 + operand} x {vocabulary:,} x {width:,}"
-        return (
-            f"b V c + (4 + b) V d + b T d, Liger's loss, c = {rows:,} tokens a chunk",
-            f"{filled} + {operand} x {tokens:,} x {width:,}",
-        )
-    if chunk == 0:
-        return "12 V T", f"12 x {vocabulary:,} x {tokens:,}"
-    rows, low = min(chunk, tokens), 0 if plan.precision == "fp32" else 2
-    residual = 2 if plan.precision in ("bf16", "fp16") else 4
-    several = tokens > chunk
-    summand = low if several else low or 4
-    symbols, parts = ["V c 8"], [f"{rows:,} x {vocabulary:,} x {8 + low}"]
-    if rows * vocabulary * 4 < summand * vocabulary * width:
-        # The product that makes the weight's gradient needs more than the softmax before it.
-        symbols, parts = ["V c 4"], [f"{rows:,} x {vocabulary:,} x {4 + low}"]
-        symbols.append("V d")
-        parts.append(f"{summand} x {vocabulary:,} x {width:,}")
-    if several:
-        symbols.append("4 V d")
-        parts.append(f"4 x {vocabulary:,} x {width:,}")
-    symbols.append("T d")
-    parts.append(f"{residual} x {tokens:,} x {width:,}")
-    return " + ".join(symbols) + f", c = {rows:,} tokens a chunk", " + ".join(parts)

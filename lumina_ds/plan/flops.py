@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lumina_ds.config.schema import ModelConfig, RunConfig
+from lumina_ds.config.tensors import cached_by_model
 from lumina_ds.plan.activations import recomputed_layers
 from lumina_ds.plan.parameters import count_parameters
 
@@ -28,6 +29,7 @@ def flops_per_token(model: ModelConfig, seq_length: int) -> int:
     return sum(flops_by_part(model, seq_length).values())
 
 
+@cached_by_model
 def flops_by_part(model: ModelConfig, seq_length: int) -> dict[str, int]:
     """The same, split into the parts of the model; `experts` are the top-k that a token visits."""
     counts = count_parameters(model)

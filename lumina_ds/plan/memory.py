@@ -6,19 +6,20 @@ from what autograd saves); context, NCCL and margin are allowances.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import ModelConfig, RunConfig
-from lumina_ds.config.tensors import parameter_tensors
+from lumina_ds.config.tensors import cached_by_model, parameter_tensors
 from lumina_ds.errors import ConfigError
-from lumina_ds.plan.activations import ActivationBytes, activation_bytes
+from lumina_ds.plan.activations import ExpertLoad, Setting, activation_bytes
 from lumina_ds.plan.flops import flops_per_token
+from lumina_ds.plan.gathering import Gathered, Limits, Widths, gathered_bytes
 from lumina_ds.plan.hardware import GIB
+from lumina_ds.plan.moments import GrowingGradients, Moment, backward_moments, decoder_end, forward_moments
 from lumina_ds.plan.parameters import ParameterCounts, count_parameters
 from lumina_ds.plan.states import StateBytes, ZeroSettings, optimizer_groups, state_bytes
 
@@ -34,6 +35,7 @@ COMPONENTS = (
     "activations: feed-forward",
     "activations: other",
     "activations: recomputed",
+    "activation gradients",
     "logits and loss",
     "step temporaries",
     "all-to-all buffers",
@@ -43,11 +45,11 @@ COMPONENTS = (
 )
 
 # Allowances, not measurements: a CUDA context with cuBLAS, then NCCL's buffers per set of communicators.
-_CUDA_CONTEXT = GIB // 2
+CUDA_CONTEXT = GIB // 2
 _NCCL_WORLD = GIB // 2
 _NCCL_EXPERTS = GIB // 4
 # Fragmentation of the caching allocator and what is not modelled, as a share of everything else.
-_MARGIN = 0.05
+MARGIN = 0.05
 PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 
 
@@ -55,8 +57,9 @@ PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 class MemoryPlan:
     """Bytes of one rank (the fullest) by phase and component, with the layout that they hold for.
 
-    `forward` includes the loss and its gradient; `host_bytes` is what offloading puts into the node's memory
-    or onto NVMe for this rank.
+    `forward` includes the loss and its gradient; `setting` is what activations depend on; `moments` are where the phases are highest, `states` the
+    model's states as they are when the step begins; `decoder_end` is what the decoder's forward pass leaves behind;
+    `host_bytes` is what offloading puts into the node's memory or onto NVMe for this rank.
     """
 
     name: str
@@ -71,7 +74,11 @@ class MemoryPlan:
     activation_checkpointing: str
     parameters: ParameterCounts
     flops_per_token: int
+    setting: Setting
+    moments: Mapping[str, Moment]
     phases: Mapping[str, Mapping[str, int]]
+    states: Mapping[str, int]
+    decoder_end: int
     host_bytes: int
 
     def phase_bytes(self, phase: str) -> int:
@@ -97,11 +104,13 @@ def plan_memory(
     precision: str,
     device: str = "cuda",
     deepspeed_json: Mapping[str, Any] | None = None,
+    product_bytes: int | None = None,
+    expert_load: ExpertLoad | None = None,
 ) -> MemoryPlan:
     """Plan one rank of `world_size` in a resolved `precision` on "cuda" or "cpu".
 
-    `deepspeed_json` is a composed configuration; without it the run's own is composed. Raises ConfigError
-    for a layout that cannot run.
+    `deepspeed_json` is a composed configuration; without it the run's own is composed. `product_bytes` is the width in
+    which a CPU multiplies bf16 (model/cpu_products.py), `expert_load` what is assumed of routing. Raises ConfigError for a layout that cannot run.
     """
     if precision not in PARAMETER_BYTES:
         raise ConfigError(f"precision {precision!r} cannot be planned; use one of {', '.join(PARAMETER_BYTES)}")
@@ -109,24 +118,26 @@ def plan_memory(
     if faults:
         raise ConfigError.from_faults(faults)
     json = compose_deepspeed(config, world_size, precision) if deepspeed_json is None else deepspeed_json
-    model, experts = config.model, config.deepspeed.expert_parallel_size
     zero = ZeroSettings.from_json(json, PARAMETER_BYTES[precision])
     states = _states(config, zero, world_size, precision)
-    activations = activation_bytes(
-        model,
-        config.train.micro_batch_size * config.seq_length // config.deepspeed.sequence_parallel_size,
-        precision,
-        config.train.activation_checkpointing,
-        experts,
-        config.train.checkpoint_interval,
-        config.train.loss_chunk_tokens,
-        device,
-        fused_loss=device == "cuda" and config.train.may_fuse_loss,
-    )
-    copies = _autocast_copies(model, experts) if precision == "mixed_bf16" else 0
-    fixed = _cuda_overhead(world_size, experts) if device == "cuda" else 0
+    setting = setting_of(config, zero, precision, device, product_bytes, expert_load)
+    activations = activation_bytes(config.model, setting)
+    gathered = _gathered(config, zero, world_size, precision)
+    passes = (states, activations, gathered, _growing(config, zero, precision))
+    experts = config.deepspeed.expert_parallel_size
     # On a CPU, offloading moves states within the same memory.
-    offloaded = states.host if device == "cpu" else 0
+    always = {
+        "parameters": states.parameters,
+        "master weights": states.master_weights,
+        "moments": states.moments,
+        "offloaded states": states.host if device == "cpu" else 0,
+    }
+    fixed = _cuda_overhead(world_size, experts) if device == "cuda" else 0
+    moments = {
+        "forward": _highest(forward_moments(*passes), always),
+        "backward": _highest(backward_moments(*passes), always),
+        "step": _highest(_step_moments(states), always),
+    }
     return MemoryPlan(
         name=config.run_name,
         world_size=world_size,
@@ -138,10 +149,44 @@ def plan_memory(
         gradient_accumulation_steps=config.train.gradient_accumulation_steps,
         seq_length=config.seq_length,
         activation_checkpointing=config.train.activation_checkpointing,
-        parameters=count_parameters(model),
-        flops_per_token=flops_per_token(model, config.seq_length),
-        phases={phase: _phase(phase, states, activations, copies, offloaded, fixed) for phase in PHASES},
+        parameters=count_parameters(config.model),
+        flops_per_token=flops_per_token(config.model, config.seq_length),
+        setting=setting,
+        moments=moments,
+        phases={phase: _components(moments[phase], always, fixed) for phase in PHASES},
+        states={
+            "parameters": states.parameters,
+            "master weights": states.master_weights,
+            "moments": states.moments,
+            "gradients": states.step_gradients,
+        },
+        decoder_end=decoder_end(activations, gathered),
         host_bytes=states.host,
+    )
+
+
+def setting_of(
+    config: RunConfig,
+    zero: ZeroSettings,
+    precision: str,
+    device: str,
+    product_bytes: int | None = None,
+    expert_load: ExpertLoad | None = None,
+) -> Setting:
+    """What the run's activations depend on."""
+    train, deepspeed = config.train, config.deepspeed
+    return Setting(
+        tokens=train.micro_batch_size * config.seq_length // deepspeed.sequence_parallel_size,
+        precision=precision,
+        checkpointing=train.activation_checkpointing,
+        interval=train.checkpoint_interval,
+        expert_parallel_size=deepspeed.expert_parallel_size,
+        loss_chunk=train.loss_chunk_tokens,
+        device=device,
+        product_bytes=product_bytes,
+        plain_linear=zero.stage != 3,
+        fused_loss=device == "cuda" and train.may_fuse_loss,
+        load=expert_load or ExpertLoad(),
     )
 
 
@@ -149,79 +194,84 @@ def _states(config: RunConfig, zero: ZeroSettings, world_size: int, precision: s
     experts = config.deepspeed.expert_parallel_size
     parameter_bytes = PARAMETER_BYTES[precision]
     # Under autocast DeepSpeed reduces matrices in bf16 and the rest in fp32, each in a bucket of its own.
-    bucket_bytes = 6 if precision == "mixed_bf16" else parameter_bytes
+    bucket_bytes = parameter_bytes
+    if precision == "mixed_bf16":
+        # Stages 1 and 2 make both as wide as the gradients (stage_1_and_2.py, setup_buckets).
+        bucket_bytes = 6 if zero.stage == 3 else 8
     return state_bytes(
         optimizer_groups(config.model, world_size, experts, config.train.optimizer),
         zero,
         parameter_bytes,
         bucket_bytes,
         config.train.gradient_accumulation_steps,
-        _largest_module(config.model, experts),
     )
 
 
-def _phase(
-    phase: str, states: StateBytes, activations: ActivationBytes, copies: int, offloaded: int, fixed: int
-) -> dict[str, int]:
-    """The highest moment of a phase. In the backward pass activations go as gradients come, so that its peak is at
-    its beginning, with every activation, or at its end, with every gradient."""
-    parts = dict.fromkeys(COMPONENTS, 0)
-    parts["parameters"] = states.parameters
-    parts["master weights"] = states.master_weights
-    parts["moments"] = states.moments
-    parts["offloaded states"] = offloaded
-    if phase == "step":
-        parts["gradients"] = states.step_gradients
-        parts["buckets"] = states.resident_bucket
-        parts["step temporaries"] = states.step
-    elif phase == "forward":
-        parts |= _with_activations(states, activations, copies)
-        parts["buckets"] = states.resident_bucket
-        parts["logits and loss"] = activations.logits
-    else:
-        begins = parts | _with_activations(states, activations, copies)
-        begins["buckets"] = states.early_bucket
-        begins["activations: recomputed"] = activations.recomputed
-        begins["activations: other"] += activations.workspace
-        ends = parts | {"gradients": states.gradients, "buckets": states.bucket}
-        ends["gathered parameters"] = states.gathered
-        parts = max(begins, ends, key=lambda moment: sum(moment.values()))
-    parts["margin"] = round(_MARGIN * sum(parts.values()))
+def _step_moments(states: StateBytes) -> Iterator[Moment]:
+    """Between two micro-batches, and the optimizer's step."""
+    waiting = {"gradients": states.resident_gradients, "buckets": states.resident_bucket}
+    yield Moment("between", waiting | {"parameters": states.parameters})
+    stepping = {"gradients": states.step_gradients, "buckets": states.step_bucket, "step temporaries": states.step}
+    yield Moment("step", stepping | {"parameters": states.parameters - states.released})
+
+
+def _highest(moments: Iterator[Moment], always: dict[str, int]) -> Moment:
+    return max(moments, key=lambda moment: sum((always | moment.parts).values()))
+
+
+def _components(moment: Moment, always: dict[str, int], fixed: int) -> dict[str, int]:
+    """Every component at a moment, the margin last."""
+    parts = dict.fromkeys(COMPONENTS, 0) | always | moment.parts
+    parts["margin"] = round(MARGIN * sum(parts.values()))
     parts["CUDA context and NCCL"] = fixed
     return parts
 
 
-def _with_activations(states: StateBytes, activations: ActivationBytes, copies: int) -> dict[str, int]:
-    return {
-        "gradients": states.resident_gradients,
-        "gathered parameters": states.gathered + copies,
-        "activations: attention": activations.attention,
-        "activations: feed-forward": activations.feed_forward,
-        "activations: other": activations.other,
-        "all-to-all buffers": activations.all_to_all,
-    }
+def _growing(config: RunConfig, zero: ZeroSettings, precision: str) -> GrowingGradients:
+    """Gradients beside the buckets: at stages 0 and 1 all that were made, else none but a head that waits."""
+    model, size = config.model, PARAMETER_BYTES[precision]
+    numels = _block_numels(model, config.deepspeed.expert_parallel_size)
+    stay = size * (zero.stage < 2 and zero.offload_optimizer == "none")
+    head = size * model.vocab_size * model.hidden_size
+    down = stay * model.hidden_size * (model.intermediate_size or 0)
+    return GrowingGradients(
+        head=head,
+        waiting=head if model.tie_word_embeddings or stay else 0,
+        tied=model.tie_word_embeddings,
+        last_matrix=tuple(0 if model.is_moe_layer(layer) else down for layer in range(len(numels))),
+        block=tuple(stay * numel for numel in numels),
+    )
 
 
-def _autocast_copies(model: ModelConfig, expert_parallel_size: int) -> int:
-    """bf16 copies of the matrices, which autocast caches in the forward pass and autograd keeps for the backward;
-    AutoEP casts its own rank's experts to the input's type. The router and the embedding's look-up take no part."""
-    cast = ("attention", "shared_experts", "dense_feed_forward", "head")
-    tied_head = model.vocab_size * model.hidden_size if model.tie_word_embeddings else 0
-    tensors = list(parameter_tensors(model))
-    experts = sum(tensor.numel for tensor in tensors if tensor.kind == "experts") // expert_parallel_size
-    return 2 * (tied_head + experts + sum(tensor.numel for tensor in tensors if tensor.kind in cast))
-
-
-def _largest_module(model: ModelConfig, expert_parallel_size: int) -> int:
-    """Elements of the module that owns the most parameters; stage 3 gathers a module's tensors together."""
-    modules: defaultdict[str, int] = defaultdict(int)
+@cached_by_model
+def _block_numels(model: ModelConfig, expert_parallel_size: int) -> tuple[int, ...]:
+    """Elements of every block on one rank."""
+    blocks = [0] * model.num_hidden_layers
     for tensor in parameter_tensors(model):
-        share = expert_parallel_size if tensor.kind == "experts" else 1
-        modules[tensor.name.rsplit(".", 1)[0] if tensor.kind == "experts" else tensor.name] += tensor.numel // share
-    return max(modules.values())
+        if tensor.name.startswith("model.layers."):
+            share = expert_parallel_size if tensor.kind == "experts" else 1
+            blocks[int(tensor.name.split(".")[2])] += tensor.numel // share
+    return tuple(blocks)
+
+
+def _gathered(config: RunConfig, zero: ZeroSettings, world_size: int, precision: str) -> Gathered:
+    """What stage 3 holds of the parameters; a single rank's partition is the whole tensor, unless it is on the host."""
+    on_host = zero.offload_param != "none"
+    if zero.stage != 3 or (world_size == 1 and not on_host):
+        return Gathered()
+    experts = config.deepspeed.expert_parallel_size
+    width = PARAMETER_BYTES[precision]
+    return gathered_bytes(
+        config.model,
+        experts,
+        zero.persistence_threshold,
+        on_host or world_size > experts,
+        Widths(width, 2 if precision == "mixed_bf16" else width),
+        Limits(zero.prefetch_bucket_size, zero.max_live_parameters, zero.max_reuse_distance),
+    )
 
 
 def _cuda_overhead(world_size: int, expert_parallel_size: int) -> int:
     if world_size == 1:
-        return _CUDA_CONTEXT
-    return _CUDA_CONTEXT + _NCCL_WORLD + (_NCCL_EXPERTS if expert_parallel_size > 1 else 0)
+        return CUDA_CONTEXT
+    return CUDA_CONTEXT + _NCCL_WORLD + (_NCCL_EXPERTS if expert_parallel_size > 1 else 0)

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.config.tensors import parameter_tensors
+from lumina_ds.config.tensors import cached_by_model, parameter_tensors
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ParameterCounts:
         return 2 * self.total
 
 
+@cached_by_model
 def count_parameters(model: ModelConfig) -> ParameterCounts:
     """Count every tensor of the model; a tied head counts once, as embedding."""
     kinds: Counter[str] = Counter()

@@ -10,14 +10,16 @@ parameter, g bytes of an accumulated gradient element, N = n padded to a multipl
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
 from lumina_ds.config.deepspeed_tree import section_of
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.config.tensors import ParameterTensor, parameter_tensors
+from lumina_ds.config.tensors import ParameterTensor, cached_by_model, parameter_tensors
 
 # deepspeed/moe/utils.py, split_params_into_different_moe_groups_for_optimizer: max_group_size.
 _MAX_EXPERT_GROUP = 178_956_971
@@ -39,11 +41,11 @@ class OptimizerGroup:
     data_parallel_size: int
     is_muon: bool = False
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return sum(self.tensors)
 
-    @property
+    @cached_property
     def padded(self) -> int:
         """N: stage_1_and_2.py aligns the flat buffer to 2 elements per rank."""
         return -(-self.numel // (2 * self.data_parallel_size)) * 2 * self.data_parallel_size
@@ -53,7 +55,7 @@ class OptimizerGroup:
         """P, this rank's share of N."""
         return self.padded // self.data_parallel_size
 
-    @property
+    @cached_property
     def shards(self) -> int:
         """The stage 3 share: every tensor is split on its own, each rounded up."""
         return sum(-(-numel // self.data_parallel_size) for numel in self.tensors)
@@ -70,6 +72,7 @@ class ZeroSettings:
     prefetch_bucket_size: int
     persistence_threshold: int
     max_live_parameters: int
+    max_reuse_distance: int
     sub_group_size: int
     offload_optimizer: str
     offload_param: str
@@ -90,6 +93,7 @@ class ZeroSettings:
             prefetch_bucket_size=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
             persistence_threshold=int(zero.get("stage3_param_persistence_threshold", 1e5)),
             max_live_parameters=int(zero.get("stage3_max_live_parameters", 1e9)),
+            max_reuse_distance=int(zero.get("stage3_max_reuse_distance", 1e9)),
             sub_group_size=int(zero.get("sub_group_size", 1e9)),
             offload_optimizer=section_of(json, "zero_optimization.offload_optimizer").get("device", "none"),
             offload_param=section_of(json, "zero_optimization.offload_param").get("device", "none"),
@@ -102,7 +106,10 @@ class ZeroSettings:
 class StateBytes:
     """Bytes on one rank. `gradients` is the height during backward, `step_gradients` what the optimizer step
     begins with; `resident_*` stays between micro-batches; `bucket` is the height during backward, `early_bucket` what
-    its beginning has of it; `host` is offloaded."""
+    its beginning has of it; `step_bucket` is there in the
+    optimizer's step; `flattened` is a reduction's copy of the bucket, `reduced_gradients` what is there beside it;
+    `released` is what stage 3 lets go of its parameters for
+    the optimizer's step; `host` is offloaded."""
 
     parameters: int = 0
     master_weights: int = 0
@@ -112,12 +119,16 @@ class StateBytes:
     resident_gradients: int = 0
     bucket: int = 0
     early_bucket: int = 0
+    flattened: int = 0
+    reduced_gradients: int = 0
     resident_bucket: int = 0
-    gathered: int = 0
+    step_bucket: int = 0
     step: int = 0
+    released: int = 0
     host: int = 0
 
 
+@cached_by_model
 def optimizer_groups(
     model: ModelConfig, world_size: int, expert_parallel_size: int, optimizer: str = "adamw"
 ) -> list[OptimizerGroup]:
@@ -173,19 +184,20 @@ def state_bytes(
     parameter_bytes: int,
     bucket_bytes: int,
     accumulation_steps: int,
-    largest_module: int,
 ) -> StateBytes:
     """Bytes of one rank (the fullest one, where ranks differ).
 
-    `bucket_bytes` is the width of a bucket element summed over DeepSpeed's buckets (autocast keeps two);
-    `largest_module` the elements of the module that stage 3 gathers as a whole.
+    `bucket_bytes` is the width of a bucket element summed over DeepSpeed's buckets (autocast keeps two). What stage 3
+    gathers is in gathering.py.
     """
     if zero.stage == 0:
         return _stage_0(groups, parameter_bytes, accumulation_steps)
     if zero.stage == 3:
-        return _stage_3(groups, zero, parameter_bytes, bucket_bytes, largest_module)
+        return _stage_3(groups, zero, parameter_bytes, bucket_bytes)
     states = _stage_1_and_2(groups, zero, parameter_bytes, bucket_bytes, accumulation_steps)
-    return states if zero.offload_optimizer == "none" else _offload_1_and_2(states, groups, parameter_bytes)
+    if zero.offload_optimizer == "none":
+        return states
+    return _offload_1_and_2(states, groups, parameter_bytes, zero.stage == 2 and accumulation_steps > 1)
 
 
 def _stage_0(groups: Sequence[OptimizerGroup], b: int, accumulation_steps: int) -> StateBytes:
@@ -228,6 +240,12 @@ def _stage_1_and_2(
     # Without contiguous gradients there is no standing buffer, only what one reduction flattens.
     elements = zero.reduce_bucket_size if zero.contiguous_gradients else min(zero.reduce_bucket_size, n)
     bucket = elements * bucket_bytes * (2 if zero.overlap_comm else 1)
+    # A reduction flattens what one process group shares.
+    shared = [group for group in groups if group.data_parallel_size > 1]
+    sizes = {group.data_parallel_size: 0 for group in shared}
+    for group in shared:
+        sizes[group.data_parallel_size] += group.numel
+    largest = max(sizes.values(), default=0)
     cast = 4 if b == 4 else 4 + b
     adam = 0 if zero.fused_optimizer else 8
     adam_elements, muon_elements = moment_elements(groups)
@@ -239,14 +257,19 @@ def _stage_1_and_2(
         step_gradients=in_step,
         resident_gradients=resident if accumulation_steps > 1 or dedicated_bf16 else 0,
         bucket=bucket,
-        early_bucket=bucket if zero.contiguous_gradients or accumulation_steps > 1 else 0,
-        resident_bucket=bucket if accumulation_steps > 1 else 0,
+        early_bucket=bucket if zero.contiguous_gradients else 0,
+        flattened=min(bucket_bytes, 4) * min(zero.reduce_bucket_size, largest) if zero.contiguous_gradients else 0,
+        reduced_gradients=gradients if zero.stage == 1 else round(gradients * max(0, n - zero.reduce_bucket_size) / n),
+        # Stage 2 lets its bucket go after every backward pass.
+        resident_bucket=bucket if accumulation_steps > 1 and zero.stage == 1 and zero.contiguous_gradients else 0,
         step=0 if dedicated_bf16 else max((cast + adam) * group.partition for group in groups),
     )
 
 
-def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: int) -> StateBytes:
-    """Device b N + b max_numel + bucket; host 16 P (master, gradient, moments) + b P + b max_numel."""
+def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: int, accumulates: bool) -> StateBytes:
+    """Device b N + b max_numel + bucket; host 16 P (master, gradient, moments) + b P + b max_numel, and where stage 2
+    accumulates micro-batches b times every tensor that touches this rank's share."""
+    accumulated = b * _fullest_rank([], groups) if accumulates else 0
     largest = max(max(group.tensors) for group in groups)
     partition = sum(group.partition for group in groups)
     return StateBytes(
@@ -256,34 +279,30 @@ def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: in
         resident_gradients=b * largest,
         bucket=states.bucket,
         early_bucket=states.early_bucket,
+        flattened=states.flattened,
         resident_bucket=states.resident_bucket,
-        host=(16 + b) * partition + b * largest,
+        host=(16 + b) * partition + b * largest + accumulated,
     )
 
 
-def _stage_3(
-    groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucket_bytes: int, largest_module: int
-) -> StateBytes:
-    """b (P + persistent) + 4 P + 8 P + g P permanent gradients + the bucket, with P = sum of ceil(numel / W).
-
-    `max_live_parameters` only throttles prefetching, so any model below it ends up gathered as a whole.
-    """
+def _stage_3(groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucket_bytes: int) -> StateBytes:
+    """b (P + persistent) + 4 P + 8 P + g P permanent gradients + the bucket, with P = sum of ceil(numel / W)."""
     shards = sum(group.shards for group in groups)
     parameters_on_host = zero.offload_param != "none"
     # A partition of a single rank is the whole tensor: gathering it copies nothing unless it comes from the host.
     copied = [group for group in groups if group.data_parallel_size > 1 or parameters_on_host]
-    partitioned = sum(numel for group in copied for numel in group.tensors if numel > zero.persistence_threshold)
     persistent = sum(
         -(-numel // group.data_parallel_size) * group.data_parallel_size
         for group in copied
         for numel in group.tensors
         if numel <= zero.persistence_threshold
     )
-    live = zero.max_live_parameters + zero.prefetch_bucket_size + largest_module
     bucket = zero.reduce_bucket_size * bucket_bytes if zero.contiguous_gradients else 0
     g = zero.gradient_bytes
     stepped = min(max(group.shards for group in groups), zero.sub_group_size)
     optimizer_on_host = zero.offload_optimizer != "none"
+    # Gradients are flattened, and in 16 bits cast to fp32.
+    cast = 4 if b == 4 else 4 + b
     return StateBytes(
         parameters=b * (persistent if parameters_on_host else shards + persistent),
         master_weights=0 if optimizer_on_host else 4 * shards,
@@ -293,9 +312,12 @@ def _stage_3(
         resident_gradients=0 if optimizer_on_host else g * shards,
         bucket=bucket,
         early_bucket=bucket,
+        flattened=bucket if copied else 0,
+        reduced_gradients=0 if optimizer_on_host else g * shards,
         resident_bucket=bucket,
-        gathered=b * min(partitioned, live),
-        step=0 if optimizer_on_host else (4 if zero.fused_optimizer else 12) * stepped,
+        step_bucket=bucket,
+        step=0 if optimizer_on_host else (cast + (0 if zero.fused_optimizer else 8)) * stepped,
+        released=b * persistent,
         host=((16 + g) * shards if optimizer_on_host else 0) + (b * shards if parameters_on_host else 0),
     )
 
@@ -303,18 +325,20 @@ def _stage_3(
 def _fullest_rank(groups: Sequence[OptimizerGroup], unpadded: Sequence[OptimizerGroup] = ()) -> int:
     """Elements of gradients that the fullest rank keeps for the step: the whole of every tensor that touches its
     partition, plus, but for `unpadded`, the padding behind the last element."""
-    listed = [(group, True) for group in groups] + [(group, False) for group in unpadded]
+    # Layers of experts are groups of one size.
+    listed = Counter([(group, True) for group in groups] + [(group, False) for group in unpadded])
     world_size = max(group.data_parallel_size for group, _ in listed)
     kept = [0] * world_size
-    for group, with_padding in listed:
+    for (group, with_padding), times in listed.items():
         # Ranks that hold different experts of one set share a partition's place.
         ranks_per_partition = world_size // group.data_parallel_size
         for partition, touched in enumerate(_touched_by_partition(group, with_padding)):
             for rank in range(partition * ranks_per_partition, (partition + 1) * ranks_per_partition):
-                kept[rank] += touched
+                kept[rank] += times * touched
     return max(kept)
 
 
+@lru_cache(maxsize=256)
 def _touched_by_partition(group: OptimizerGroup, with_padding: bool) -> list[int]:
     ends = list(accumulate(group.tensors))
     total = ends[-1]

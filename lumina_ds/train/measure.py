@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch._C._profiler import _EventType
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import MicroBatch
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.distributed import World
+from lumina_ds.engine.expert_parallel import autoep_layers
 from lumina_ds.engine.live_tensors import (
     gradient_tensors,
     master_tensors,
@@ -30,6 +32,7 @@ from lumina_ds.engine.live_tensors import (
     parameter_tensors,
 )
 from lumina_ds.train.step import StepCounts, run_step
+from lumina_ds.train.waited_collectives import waited_collectives
 
 _PREFIX = "lumina memory mark "
 
@@ -43,19 +46,24 @@ def measure_memory(
     parameters included), `peaks` the most that was alive in each phase, and `seconds` the steps' times. The forward
     phase ends where the gradient leaves the head, as in lumina_ds/plan/memory.py.
     """
-    with _marked(world.device) as marks:
+    with _marked(world.device) as marks, _own_linear():
         engine = build_engine(config, world, precision, dict(deepspeed_json))
         components: dict[str, int] = {}
         for phase in ("forward", "backward", "step"):
             setattr(engine, phase, _in_phase(getattr(engine, phase), phase, marks, engine, components))
         seconds = []
-        hook = engine.module.model.register_forward_hook(lambda _, __, out: _watch_head(out[0], marks))
+        hooks = [engine.module.model.register_forward_hook(lambda _, __, out: _watch_head(out[0], marks))]
+        loads: list[list[int]] = []
+        for layer in autoep_layers(engine.module):
+            hooks.append(layer.experts.register_forward_pre_hook(lambda _, given: loads.append(given[1].tolist())))
         for _ in range(steps):
             # DeepSpeed's set-up leaves cycles behind, which would be counted until Python comes by.
             gc.collect()
             marks.restart()
+            loads.clear()
             seconds.append(timed_step(engine, config, world))
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         components |= {
             "parameters": num_bytes(parameter_tensors(engine)),
             "master weights": num_bytes(master_tensors(engine.optimizer)),
@@ -66,6 +74,7 @@ def measure_memory(
     measured = {
         "components": components,
         "activations": live["decoder done"] - live["forward"],
+        "expert_load": _load(loads, config),
         "peaks": {
             "forward": max(peaks["forward"], peaks["decoder done"]),
             "backward": peaks["backward"],
@@ -125,9 +134,11 @@ class _CpuMarks:
         held: dict[int, int] = {}
         for event in sorted(_flattened(self.profile), key=lambda event: event.start_time_ns):
             if event.tag == _EventType.Allocation:
+                if _is_of_gloo(event):
+                    continue
                 address, size = event.typed[1].ptr, event.typed[1].alloc_size
                 if size > 0:
-                    # Frees in threads of others, such as gloo's, are not recorded; the next use of the place tells.
+                    # Frees in threads of others are not recorded; the next use of the place tells.
                     now += size - held.get(address, 0)
                     held[address] = size
                 else:
@@ -139,6 +150,27 @@ class _CpuMarks:
             if place is not None:
                 peaks[place] = max(peaks[place], now)
         return live, peaks
+
+
+def _is_of_gloo(event: Any) -> bool:
+    """Whether gloo made a copy for itself, which its threads free unseen; NCCL makes none."""
+    parent = event.parent
+    while parent is not None:
+        if parent.name.startswith("c10d::"):
+            return True
+        parent = parent.parent
+    return False
+
+
+def _load(loads: list[list[int]], config: RunConfig) -> dict[str, float]:
+    """Rows of this rank's experts over an even share, of all layers together, and those of the busiest expert."""
+    if not loads:
+        return {}
+    tokens = config.train.micro_batch_size * config.seq_length
+    even = tokens * config.model.num_experts_per_tok
+    busiest = max(max(counts) for counts in loads)
+    mean = sum(sum(counts) for counts in loads) / len(loads)
+    return {"rank": mean / even, "expert": busiest * len(loads[0]) / even}
 
 
 def _flattened(profile: torch.profiler.profile) -> Iterator[Any]:
@@ -180,8 +212,18 @@ def _marked(device: str) -> Iterator[Any]:
         yield _CudaMarks()
         return
     marks = _CpuMarks()
-    with marks.profile:
+    with waited_collectives(), marks.profile:
         yield marks
+
+
+@contextmanager
+def _own_linear() -> Iterator[None]:
+    """Undo what ZeRO-3 does to torch.nn.functional.linear, which would change the next engine's memory."""
+    linear = F.linear
+    try:
+        yield
+    finally:
+        F.linear = linear
 
 
 def _in_phase(

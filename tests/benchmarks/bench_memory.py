@@ -17,45 +17,97 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.cli.plan_measure import measure_on_ranks
-from lumina_ds.cli.plan_verify import STATES, allocated_bytes, compare, memory_request
+from lumina_ds.cli.plan_verify import STATES, allocated_bytes, compare, memory_request, plan_request
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.plan.hardware import GIB
 from lumina_ds.plan.memory import PHASES, MemoryPlan
 
-DENSE = {"num_experts": 0, "moe_intermediate_size": None, "intermediate_size": 352}
+# On a CPU: as wide and with as many tokens as it takes for the figures to be those of the formulas, not of a few
+# numbers on the side.
+WIDE: dict[str, Any] = {
+    "vocab_size": 2048,
+    "hidden_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "num_experts": 8,
+    "moe_intermediate_size": 176,
+}
+DENSE: dict[str, Any] = {"num_experts": 0, "moe_intermediate_size": None, "intermediate_size": 704}
+SHARED: dict[str, Any] = {
+    "num_shared_experts": 1,
+    "first_k_dense_layers": 1,
+    "intermediate_size": 704,
+    "qk_norm": True,
+    "tie_word_embeddings": True,
+}
+VARIANTS = {"": {}, "dense": DENSE, "shared": SHARED}
 Case = tuple[str, RunConfig, str]
 
 
 def cases(which: str, ranks: int) -> Iterator[Case]:
     """(name, run, precision) of the set for a GPU or a CPU."""
-    presets = ("m70_memory", "m120_speed", "b1") if which == "gpu" else ("debug", "debug dense")
-    precisions = ("bf16", "mixed_bf16") if which == "gpu" else ("fp32", "bf16")
-    for preset in presets:
+    yield from gpu_cases(ranks) if which == "gpu" else cpu_cases(ranks)
+
+
+def gpu_cases(ranks: int) -> Iterator[Case]:
+    for preset in ("m70_memory", "m120_speed", "b1"):
         for stage in (1, 2, 3):
-            for precision in precisions:
+            for precision in ("bf16", "mixed_bf16"):
                 yield case(preset, stage, precision, 1)
-        yield case(preset, 2, precisions[0], 4)
-        yield case(preset, 2, precisions[0], 4, checkpointing="full")
-        yield case(preset, 1, precisions[0], 2, accumulation=2)
-        if which == "cpu":
-            yield case(preset, 0, "fp32", 1)
-            yield case(preset, 0, "mixed_bf16", 1)
-        if ranks > 1 and "dense" not in preset:
-            yield case(preset, 2, precisions[0], 1, experts=2)
-            yield case(preset, 3, precisions[0], 1, experts=2)
+        yield case(preset, 2, "bf16", 4)
+        yield case(preset, 2, "bf16", 4, checkpointing="full")
+        yield case(preset, 1, "bf16", 2, accumulation=2)
+        if ranks > 1:
+            yield case(preset, 2, "bf16", 1, experts=2)
+            yield case(preset, 3, "bf16", 1, experts=2)
+
+
+def cpu_cases(ranks: int) -> Iterator[Case]:
+    """Every stage and precision, dense and with experts; each way of checkpointing; accumulation; EP 2."""
+    for preset in ("wide", "wide dense"):
+        for stage in (0, 1, 2, 3):
+            for precision in ("fp32", "mixed_bf16", "bf16"):
+                if stage or precision != "bf16":
+                    yield case(preset, stage, precision)
+        for mode, precision in (("full", "fp32"), ("attention", "bf16"), ("experts", "mixed_bf16")):
+            yield case(preset, 2, precision, checkpointing=mode)
+        yield case(preset, 3, "bf16", checkpointing="full")
+        yield case(preset, 1, "fp32", accumulation=2)
+        yield case(preset, 2, "bf16", accumulation=2)
+    yield case("wide shared", 2, "fp32")
+    yield case("wide shared", 1, "bf16", checkpointing="full")
+    if ranks > 1:
+        for stage, precision in (
+            (0, "mixed_bf16"),
+            (1, "fp32"),
+            (2, "mixed_bf16"),
+            (2, "bf16"),
+            (3, "fp32"),
+            (3, "bf16"),
+        ):
+            yield case("wide", stage, precision, experts=2)
+        yield case("wide", 3, "mixed_bf16", checkpointing="full", experts=2)
+        yield case("wide shared", 2, "bf16", checkpointing="experts", experts=2)
 
 
 def case(
     preset: str,
     stage: int,
     precision: str,
-    micro_batch: int,
+    micro_batch: int = 2,
     checkpointing: str = "none",
     accumulation: int = 1,
     experts: int = 1,
 ) -> Case:
-    name, _, dense = preset.partition(" ")
+    """`preset` is a preset's name or "wide", and one of VARIANTS."""
+    name, _, variant = preset.partition(" ")
+    model = VARIANTS[variant]
+    if name == "wide":
+        name, model = "debug", WIDE | model
     values: dict[str, Any] = {
         "deepspeed.zero_stage": stage,
         "deepspeed.expert_parallel_size": experts,
@@ -64,12 +116,11 @@ def case(
         "train.activation_checkpointing": checkpointing,
         "train.global_batch_size": None,
     }
-    if dense:
-        values |= {f"model.{key}": value for key, value in DENSE.items()}
+    values |= {f"model.{key}": value for key, value in model.items()}
     run = load_config(name, [Override(key, value, key) for key, value in values.items()]).config
     parts = [preset, f"ZeRO-{stage}", precision, f"batch {micro_batch}"]
     parts += [f"x {accumulation}"] if accumulation > 1 else []
-    parts += ["checkpointing"] if checkpointing != "none" else []
+    parts += [f"checkpointing {checkpointing}"] if checkpointing != "none" else []
     parts += [f"EP {experts}"] if experts > 1 else []
     return " ".join(parts), run, precision
 
@@ -97,11 +148,13 @@ def rows(chosen: list[Case], ranks: int, device: str) -> Iterator[dict[str, Any]
     """Measure all of them in one start and compare."""
     asked = [memory_request(run, ranks, precision, device) for _, run, precision in chosen]
     measured = measure_on_ranks([request for request, _ in asked], ranks)
-    for (name, run, _), (_, plan), found in zip(chosen, asked, measured, strict=True):
+    for (name, run, _), (request, plan), found in zip(chosen, asked, measured, strict=True):
+        # No plan can know how many rows the router sends where.
+        plan = plan_request(request, ranks, device, found) if found.get("expert_load") else plan
         row: dict[str, Any] = {"name": name, "device": found["device"], "estimate": deepspeed_estimate(plan, run)}
         row["predicted_peak"] = max(allocated_bytes(plan, phase) for phase in PHASES)
         row["predicted_total"] = plan.peak_bytes
-        row["predicted_states"] = sum(plan.phases["step"][state] for state in STATES)
+        row["predicted_states"] = sum(plan.states[state] for state in STATES)
         if found.get("out_of_memory"):
             yield row | {"out_of_memory": True}
             continue
@@ -114,19 +167,20 @@ def rows(chosen: list[Case], ranks: int, device: str) -> Iterator[dict[str, Any]
 def table(measured: list[dict[str, Any]]) -> str:
     """Markdown; errors are predicted over measured, less one."""
     lines = [
-        "| configuration | states, MiB | planned | DeepSpeed's estimate | peak, MiB | planned |",
-        "|---|---|---|---|---|---|",
+        "| configuration | states, MiB | planned | DeepSpeed's estimate | activations, MiB | planned | peak, MiB | planned |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in measured:
         if row.get("out_of_memory"):
             said = f"planned {row['predicted_total'] / GIB:.1f} GiB"
-            lines.append(f"| {row['name']} | out of memory | | | | {said} |")
+            lines.append(f"| {row['name']} | out of memory | | | | | | {said} |")
             continue
         states, peak = row["measured_states"], row["measured_peak"]
+        kept = row["lines"]["activations"]
         estimate = _error(row["estimate"], states) if row["estimate"] else "none for this stage"
         lines.append(
-            f"| {row['name']} | {_mib(states)} | {_error(row['predicted_states'], states)} | {estimate} | {_mib(peak)} | "
-            f"{_error(row['predicted_peak'], peak)} |"
+            f"| {row['name']} | {_mib(states)} | {_error(row['predicted_states'], states)} | {estimate} | "
+            f"{_mib(kept[1])} | {_error(*kept)} | {_mib(peak)} | {_error(row['predicted_peak'], peak)} |"
         )
     return "\n".join(lines) + "\n"
 

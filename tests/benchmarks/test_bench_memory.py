@@ -35,11 +35,11 @@ def test_deepspeeds_estimate_by_hand():
 def test_table_and_the_error_that_costs_money(monkeypatch, capsys):
     measured = {
         "name": "a", "device": "card", "estimate": 150 << 20, "predicted_peak": 110 << 20, "predicted_states": 100 << 20,
-        "measured_states": 100 << 20, "measured_peak": 100 << 20,
+        "measured_states": 100 << 20, "measured_peak": 100 << 20, "lines": {"activations": (50 << 20, 40 << 20)},
     }  # fmt: skip
     failed = {"name": "b", "device": "card", "estimate": None, "predicted_total": 2 << 30, "out_of_memory": True}
-    assert "| a | 100.0 | +0.0 % | +50.0 % | 100.0 | +10.0 % |" in bench_memory.table([measured])
-    assert "| b | out of memory | | | | planned 2.0 GiB |" in bench_memory.table([failed])
+    assert "| a | 100.0 | +0.0 % | +50.0 % | 40.0 | +25.0 % | 100.0 | +10.0 % |" in bench_memory.table([measured])
+    assert "| b | out of memory | | | | | | planned 2.0 GiB |" in bench_memory.table([failed])
     monkeypatch.setattr(bench_memory, "rows", lambda *_: iter([measured, failed]))
     for capacity, code in ((3 << 30, 1), (1 << 30, 0)):
         monkeypatch.setattr(bench_memory, "_capacity", lambda capacity=capacity: capacity)

@@ -11,7 +11,7 @@ from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan import plan_memory
-from lumina_ds.plan.activations import activation_bytes
+from lumina_ds.plan.activations import Setting, activation_bytes
 from lumina_ds.plan.hardware import CARDS, GIB, cards_that_fit, usable_bytes
 from lumina_ds.plan.memory import COMPONENTS, PHASES
 
@@ -38,18 +38,18 @@ def test_activations_of_a_tiny_dense_block_by_hand():
         num_key_value_heads=1,
         intermediate_size=12,
     )
-    found = activation_bytes(model, tokens=1, precision="fp32", checkpointing="none", expert_parallel_size=1)
+    found = activation_bytes(model, Setting(tokens=1, precision="fp32"))
     # Input 8, q 8, output 8, its copy 8, k 4, v 4, in fp32; the log-sum-exp of two heads.
     assert found.attention == 4 * (8 + 3 * 8 + 2 * 4) + 4 * 2
     # Input 8; gate, up, silu and product of 12.
     assert found.feed_forward == 4 * (8 + 4 * 12)
     # Three norms of 8 * 8 + 4, the head's input, cosines and sines.
     assert found.other == 3 * (8 * 8 + 4) + 4 * 8 + 8 * 4
-    assert found.workspace == 4 * (2 * 12 + 8)
-    # One chunk: fp32 logits and log-probabilities of a token are less than its gradient and that of the 10 x 8 weight;
-    # the gradient of the hidden state.
-    assert found.logits == 4 * 10 + 4 * 10 * 8 + 4 * 8
-    assert found.all_to_all == 0
+    # The residual stream's, and of gate, up and product, while the product is let go.
+    assert found.layers[0].feed_forward_gradients == 4 * (8 + 2 * 12)
+    # The trained position and its gradient; one chunk: fp32 logits and log-probabilities of a token are less than
+    # its gradient and that of the 10 x 8 weight.
+    assert found.loss == 2 * 4 * 8 + 4 * 10 + 4 * 10 * 8
 
 
 def test_activations_of_an_expert_layer_by_hand():
@@ -62,22 +62,29 @@ def test_activations_of_an_expert_layer_by_hand():
         num_experts=4,
         moe_intermediate_size=6,
     )
-    found = activation_bytes(model, tokens=10, precision="bf16", checkpointing="none", expert_parallel_size=1)
+    found = activation_bytes(model, Setting(10, "bf16"))
     # Router input in fp32, scores, two outputs of 8; 20 rows and 8 of padding for each of four experts.
     assert found.feed_forward == 10 * (4 * 8 + 22 * 4 + 2 * 2 * 8) + (20 + 32) * 2 * (8 + 4 * 6)
-    shared = activation_bytes(model, 10, "bf16", "none", expert_parallel_size=2)
+    shared = activation_bytes(model, Setting(10, "bf16", expert_parallel_size=2))
     # The fullest of two ranks: a quarter more rows, half the experts' padding.
     assert shared.feed_forward == 10 * (4 * 8 + 22 * 4 + 2 * 2 * 8) + (25 + 16) * 2 * (8 + 4 * 6)
-    assert shared.all_to_all == 2.25 * 20 * 2 * 8
+    assert shared.layers[0].expert_dispatch == (25 + 16) * 2 * 8
+    # Ours on a CPU: scores, a choice's places, the rows and two projections of each.
+    local = activation_bytes(model, Setting(10, "bf16", device="cpu"))
+    assert local.feed_forward == 10 * (4 * 8 + 8 * 4 + 16 + 2 * 47) + 20 * 2 * (8 + 2 * 6)
 
 
 def test_checkpointing_keeps_inputs_and_one_block():
-    whole = activation_bytes(DENSE, 100, "bf16", "none", 1)
-    kept = activation_bytes(DENSE, 100, "bf16", "full", 1)
+    whole = activation_bytes(DENSE, Setting(100, "bf16"))
+    kept = activation_bytes(DENSE, Setting(100, "bf16", "full"))
     assert (kept.attention, kept.feed_forward) == (0, 0)
     norm = 8 * 256 + 4
-    assert kept.recomputed == whole.attention // 4 + whole.feed_forward // 4 + 100 * 2 * norm
-    assert whole.other - kept.other == 100 * (2 * norm * 4 - 4 * 2 * 256)
+    assert kept.layers[0].made_feed_forward == whole.attention // 4 + whole.feed_forward // 4 + 100 * 2 * norm
+    # And the state of the random numbers, 5056 bytes a block.
+    assert whole.other - kept.other == 100 * (2 * norm * 4 - 4 * 2 * 256) - 4 * 5056
+    # In fp32 the block's input is the first norm's.
+    low = activation_bytes(DENSE, Setting(100, "fp32", "attention")).layers[0]
+    assert low.made_attention == low.attention + low.norm - 100 * 4 * 256
 
 
 def test_phases_of_debug_by_hand():
@@ -88,11 +95,14 @@ def test_phases_of_debug_by_hand():
     assert forward["parameters"] == 4 * 501_376
     assert forward["master weights"] == 4 * 501_376 // 2
     assert forward["moments"] == 8 * 501_376 // 2
-    # The backward pass is highest where it begins, with every activation, the empty bucket and no gradient yet.
-    assert (forward["gradients"], backward["gradients"]) == (0, 0)
+    # The backward pass is highest where it begins, with every activation, the empty bucket, and of gradients only the
+    # tied head's, which waits for the embedding's.
+    assert (forward["gradients"], backward["gradients"]) == (0, 4 * 1024 * 128)
+    assert plan.moments["backward"].label == "backward of the feed-forward of block 1"
     assert (forward["buckets"], backward["buckets"], step["buckets"]) == (0, 4 * 501_376, 0)
-    # All 2048 tokens in one chunk: logits and log-probabilities, then the hidden states' gradient.
-    assert forward["logits and loss"] == 8 * 1024 * 2048 + 4 * 128 * 2048
+    # All 2048 tokens in one chunk: logits and log-probabilities, the hidden states trained and their gradient.
+    assert forward["logits and loss"] == 8 * 1024 * 2048 + 2 * 4 * 128 * 2048
+    assert plan.moments["forward"].label == "head and loss"
     assert backward["logits and loss"] == step["logits and loss"] == 0
     assert step["step temporaries"] == 4 * 270_336 // 2
     assert step["activations: attention"] == 0
@@ -129,8 +139,8 @@ def test_expert_parallelism_divides_the_experts():
 
 def test_autocast_keeps_bf16_copies_of_what_it_casts():
     plan = plan_memory(config(), 1, "mixed_bf16")
-    # Attention, the tied head, and the experts: 2 layers x 4 experts x 3 matrices of 88 x 128.
-    assert plan.phases["forward"]["gathered parameters"] == 2 * (98_304 + 131_072 + 270_336)
+    # Attention and the experts: 2 layers x 4 experts x 3 matrices of 88 x 128. The head's copy comes and goes in the loss.
+    assert plan.phases["forward"]["gathered parameters"] == 2 * (98_304 + 270_336)
 
 
 def test_offload_moves_states_to_the_host():

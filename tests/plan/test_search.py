@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +17,7 @@ from lumina_ds.plan.communication import communication_bytes
 from lumina_ds.plan.explain import explain
 from lumina_ds.plan.hardware import CARDS, GIB, GPUS, find_gpu
 from lumina_ds.plan.layout import Fixed, apply_layout, layout_json, layouts, with_offload
-from lumina_ds.plan.memory import plan_memory
+from lumina_ds.plan.memory import PHASES, plan_memory
 from lumina_ds.plan.search import find_cheapest
 from lumina_ds.plan.states import OptimizerGroup, ZeroSettings
 
@@ -198,21 +200,49 @@ def test_explanations_evaluate_to_the_bytes(stage, size, offload, precision):
     composed = with_offload(compose_deepspeed(config, 2, precision), offload)
     plan = plan_memory(config, 2, precision, deepspeed_json=composed)
     lines = explain(plan, config, composed)
-    assert sum(line.num_bytes for line in lines) == plan.peak_bytes
+    assert sum(line.num_bytes for line in lines[:-4]) == plan.peak_bytes
+    assert [line.component for line in lines[-4:]] == [f"total of {phase}" for phase in PHASES] + ["peak"]
     for line in lines:
-        assert eval(line.filled.replace(",", "").replace(" x ", " * ")) == line.num_bytes, line
-    assert any(line.component == "logits and loss" and line.formula.startswith("V c") for line in lines)
+        assert evaluated(line) == line.num_bytes and line.formula, line
+
+
+SHAPES = {
+    "experts": {},
+    "spread": {"deepspeed__expert_parallel_size": 2},
+    "shared": {"model__num_shared_experts": 1, "model__first_k_dense_layers": 1, "model__intermediate_size": 96},
+    "dense": {
+        "model__num_experts": 0,
+        "model__moe_intermediate_size": None,
+        "model__intermediate_size": 352,
+        "model__qk_norm": True,
+    },
+}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32", "mixed_bf16"])
-@pytest.mark.parametrize("chunk", [0, 16, 700, 4096])
-@pytest.mark.parametrize("mode, interval", [("attention", 1), ("experts", 2), ("full", 2)])
-def test_explanations_of_loss_and_checkpointing_evaluate(precision, chunk, mode, interval):
+@pytest.mark.parametrize("chunk", [0, 700])
+@pytest.mark.parametrize("mode, interval", [("none", 1), ("attention", 1), ("experts", 2), ("full", 2)])
+@pytest.mark.parametrize("shape", ["experts", "spread", "shared", "dense"])
+def test_explanations_of_activations_evaluate(precision, chunk, mode, interval, shape):
     changes = {"loss_chunk_tokens": chunk, "activation_checkpointing": mode, "checkpoint_interval": interval}
-    config = preset("debug", **{f"train__{name}": value for name, value in changes.items()})
+    changes = {f"train__{name}": value for name, value in changes.items()} | SHAPES[shape]
+    config = preset("debug", **changes)
     composed = compose_deepspeed(config, 2, precision)
-    for line in explain(plan_memory(config, 2, precision, deepspeed_json=composed), config, composed):
-        assert eval(line.filled.replace(",", "").replace(" x ", " * ")) == line.num_bytes, line
+    for device in ("cuda", "cpu"):
+        plan = plan_memory(config, 2, precision, device, composed)
+        # Not the peak's alone: each phase in turn as if it were.
+        for phase in PHASES:
+            for line in explain(_peaking(plan, phase), config, composed)[:-4]:
+                assert evaluated(line) == line.num_bytes and line.formula, line
+
+
+def _peaking(plan, phase):
+    others = {name: dict.fromkeys(plan.phases[name], 0) for name in PHASES if name != phase}
+    return replace(plan, phases={phase: plan.phases[phase], **others})
+
+
+def evaluated(line):
+    return eval(re.sub(r"(?<=\d),(?=\d)", "", line.filled).replace(" x ", " * "))
 
 
 def test_offload_needs_its_stage():
@@ -232,7 +262,8 @@ def test_command_as_json(run_cli):
     assert cheapest["fits"] and cheapest["layout"]["zero_stage"] == 1
     assert cheapest["peak_bytes"] == sum(cheapest["breakdown"].values()) <= H100
     assert cheapest["communication"]["all_reduce"] > 0
-    assert sum(line["num_bytes"] for line in record["explain"]) == record["peak_bytes"]
+    assert record["explain"][-1]["component"] == "peak" and record["explain"][-1]["num_bytes"] == record["peak_bytes"]
+    assert sum(line["num_bytes"] for line in record["explain"][:-4]) == record["peak_bytes"]
 
 
 def test_a_card_without_bf16_is_planned_in_fp16(run_cli):

@@ -1,4 +1,5 @@
-"""Model states of the plan against the live tensors of real engines on two ranks: equal to the byte."""
+"""Model states of the plan, and what offloading puts into host memory, against the live tensors of real engines on two
+ranks: equal to the byte."""
 
 from __future__ import annotations
 
@@ -40,14 +41,26 @@ def cases():
     yield case("experts spread", *MODELS["experts spread"], "bf16", 1, optimizer="muon")
     yield case("experts spread", *MODELS["experts spread"], "bf16", 2, optimizer="muon")
 
+    for name, (model, size) in MODELS.items():
+        for stage, precision in ((1, "fp32"), (2, "bf16"), (3, "bf16")):
+            yield case(name, model, size, precision, stage, offload="optimizer")
+        yield case(name, model, size, "bf16", 3, offload="optimizer+params")
+    yield case("dense", SHAPE, 1, "fp32", 3, offload="optimizer+params")
+    yield case("dense", SHAPE, 1, "bf16", 2, offload="optimizer", accumulation=2)
+    yield case("experts spread", *MODELS["experts spread"], "fp32", 1, offload="optimizer", accumulation=2)
+    yield case("dense", SHAPE, 1, "fp32", 3, offload="optimizer", accumulation=2)
 
-def case(name, model, size, precision, stage, gradients=None, optimizer="adamw"):
+
+def case(name, model, size, precision, stage, gradients=None, optimizer="adamw", offload=None, accumulation=1):
+    parts = [name, optimizer, precision, f"ZeRO-{stage}"]
+    parts += [f"gradients {gradients}"] if gradients else []
+    parts += [f"offload {offload} x {accumulation}"] if offload else []
     return {
-        "name": f"{name} {optimizer} {precision} ZeRO-{stage}" + (f" gradients {gradients}" if gradients else ""),
+        "name": " ".join(parts),
         "config": {
             "model": model,
-            "train": {"optimizer": optimizer},
-            "deepspeed": {"zero_stage": stage, "expert_parallel_size": size},
+            "train": {"optimizer": optimizer, "gradient_accumulation_steps": accumulation},
+            "deepspeed": {"zero_stage": stage, "expert_parallel_size": size, "offload": offload},
         },
         "precision": precision,
         "gradients": gradients,
@@ -60,15 +73,16 @@ def test_states_equal_the_live_tensors_of_two_ranks(run_ranks, tmp_path):
     assert len(listed) >= 24
     path = tmp_path / "cases.json"
     path.write_text(json.dumps(listed))
-    measured = run_ranks(Path(__file__).parent / "states_worker.py", str(path), timeout=200)
+    measured = run_ranks(Path(__file__).parent / "states_worker.py", str(path), timeout=400)
     wrong = {}
     for entry, found in zip(listed, measured, strict=True):
         config = RunConfig.model_validate(entry["config"])
         composed = compose_deepspeed(config, 2, entry["precision"])
         if entry["gradients"]:
             composed["data_types"] = {"grad_accum_dtype": entry["gradients"]}
-        step = plan_memory(config, 2, entry["precision"], "cpu", composed).phases["step"]
-        planned = {component: step[component] for component in found}
+        plan = plan_memory(config, 2, entry["precision"], "cpu", composed)
+        states = {**plan.states, "host": plan.host_bytes}
+        planned = {component: states[component] for component in found}
         if planned != found:
             wrong[entry["name"]] = {key: (planned[key], found[key]) for key in found if planned[key] != found[key]}
     assert wrong == {}, "\n".join(f"{name}: {parts}" for name, parts in wrong.items())

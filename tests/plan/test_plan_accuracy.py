@@ -1,0 +1,50 @@
+"""Planned activations and peaks against real steps of two ranks on this CPU: within 1 % and 3 %."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+bench_memory = pytest.importorskip("bench_memory")
+
+from lumina_ds.cli.plan_measure import measure_on_ranks  # noqa: E402
+from lumina_ds.cli.plan_verify import compare, memory_request, plan_request  # noqa: E402
+
+# Hidden width 256, rows of 512 tokens, 1024 tokens a micro-batch; tests/benchmarks/bench_memory.py measures all 44.
+CASES = [
+    ("wide dense", 0, "mixed_bf16", {}),
+    ("wide dense", 1, "fp32", {"checkpointing": "full"}),
+    ("wide dense", 2, "mixed_bf16", {}),
+    ("wide dense", 3, "bf16", {}),
+    ("wide", 0, "fp32", {}),
+    ("wide", 1, "mixed_bf16", {"checkpointing": "experts"}),
+    ("wide", 1, "fp32", {"accumulation": 2}),
+    ("wide", 2, "bf16", {}),
+    ("wide", 3, "fp32", {}),
+    ("wide", 3, "bf16", {"checkpointing": "full"}),
+    ("wide shared", 2, "bf16", {"checkpointing": "attention"}),
+    ("wide", 1, "fp32", {"experts": 2}),
+    ("wide", 2, "mixed_bf16", {"experts": 2}),
+    ("wide", 3, "bf16", {"experts": 2}),
+]
+
+
+def test_planned_memory_of_two_ranks():
+    pytest.importorskip("deepspeed")
+    chosen = [bench_memory.case(preset, stage, precision, **options) for preset, stage, precision, options in CASES]
+    requests = [memory_request(run, 2, precision, "cpu")[0] for _, run, precision in chosen]
+    # The first step makes the optimizer's states and ZeRO-3's trace, the second is like all others.
+    measured = measure_on_ranks([request | {"steps": 2} for request in requests], 2)
+    wrong = {}
+    for (name, _, _), request, found in zip(chosen, requests, measured, strict=True):
+        lines = {line.name: line for line in compare(plan_request(request, 2, "cpu", found), found)}
+        bounds = {"parameters": 0, "master weights": 0, "moments": 0, "gradients": 0, "activations": 0.01, "peak": 0.03}
+        off = {part: lines[part] for part, bound in bounds.items() if abs(lines[part].error) > bound}
+        if off:
+            wrong[name] = {
+                part: f"{line.predicted} for {line.measured}, {line.error:+.2%}" for part, line in off.items()
+            }
+    assert wrong == {}
