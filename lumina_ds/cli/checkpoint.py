@@ -153,7 +153,7 @@ def reshard_command(
         click.echo(json.dumps({"checkpoint": str(folder), "was": saved, "topology": saved | wanted}))
         return
     click.echo(
-        f"{folder} is divided for {world_size} ranks; go on with --zero {wanted['zero_stage']} --expert-parallel "
+        f"{folder} is divided for {world_size} rank{'s' if world_size > 1 else ''}; go on with --zero {wanted['zero_stage']} --expert-parallel "
         f"{wanted['expert_parallel_size']} --batch-size {config.train.micro_batch_size} --grad-accum {accumulation}"
     )
 

@@ -8,6 +8,7 @@ checkpoint. train/saving.py writes them; nothing outside the folder is followed 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.errors import CheckpointError
-from lumina_ds.files import file_digest
+from lumina_ds.files import file_digest, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -142,13 +143,36 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def set_aside_later_steps(checkpoints: Path, step: int) -> None:
-    """Rename the steps after `step`, which a run that goes back leaves behind, so that none is resumed from later."""
-    for folder in step_folders(checkpoints):
-        if folder.name > step_name(step):
+    """Rename the steps after `step`, which a run that goes back leaves behind, so that none is resumed from later.
+
+    First `latest` and `best` let go of them: another checkpoint will have their names.
+    """
+    folders = step_folders(checkpoints)
+    staying = [folder for folder in folders if folder.name <= step_name(step)]
+    for pointer, target in (("latest", staying[-1] if staying else None), ("best", _best_of(staying))):
+        named = pointer_target(checkpoints, pointer)
+        if named is None or named in staying:
+            continue
+        if target is None:
+            (checkpoints / pointer).unlink()
+        else:
+            write_atomically(checkpoints / pointer, target.name)
+    for folder in folders:
+        if folder not in staying:
             kept = folder.with_name(f"{folder.name}.abandoned")
             shutil.rmtree(kept, ignore_errors=True)
             os.rename(folder, kept)
             logger.warning("%s is of a course that this run leaves; kept as %s", folder.name, kept.name)
+
+
+def _best_of(folders: list[Path]) -> Path | None:
+    """The one with the lowest evaluation loss, of those that have one and can be read."""
+    losses = {}
+    for folder in folders:
+        with contextlib.suppress(CheckpointError):
+            if (loss := read_manifest(folder)["eval_loss"]) is not None:
+                losses[folder] = loss
+    return min(losses, key=lambda folder: losses[folder], default=None)
 
 
 def pointer_target(checkpoints: Path, pointer: str) -> Path | None:

@@ -41,8 +41,11 @@ def begin(checkpoints: Path, step: int) -> Path:
     return staging
 
 
-def publish(staging: Path, manifest: dict[str, Any], keep: int) -> Path:
-    """Seal `staging` with its manifest, give it its name, move the pointers, and delete older checkpoints."""
+def publish(staging: Path, manifest: dict[str, Any], keep: int, newest: bool = True) -> Path:
+    """Seal `staging` with its manifest, give it its name, move the pointers, and delete older checkpoints.
+
+    `latest` moves to a checkpoint that is `newest`, `best` to one with a lower evaluation loss.
+    """
     sealed = manifest | {"format": FORMAT}
     write_atomically(staging / MANIFEST, json.dumps(sealed | {"digest": manifest_digest(sealed)}, indent=1))
     final = staging.with_suffix("")
@@ -53,7 +56,8 @@ def publish(staging: Path, manifest: dict[str, Any], keep: int) -> Path:
         os.rename(final, replaced)
     os.rename(staging, final)
     sync_folder(final.parent)
-    write_atomically(final.parent / "latest", final.name)
+    if newest:
+        write_atomically(final.parent / "latest", final.name)
     loss = manifest["eval_loss"]
     if loss is not None and loss < best_loss(final.parent):
         write_atomically(final.parent / "best", final.name)

@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lumina_ds.engine.partitions import optimizer_file_name
-from lumina_ds.errors import MachineError
+from lumina_ds.errors import ConfigError, MachineError
 from lumina_ds.files import write_atomically
-from lumina_ds.train.checkpoint import BIASES_FILE, MANIFEST, WEIGHTS_INDEX, read_manifest, step_folders
+from lumina_ds.train.checkpoint import (
+    BIASES_FILE,
+    MANIFEST,
+    WEIGHTS_INDEX,
+    checkpoint_faults,
+    pointer_target,
+    read_manifest,
+    step_folders,
+)
 from lumina_ds.train.publishing import begin, publish
 from lumina_ds.train.state_files import PIECES, SavedState, piece_record
 from lumina_ds.train.tensor_file import CheckpointFile
@@ -30,7 +38,8 @@ def consolidate(folder: Path, out: Path, dtype: torch.dtype) -> int:
     """Whole weights of a verified step folder as safetensors from its fp32 state; returns their bytes.
 
     `out` is one file when its name ends in .safetensors, otherwise a folder of files of at most 4 GiB with Hugging
-    Face's index. Router biases of a checkpoint come along. Raises MachineError when it cannot be written.
+    Face's index. Router biases of a checkpoint come along. Raises MachineError when it cannot be written, and ConfigError when it is a
+    checkpoint or another folder with a manifest.
     """
     manifest = read_manifest(folder)
     saved = SavedState(folder, manifest["files"])
@@ -40,6 +49,8 @@ def consolidate(folder: Path, out: Path, dtype: torch.dtype) -> int:
     plan = [list(sizes)] if single else weight_file_plan(sizes, 1)
     names = [out.name] if single else [weight_file_name(number) for number in range(len(plan))]
     target = out.parent if single else out
+    if (target / MANIFEST).exists():
+        raise ConfigError(f"{target} is a sealed folder, which more files would damage; set --out to another one")
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, parameters in zip(names, plan, strict=True):
@@ -76,7 +87,9 @@ def reshard(folder: Path, topology: dict[str, Any]) -> Path:
             "topology": manifest["topology"] | topology,
             "files": dict(sorted(files.items())),
         }
-        return publish(staging, divided, keep=len(step_folders(folder.parent)))
+        latest = pointer_target(folder.parent, "latest")
+        newest = latest is None or latest.name <= folder.name or bool(checkpoint_faults(latest))
+        return publish(staging, divided, keep=len(step_folders(folder.parent)), newest=newest)
     except OSError as error:
         raise MachineError(f"{staging} cannot be written: {error.strerror}; {folder} stays as it is") from error
 

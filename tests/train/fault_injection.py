@@ -125,8 +125,15 @@ def _damage_a_weight(engine):
 
 
 def _take_away_memory():
-    """No new memory from the kernel from now on, as when a machine is full; what the process has it keeps."""
-    import resource
+    """No new memory from the kernel from now on, as when a machine is full; what the process has it keeps.
 
+    A save under way ends first: what it frees would be room.
+    """
+    import resource
+    import threading
+
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 16), resource.RLIM_INFINITY))

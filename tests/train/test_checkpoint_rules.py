@@ -79,6 +79,20 @@ def test_going_back_sets_the_later_steps_aside(tmp_path, caplog):
     assert read_manifest(tmp_path / "step-00000002")["step"] == 2
 
 
+def test_pointers_let_go_of_what_is_set_aside(tmp_path):
+    """Else `best` would name whatever is saved under that step later, evaluated or not."""
+    for step, loss in ((2, 3.0), (4, 2.5), (6, None), (8, 2.0)):
+        make_step(tmp_path, step, eval_loss=loss)
+    for pointer in ("latest", "best"):
+        (tmp_path / pointer).write_text("step-00000008")
+    set_aside_later_steps(tmp_path, 6)
+    assert [(tmp_path / pointer).read_text() for pointer in ("latest", "best")] == ["step-00000006", "step-00000004"]
+    set_aside_later_steps(tmp_path, 6)
+    assert (tmp_path / "best").read_text() == "step-00000004"
+    set_aside_later_steps(tmp_path, 1)
+    assert not [path.name for path in tmp_path.iterdir() if not path.name.endswith(".abandoned")]
+
+
 def test_row_34_two_runs_in_one_folder(tmp_path):
     first, second = RunFolder(tmp_path), RunFolder(tmp_path)
     first.create()

@@ -375,6 +375,19 @@ def test_row_33_a_clock_that_jumps_does_not_change_which_is_newest(run):
     assert [folder.name[-1] for folder in step_folders(run / "checkpoints")] == ["3", "4"]
 
 
+def test_a_checkpoint_is_never_consolidated_into_nor_moves_latest_back(run):
+    older, latest = (run / "checkpoints" / f"step-0000000{step}" for step in (2, 4))
+    for out in (latest, latest / "whole.safetensors"):
+        assert run_command(cli, ["checkpoint", "consolidate", str(run), "--out", str(out)]) == 2
+    assert run_command(cli, ["checkpoint", "reshard", str(older), "--world-size", "1", "--zero", "2"]) == 0
+    assert read_manifest(older)["topology"]["zero_stage"] == 2
+    assert pointer_target(run / "checkpoints", "latest") == latest
+    (latest / "random-rank-0.pt").write_bytes(b"")
+    assert run_command(cli, ["checkpoint", "reshard", str(older), "--world-size", "1"]) == 0
+    assert pointer_target(run / "checkpoints", "latest") == older
+    assert [checkpoint_faults(folder) == [] for folder in step_folders(run / "checkpoints")] == [True] * 3 + [False]
+
+
 def test_pruning_waits_until_a_kept_checkpoint_verifies(run):
     checkpoints = run / "checkpoints"
     for step in (3, 4):
