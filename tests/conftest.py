@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -32,6 +33,17 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "OMP_NUM_THREADS": 1,
     }
     return os.environ | {name: str(value) for name, value in values.items()}
+
+
+@pytest.fixture
+def processor_seconds() -> Callable[[], float]:
+    """Processor time of the programs that ended so far: unlike the wall's, no other program lengthens it much."""
+
+    def seconds() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    return seconds
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from lumina_ds.config.precision import resolve_precision
 from lumina_ds.errors import MachineError
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.model.experts import Experts, RowPlan
+from lumina_ds.model.loss import IGNORED, LanguageHead
 from lumina_ds.model.moe import Router
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "mixed_bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,13 +44,19 @@ def inference_precision(requested: str) -> tuple[str, str, str]:
 
 
 def convert(network: Network, precision: str, device: torch.device) -> Network:
-    """`network` on `device` in `precision`, changed in place. Routers and the head stay as they are under `dynamic`."""
+    """`network` on `device` in `precision`, changed in place. Routers and a tied head stay as they are under `dynamic`.
+
+    A tied head shares the embedding's memory, which looks values up in fp32; in int8 it would be a second copy.
+    """
     if precision != DYNAMIC:
         return network.to(device, DTYPES[precision])
+    embeddings = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, Experts):
                 setattr(module, name, ExpertsByOne(child))
+            elif isinstance(child, LanguageHead) and id(child.weight) not in embeddings:
+                setattr(module, name, PlainHead(child))
     wanted = torch.ao.quantization.per_channel_dynamic_qconfig
     routers = [f"{name}." for name, module in network.named_modules() if isinstance(module, Router)]
     linear = {
@@ -85,11 +92,34 @@ class ExpertsByOne(nn.Module):
         return (out_ND[plan.row_TK] * weights_TK.unsqueeze(-1)).sum(dim=1).to(x_TD.dtype)
 
 
+class PlainHead(nn.Module):
+    """The head around a Linear, the form that quantization knows."""
+
+    def __init__(self, head: LanguageHead) -> None:
+        super().__init__()
+        self.chunk_tokens = head.chunk_tokens
+        self.linear = _linear(head.weight.detach())
+
+    def forward(self, hidden_BSD: Tensor, labels_BS: Tensor | None = None) -> Tensor:
+        """As of LanguageHead: logits [B, S, V], or the summed loss of the labels [B, S], an fp32 scalar."""
+        if labels_BS is None:
+            return self.linear(hidden_BSD)
+        trained_BS = labels_BS != IGNORED
+        hidden_ND, labels_N = hidden_BSD[trained_BS], labels_BS[trained_BS]
+        loss = hidden_ND.new_zeros(())
+        chunk = self.chunk_tokens or max(len(labels_N), 1)
+        for start in range(0, len(labels_N), chunk):
+            logits_CV = self.linear(hidden_ND[start : start + chunk])
+            loss += F.cross_entropy(logits_CV, labels_N[start : start + chunk], reduction="sum")
+        return loss
+
+
 def _linears(stack_EFD: Tensor) -> nn.ModuleList:
-    linears = nn.ModuleList()
-    for weight_FD in stack_EFD.detach():
-        with torch.device("meta"):
-            linear = nn.Linear(weight_FD.shape[1], weight_FD.shape[0], bias=False)
-        linear.weight = nn.Parameter(weight_FD, requires_grad=False)
-        linears.append(linear)
-    return linears
+    return nn.ModuleList(_linear(weight_FD) for weight_FD in stack_EFD.detach())
+
+
+def _linear(weight_FD: Tensor) -> nn.Linear:
+    with torch.device("meta"):
+        linear = nn.Linear(weight_FD.shape[1], weight_FD.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight_FD, requires_grad=False)
+    return linear

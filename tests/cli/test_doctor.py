@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,16 +25,16 @@ def doctor(*words: object, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_a_line_per_check_within_seconds() -> None:
-    started = time.perf_counter()
+def test_a_line_per_check_within_seconds(processor_seconds: Callable[[], float]) -> None:
+    before = processor_seconds()
     done = doctor()
-    seconds = time.perf_counter() - started
+    seconds = processor_seconds() - before
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith(("ok ", "warning ", "fault "))]
     assert len(lines) == len(CHECKS)
     assert done.stdout.splitlines()[-1].endswith("0 faults")
-    # 1.7 s alone on a CPU; the rest is for other tests beside it.
-    assert seconds < 10
+    # 2.3 s on a CPU; the rest is for slower ones.
+    assert seconds < 6
 
 
 def test_json_is_one_document_and_verbose_asks_the_ops() -> None:

@@ -13,24 +13,31 @@ from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 from lumina_ds.train.compare_precisions import compare_precisions, weight_bytes
 
-CONFIG = ModelConfig(
+TIED = ModelConfig(
     vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
     max_position_embeddings=64, num_experts=4, moe_intermediate_size=16, num_shared_experts=1,
     tie_word_embeddings=True,
 )  # fmt: skip
+UNTIED = TIED.model_copy(update={"tie_word_embeddings": False})
 IDS = torch.arange(5, 45).unsqueeze(0)
 POSITIONS = torch.arange(40).unsqueeze(0)
 
 
+@pytest.fixture(params=[TIED, UNTIED], ids=["tied", "untied"])
+def model(request):
+    return request.param
+
+
 @pytest.fixture
-def load(corpus, monkeypatch):
+def load(model, corpus, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    model = CausalLM(CONFIG)
-    initialize(model, CONFIG, seed=0)
+    network = CausalLM(model)
+    initialize(network, model, seed=0)
     # Larger weights than at the start of training: differences must show.
-    state = {name: 4 * value if value.ndim > 1 else value.clone() for name, value in model.state_dict().items()}
-    del state["lm_head.weight"]
-    return lambda name: build_model(CONFIG, state, corpus.tokenizer, name)
+    state = {name: 4 * value if value.ndim > 1 else value.clone() for name, value in network.state_dict().items()}
+    if model.tie_word_embeddings:
+        del state["lm_head.weight"]
+    return lambda name: build_model(model, state, corpus.tokenizer, name)
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("fp16", 0.005), ("bf16", 0.03), ("dynamic", 0.05)])
@@ -42,16 +49,29 @@ def test_logits_are_those_of_fp32_within_the_format(load, name, tolerance):
     assert 0 < difference < tolerance
 
 
-def test_weights_take_two_bytes_a_value_or_one_in_matrices(load):
+def test_weights_take_two_bytes_a_value_or_one_in_matrices(load, model):
     fp32 = weight_bytes(load("fp32").model)
-    assert fp32 == 4 * sum(parameter.numel() for parameter in CausalLM(CONFIG).parameters())
+    assert fp32 == 4 * sum(parameter.numel() for parameter in CausalLM(model).parameters())
     assert weight_bytes(load("bf16").model) == fp32 // 2
-    # The embedding, which is the tied head too, stays fp32; scales take 16 bytes a row.
+    # The embedding stays fp32, and with it a tied head; scales take 16 bytes a row.
     embedding, norms_and_gates = 400 * 32, 5 * 32 + 2 * 4 * 32
     matrices = fp32 // 4 - embedding - norms_and_gates
-    rows = 2 * ((32 + 16 + 16 + 32) + (4 + 1) * (16 + 16 + 32))
+    rows = 2 * ((32 + 16 + 16 + 32) + (4 + 1) * (16 + 16 + 32)) + (0 if model.tie_word_embeddings else 400)
     expected = 4 * (embedding + norms_and_gates) + matrices + 16 * rows
     assert weight_bytes(load("dynamic").model) == expected
+
+
+@pytest.mark.parametrize("chunk_tokens", [0, 7])
+def test_the_loss_of_a_quantized_head_is_that_of_its_logits(load, chunk_tokens):
+    network = load("dynamic").model
+    network.lm_head.chunk_tokens = chunk_tokens
+    labels = IDS.roll(-1, dims=1).masked_fill(POSITIONS % 3 == 0, -100)
+    with torch.inference_mode():
+        logits = network(IDS, POSITIONS)
+        loss = network(IDS, POSITIONS, labels=labels)[0]
+        nothing = network(IDS, POSITIONS, labels=torch.full_like(labels, -100))[0]
+    expected = torch.nn.functional.cross_entropy(logits[0].float(), labels[0], reduction="sum")
+    assert float(loss) == pytest.approx(float(expected), rel=0.02) and float(nothing) == 0
 
 
 def test_the_router_stays_in_full_precision_under_int8(load):
