@@ -12,7 +12,7 @@ import click
 from lumina_ds.cli.plan_check import check
 from lumina_ds.cli.plan_choice import render_explanations, render_search, search_record, write_choice
 from lumina_ds.cli.plan_grid import grid_record, plan_grid, render_grid
-from lumina_ds.cli.plan_options import overrides, setting_options
+from lumina_ds.cli.plan_options import TokenCount, overrides, setting_options
 from lumina_ds.cli.plan_rehearse import rehearse
 from lumina_ds.cli.plan_time import time
 from lumina_ds.cli.plan_verify import verify
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--gpu", "gpu_name", help="A card, such as h100-80 or rtx4090: find the cheapest plan that fits it.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")
 @click.option("--offload", type=click.Choice(OFFLOADS), help="Keep states in host memory.")
-@click.option("--global-batch-tokens", type=click.IntRange(min=1), help="Solve micro-batch and accumulation for it.")
+@click.option("--global-batch-tokens", type=TokenCount(), help="Solve micro-batch and accumulation for it: 4M.")
 @click.option("--explain", "explained", is_flag=True, help="Each formula with the numbers filled in.")
 @click.option("--write", "folder", type=click.Path(file_okay=False, path_type=Path), help="Write run.yaml and ds.json.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -82,7 +82,7 @@ def command(
     card_gb = gpu.memory_gb if gpu else gpu_memory
     composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
     plan = plan_memory(config, world_size, precision, device, composed)
-    grid = plan_grid(config, precision, world_size) if device == "cuda" else []
+    grid = plan_grid(config, precision, world_size, offload or "none") if device == "cuda" else []
     result = None
     if gpu_name or global_batch_tokens or folder:
         if device == "cpu":
@@ -114,7 +114,7 @@ def command(
     if grid:
         render_grid(grid, card_gb, console)
     if result is not None:
-        render_search(result, gpu.name if gpu else f"{card_gb:g} GB", console)
+        render_search(result, gpu.name if gpu else f"{card_gb:g} GB", gpus, console)
     if folder is not None:
         console.print(f"Written; train with: {written}", highlight=False, soft_wrap=True)
 

@@ -26,24 +26,27 @@ def render_explanations(explanations: list[Explanation], console: Console) -> No
         console.print(f"    {line.filled} = {format_bytes(line.num_bytes)}", highlight=False, soft_wrap=True)
 
 
-def render_search(result: SearchResult, card: str, console: Console) -> None:
+def render_search(result: SearchResult, card: str, gpus_per_node: int, console: Console) -> None:
     """Print the choice, its batch and communication, what binds it, and what to change next."""
     choice = result.choice
     if choice is None:
         lines = [f"[bold]Nothing fits {card}[/bold]; {result.num_tried} layouts tried."]
     else:
-        lines = [f"[bold]Cheapest plan that fits {card}[/bold]: {choice.layout.label}", *_choice_lines(choice)]
+        lines = [
+            f"[bold]Cheapest plan that fits {card}[/bold]: {choice.layout.label}",
+            *_choice_lines(choice, gpus_per_node),
+        ]
     lines.append(f"  limit: {result.binding}")
     lines += [f"  next: {advice}" for advice in result.advice]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _choice_lines(choice: Choice) -> list[str]:
+def _choice_lines(choice: Choice, gpus_per_node: int) -> list[str]:
     plan = choice.plan
     sent = {name.replace("_", "-"): size for name, size in vars(choice.communication).items() if size}
     shown = ", ".join(f"{name} {format_bytes(size)}" for name, size in sent.items()) or "nothing"
-    host = f", {format_bytes(plan.host_bytes)} in host memory" if plan.host_bytes else ""
+    host = f", {format_bytes(gpus_per_node * plan.host_bytes)} of host memory per node" if plan.host_bytes else ""
     return [
         f"  micro-batch {plan.micro_batch_size} x accumulation {plan.gradient_accumulation_steps} x "
         f"{plan.world_size} GPUs x {plan.seq_length} tokens = {choice.tokens_per_step:,} tokens a step",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,24 @@ _OPTIONS = (
         help="What the backward pass recomputes.",
     ),
 )
+
+_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+
+
+class TokenCount(click.ParamType):
+    """A number of tokens: 300000000, 3e8, 300M, 1.5B."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([kmbt]?)", str(value).lower().replace("_", ""))
+        try:
+            number = int(float(found[1]) * _SUFFIXES[found[2]]) if found else 0
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value} is no number of tokens; write it as 300000000, 3e8 or 300M", param, ctx)
+        return number
 
 
 def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import sys
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lumina_ds.cli.plan_options import overrides, setting_options
+from lumina_ds.cli.plan_options import TokenCount, overrides, setting_options
 from lumina_ds.cli.presets import format_bytes, format_count
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.load import load_config
@@ -34,23 +33,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEFAULT_GPU = "h100-80"
-_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-
-
-class TokenCount(click.ParamType):
-    """A number of tokens: 300000000, 3e8, 300M, 1.5B."""
-
-    name = "tokens"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([kmbt]?)", str(value).lower().replace("_", ""))
-        try:
-            number = int(float(found[1]) * _SUFFIXES[found[2]]) if found else 0
-        except ValueError:
-            number = 0
-        if number < 1:
-            self.fail(f"{value} is no number of tokens; write it as 300000000, 3e8 or 300M", param, ctx)
-        return number
 
 
 @click.command(
