@@ -171,7 +171,8 @@ def clip_gradients(
         engine.module.zero_grad(set_to_none=True)
     elif max_norm > 0:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in dense + expert:
+        # A product with one would only cost its pass over all gradients.
+        for gradient in dense + expert if float(scale) < 1 else ():
             gradient.mul_(scale.to(gradient.dtype))
     return float(norm), sound
 
