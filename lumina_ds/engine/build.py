@@ -16,6 +16,7 @@ from lumina_ds.engine.allocate import allocate, without_storage
 from lumina_ds.engine.distributed import World
 from lumina_ds.engine.expert_parallel import fuse_combination, install_cpu_experts, install_routers
 from lumina_ds.engine.fused_choice import choose_kernels
+from lumina_ds.engine.gradient_norm import measure_in_blocks
 from lumina_ds.engine.muon import muon_groups, use_plain_kernels
 from lumina_ds.engine.one_rank import skip_reduction
 from lumina_ds.engine.sequence_parallel import share_rows
@@ -72,6 +73,8 @@ def build_engine(
     )
     deepspeed.utils.logger.setLevel(level)
     skip_reduction(engine)
+    if world.device == "cpu":
+        measure_in_blocks(engine)
     if config.model.num_experts:
         install_routers(engine.module, config.model)
         if config.train.init_from is not None and fresh:
@@ -168,7 +171,8 @@ def clip_gradients(
         engine.module.zero_grad(set_to_none=True)
     elif max_norm > 0:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in dense + expert:
+        # A product with one would only cost its pass over all gradients.
+        for gradient in dense + expert if float(scale) < 1 else ():
             gradient.mul_(scale.to(gradient.dtype))
     return float(norm), sound
 

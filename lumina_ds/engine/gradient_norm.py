@@ -1,4 +1,4 @@
-"""A say in whether a step's gradient is applied, between DeepSpeed's norm and its update.
+"""DeepSpeed's global gradient norm: faster on a CPU, and with a say in whether the gradient is applied.
 
 DeepSpeed skips a step, on all ranks alike and with everything cleaned up, when the global norm that it has just
 computed is not finite (step() of runtime/zero/stage_1_and_2.py and stage3.py). A norm that is refused here is
@@ -10,6 +10,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+
+# Elements whose double-precision copy stays in a core's cache.
+_BLOCK = 1 << 15
+
+
+def measure_in_blocks(engine: Any) -> bool:
+    """Let a ZeRO 1 or 2 engine on a CPU convert its gradients to double precision, for their norm, block by block.
+
+    DeepSpeed converts each gradient as a whole, which writes and reads four times the memory of a bf16 one. The sum is
+    in double precision either way.
+    """
+    optimizer = engine.optimizer
+    if not hasattr(optimizer, "scaled_global_norm") or not hasattr(optimizer, "get_grad_norm_direct"):
+        return False
+    whole = optimizer.get_grad_norm_direct
+
+    def in_blocks(gradients: Any, params: Any, norm_type: float = 2) -> Any:
+        real = (gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False))
+        pairs = [
+            (block, param)
+            for gradient, param in zip(real, params, strict=False)
+            for block in gradient.detach().flatten().split(_BLOCK)
+        ]
+        return whole([block for block, _ in pairs], [param for _, param in pairs], norm_type)
+
+    optimizer.get_grad_norm_direct = in_blocks
+    return True
 
 
 class NormGate:

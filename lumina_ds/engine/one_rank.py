@@ -20,9 +20,18 @@ def skip_reduction(engine: Any) -> bool:
     # With an accumulator of another type, or with offload, the reduction is also what moves the gradients there.
     if optimizer.cpu_offload or optimizer.gradient_accumulation_dtype != optimizer.dtype:
         return False
+    # Without contiguous gradients none is copied, and what would reduce them in place has nothing to do. That its
+    # constructor asks for them where there are experts is about ranks that share them. Muon reads the copies.
+    if not any(group.get("use_muon") for group in optimizer.param_groups):
+        optimizer.contiguous_gradients = False
     optimizer.average_tensor = _average_over_one_rank
+    optimizer.buffered_reduce_fallback = _reduce_over_one_rank
     return True
 
 
 def _average_over_one_rank(tensor: Any, communication_data_type: Any) -> None:
     """In the place of DeepSpeedZeroOptimizer.average_tensor, which works in place."""
+
+
+def _reduce_over_one_rank(rank: Any, grads: Any, communication_data_type: Any, elements_per_buffer: int = 0) -> None:
+    """In the place of DeepSpeedZeroOptimizer.buffered_reduce_fallback, which works in place."""

@@ -96,7 +96,7 @@ def watch_parts(network: Any, marks: Marks) -> None:
 
 
 def build_step(
-    settings: dict[str, Any], rows: int, length: int, documents: int, flash: str, cuda: bool
+    settings: dict[str, Any], rows: int, length: int, documents: int, flash: str, fused: str, cuda: bool
 ) -> tuple[Any, Callable[[Marks | None], None]]:
     """An engine and its training step on fixed random tokens."""
     import torch
@@ -107,7 +107,7 @@ def build_step(
     from lumina_ds.engine.distributed import start
     from lumina_ds.model.attention_backends import DocumentLayout
 
-    train = {"micro_batch_size": rows, "flash_attention": flash}
+    train = {"micro_batch_size": rows, "flash_attention": flash, "fused_kernels": fused}
     config = RunConfig.model_validate({"model": settings, "train": train})
     world = start()
     engine = build_engine(config, world, "bf16", compose_deepspeed(config, 1, "bf16"))
@@ -201,11 +201,12 @@ def nominal_tflops(given: float | None, name: str, memory_bytes: int) -> float:
 @click.option("--documents", default=4, show_default=True, help="Of a row.")
 @click.option("--steps", default=10, show_default=True)
 @click.option("--flash", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option("--fused-kernels", "fused", default="auto", show_default=True, help="As train.fused_kernels.")
 @click.option("--tflops", type=float, help="Nominal dense bf16 rate of the card; known cards need none.")
 @click.option("--dry", is_flag=True, help="A tiny model on the CPU: no MFU, but everything else.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
-    name: str, vocabulary: int, rows: int, length: int, documents: int, steps: int, flash: str, tflops: float | None,
+    name: str, vocabulary: int, rows: int, length: int, documents: int, steps: int, flash: str, fused: str, tflops: float | None,
     dry: bool, as_json: bool,
 ) -> None:  # fmt: skip
     import torch
@@ -226,7 +227,7 @@ def main(
             nominal_tflops(tflops, torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory),
         )
     settings = model_settings(shape, vocabulary, length)
-    engine, step = build_step(settings, rows, length, documents, flash, cuda)
+    engine, step = build_step(settings, rows, length, documents, flash, fused, cuda)
     seconds = time_steps(lambda: step(None), steps, cuda)
     # A document sees itself alone.
     work = flops_per_token(ModelConfig.model_validate(settings), length // documents) * rows * length

@@ -10,7 +10,8 @@ above what it held before the model was built.
 All start from the same weights and compute the same: the mean loss of the trained tokens, a load-balancing loss, and
 attention within documents. Their losses of the first step must agree, or the comparison ends with an error.
 
-`lumina engine` is `build_engine` with the defaults of one rank, `lumina plain` the same model in a torch loop;
+`lumina engine` is `build_engine` with the defaults of one rank, `lumina plain` the same model in a torch loop. In bf16
+the engine updates fp32 copies of the weights; `lumina plain, fp32 masters` is the loop that does so too.
 `transformers` has the settings that its Trainer takes by itself with this torch: grouped_mm for the experts, SDPA, the
 full logits, fused AdamW, clipping at 1. It gets what its packing collators give: position ids that start again with
 every document, and no attention mask, from which it makes the mask of the documents; given a mask of ones as well, it
@@ -30,7 +31,8 @@ from typing import Any
 
 import click
 
-CONTENDERS = ("lumina plain", "lumina engine", "transformers")
+MASTERS = "lumina plain, fp32 masters"
+CONTENDERS = ("lumina plain", MASTERS, "lumina engine", "transformers")
 SEED = 0
 
 
@@ -72,6 +74,32 @@ def our_loss(outputs: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
 def lumina_plain(model: dict[str, Any], inputs: dict[str, Any], precision: str) -> Callable[[], Any]:
     network = initial_network(model, precision)
     return _torch_step(network, lambda: our_loss(network(**inputs), inputs))
+
+
+def lumina_with_masters(model: dict[str, Any], inputs: dict[str, Any], precision: str) -> Callable[[], Any]:
+    """A torch loop whose optimizer and clipping work on fp32 copies of the weights and gradients."""
+    import torch
+
+    network = initial_network(model, precision)
+    weights = list(network.parameters())
+    masters = [torch.nn.Parameter(weight.detach().float().clone()) for weight in weights]
+    optimizer = torch.optim.AdamW(masters, lr=1e-4, fused=True)
+
+    def step() -> Any:
+        total, mean = our_loss(network(**inputs), inputs)
+        total.backward()
+        for weight, master in zip(weights, masters, strict=True):
+            assert weight.grad is not None
+            master.grad, weight.grad = weight.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for weight, master in zip(weights, masters, strict=True):
+                weight.copy_(master)
+        return mean
+
+    return step
 
 
 def initial_network(model: dict[str, Any], precision: str) -> Any:
@@ -163,7 +191,12 @@ def measure(
     name: str, model: dict[str, Any], rows: int, length: int, documents: int, precision: str, steps: int
 ) -> None:
     """Train in this process and print {"seconds", "peak_bytes", "first_loss"} as the last line."""
-    builders = {"lumina plain": lumina_plain, "lumina engine": lumina_engine, "transformers": transformers}
+    builders = {
+        "lumina plain": lumina_plain,
+        MASTERS: lumina_with_masters,
+        "lumina engine": lumina_engine,
+        "transformers": transformers,
+    }
     inputs = batch(model["vocab_size"], rows, length, documents)
     builders_imports(name)
     before = _memory("VmRSS")
@@ -216,9 +249,10 @@ def main(
         model = shape(hidden, layers, experts, width, vocabulary)
         measure(contender, model, rows, length, documents, precision, steps)
         return
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    contenders = [name for name in CONTENDERS if precision == "bf16" or name != MASTERS]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name in CONTENDERS:
+        for name in contenders:
             command = [sys.executable, __file__, *sys.argv[1:], "--contender", name]
             ran = subprocess.run(command, capture_output=True, text=True)
             if ran.returncode:
@@ -236,6 +270,8 @@ def main(
         "transformers / lumina engine": table["transformers"]["seconds"] / table["lumina engine"]["seconds"],
         "lumina engine / lumina plain": table["lumina engine"]["seconds"] / table["lumina plain"]["seconds"],
     }
+    if MASTERS in table:
+        ratios[f"lumina engine / {MASTERS}"] = table["lumina engine"]["seconds"] / table[MASTERS]["seconds"]
     if as_json:
         print(json.dumps({"precision": precision, "contenders": table, "ratios": ratios}))
         return

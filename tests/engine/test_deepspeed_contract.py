@@ -79,9 +79,23 @@ def test_reduction_can_be_left_out_on_one_rank():
     assert "if self.enable_backward_allreduce and not self.inside_no_sync_ctxt:" in reduce
     average = inspect.signature(DeepSpeedZeroOptimizer.average_tensor)
     assert list(average.parameters) == ["self", "tensor", "communication_data_type"]
+    fallback = list(inspect.signature(DeepSpeedZeroOptimizer.buffered_reduce_fallback).parameters)
+    assert fallback[:5] == ["self", "rank", "grads", "communication_data_type", "elements_per_buffer"]
     source = inspect.getsource(DeepSpeedZeroOptimizer)
+    assert source.count("self.buffered_reduce_fallback(") == 1
     assert "self.average_tensor(bucket.buffer[bucket.index].narrow(0, 0, bucket.elements), comm_dtype)" in source
     assert "if gradient_accumulation_dtype != torch.float32 or gradient_accumulation_dtype == self.dtype:" in source
+
+
+def test_the_norm_is_taken_over_lists_of_gradients_and_parameters():
+    """What engine/gradient_norm.py cuts into blocks: only kinds of parameters matter, and paddings are left out."""
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    norm = DeepSpeedZeroOptimizer.get_grad_norm_direct
+    assert list(inspect.signature(norm).parameters) == ["self", "gradients", "params", "norm_type"]
+    source = inspect.getsource(norm)
+    assert 'param_gradients = (g for g in gradients if not getattr(g, "_zero_padding", False))' in source
+    assert "torch.linalg.vector_norm(g.data.to(get_norm_dtype()).detach()," in source
 
 
 def test_world_is_read_from_every_launcher():
