@@ -6,11 +6,8 @@ Everything that several ranks must do together happens in the same order on each
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -18,10 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
-import torch
 import torch.distributed as dist
-import yaml
 
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
@@ -32,19 +26,19 @@ from lumina_ds.engine.distributed import World
 from lumina_ds.engine.gradient_norm import NormGate
 from lumina_ds.engine.schedules import learning_rate
 from lumina_ds.errors import ConfigError, Interrupted, LuminaError, UnstableError
-from lumina_ds.files import write_atomically
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.monitor.console import TrainingConsole
 from lumina_ds.monitor.trackers import open_trackers
 from lumina_ds.monitor.writers import MetricsWriter
 from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.train.environment import write_environment
-from lumina_ds.train.evaluate import evaluate, perplexity
+from lumina_ds.train.evaluate import evaluate
 from lumina_ds.train.health import StepHealth, Verdict
 from lumina_ds.train.long_steps import LongStepStop
+from lumina_ds.train.record import step_record, step_samples
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, layout_changes, run_identity
 from lumina_ds.train.rollback import go_back
-from lumina_ds.train.run_folder import RunFolder
+from lumina_ds.train.run_folder import RunFolder, effective_config
 from lumina_ds.train.saving import CheckpointSaver, SaveOutcome
 from lumina_ds.train.signals import StopRequest, resumable_message
 from lumina_ds.train.state_files import load_checkpoint, random_state, set_random_state
@@ -141,12 +135,7 @@ class TrainingRun:
         """Take the run folder, find the checkpoint to resume from, and write the configuration."""
         resume_from = checkpoint_to_resume(self)
         if self.leads:
-            write_atomically(
-                self.folder.path / "config.yaml", yaml.safe_dump(self._effective_config(), sort_keys=False)
-            )
-            write_atomically(self.folder.path / "ds_config.json", json.dumps(self.deepspeed_json, indent=2))
-            tokenizer = self.rows.folder.tokenizer_path
-            shutil.copyfile(tokenizer, self.folder.path / tokenizer.name)
+            self.folder.write_settings(self._effective_config(), self.deepspeed_json, self.rows.folder.tokenizer_path)
         write_environment(self.folder.path, self.world, self.num_steps)
         dist.barrier()
         return resume_from
@@ -174,13 +163,7 @@ class TrainingRun:
                 self.console.say(f"the state is divided anew: {change}")
 
     def _effective_config(self) -> dict[str, Any]:
-        """The configuration with the data as it really is, so that config.yaml starts the same run again."""
-        made = self.rows.folder.manifest.settings
-        shards = {"train_data": [], "eval_data": [], "eval_fraction": 0.0, "shards": str(self.rows.folder.path)}
-        if self.eval_rows is not None:
-            shards["eval_shards"] = str(self.eval_rows.folder.path)
-        values = self.config.model_dump()
-        return {**values, "data": {**values["data"], **shards, "packing": made.packing, "overlong": made.overlong}}
+        return effective_config(self.config, self.rows, self.eval_rows)
 
     def _train(self, batches_ahead: Prefetcher[list[MicroBatch]]) -> None:
         train = self.config.train
@@ -444,40 +427,14 @@ class TrainingRun:
     def _record(
         self, outcome: StepOutcome, counts: StepCounts, seconds: float, data_seconds: float, anomaly_score: float
     ) -> None:
-        train, step = self.config.train, self.progress.step
-        samples = self._step_samples() if self.config.run.record_samples else None
-        if not self.leads or step % train.log_every_n_batches:
+        samples = step_samples(self) if self.config.run.record_samples else None
+        if not self.leads or self.progress.step % self.config.train.log_every_n_batches:
             return
-        record: dict[str, Any] = {
-            "step": step,
-            "time": time.time(),
-            "epoch": self.order.epoch_at(min(step * self.batch_rows, self.order.num_positions or sys.maxsize)),
-            "loss": outcome.loss,
-            "perplexity": perplexity(outcome.loss),
-            "learning_rate": learning_rate(step - 1, self.num_steps, train),
-            "grad_norm": outcome.grad_norm,
-            "load_balancing_loss": outcome.load_balancing_loss,
-            "router_z_loss": outcome.router_z_loss,
-            "tokens": self.progress.tokens,
-            "trained_tokens": counts.trained_tokens,
-            "step_seconds": seconds,
-            "tokens_per_second": counts.tokens / seconds,
-            "data_seconds": data_seconds,
-            "memory_bytes": memory_bytes(self.world),
-            "skipped": self.progress.skipped,
-            "anomaly_score": anomaly_score,
-            **self.watchdog.metrics,
-            **outcome.routing.record(overflows=self.config.model.overflow_policy != "dropless"),
-        }
+        record = step_record(self, outcome, counts, seconds, data_seconds, anomaly_score)
         if samples is not None:
             record["samples"] = samples
         self.metrics.write(record)
         self.console.show(record)
-
-    def _step_samples(self) -> list[int]:
-        """Packed rows of the step just done, all ranks together; a pure function of the step, so nothing is sent."""
-        first = (self.progress.step - 1) * self.batch_rows
-        return [self.order.row_at(position) for position in range(first, first + self.batch_rows)]
 
 
 def planned_length(config: RunConfig, num_rows: int, batch_rows: int) -> tuple[int, int | None]:
@@ -492,10 +449,3 @@ def planned_length(config: RunConfig, num_rows: int, batch_rows: int) -> tuple[i
     if total_rows == 0:
         raise ConfigError(f"train.epochs {train.epochs} of {num_rows} rows is no row at all; raise --epochs")
     return math.ceil(total_rows / batch_rows), total_rows
-
-
-def memory_bytes(world: World) -> int:
-    """Peak memory allocated on the card, or the resident memory of this process on a CPU."""
-    if world.device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return psutil.Process().memory_info().rss

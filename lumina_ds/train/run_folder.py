@@ -1,13 +1,21 @@
-"""The run folder: its paths and its lock."""
+"""The run folder: its paths, its lock, and the files that say what the run is."""
 
 from __future__ import annotations
 
 import fcntl
+import json
+import shutil
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
+
+import yaml
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
+from lumina_ds.files import write_atomically
+
+if TYPE_CHECKING:
+    from lumina_ds.data.loader import PackedRows
 
 
 class RunFolder:
@@ -50,3 +58,19 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def write_settings(self, config: dict[str, Any], deepspeed_json: dict[str, Any], tokenizer: Path) -> None:
+        """config.yaml, which starts the same run again, ds_config.json, and the tokenizer of the shards."""
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_atomically(self.path / "ds_config.json", json.dumps(deepspeed_json, indent=2))
+        shutil.copyfile(tokenizer, self.path / tokenizer.name)
+
+
+def effective_config(config: RunConfig, rows: PackedRows, eval_rows: PackedRows | None) -> dict[str, Any]:
+    """The configuration with the data as it really is."""
+    made = rows.folder.manifest.settings
+    shards = {"train_data": [], "eval_data": [], "eval_fraction": 0.0, "shards": str(rows.folder.path)}
+    if eval_rows is not None:
+        shards["eval_shards"] = str(eval_rows.folder.path)
+    values = config.model_dump()
+    return {**values, "data": {**values["data"], **shards, "packing": made.packing, "overlong": made.overlong}}
