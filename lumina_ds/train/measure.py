@@ -163,12 +163,15 @@ def _is_of_gloo(event: Any) -> bool:
 
 
 def _load(loads: list[list[int]], config: RunConfig) -> dict[str, float]:
-    """Rows of this rank's experts over an even share, of all layers together, and those of the busiest expert."""
+    """Rows of this rank's experts over an even share, of all layers together, and those of the busiest expert where the
+    backward pass may be highest: in the last layer, or in any where it recomputes whole blocks."""
     if not loads:
         return {}
     tokens = config.train.micro_batch_size * config.seq_length
     even = tokens * config.model.num_experts_per_tok
-    busiest = max(max(counts) for counts in loads)
+    layers = sum(config.model.is_moe_layer(layer) for layer in range(config.model.num_hidden_layers))
+    counted = loads[:layers] if config.train.activation_checkpointing == "full" else loads[layers - 1 : layers]
+    busiest = max(max(counts) for counts in counted)
     mean = sum(sum(counts) for counts in loads) / len(loads)
     return {"rank": mean / even, "expert": busiest * len(loads[0]) / even}
 
