@@ -1,7 +1,7 @@
-"""Measurements on real ranks: what `lumina bench train` and `lumina profile` start through the deepspeed runner.
+"""Measurements on real ranks: what verbs that measure start through the deepspeed runner.
 
-A request goes in and rank 0's result comes out as JSON files. Each configuration gets ranks of its own, so that one
-that fails takes no other with it, and none inherits another's memory.
+A request goes in and rank 0's result comes out as JSON files. For `lumina bench train` and `lumina profile` each
+configuration gets ranks of its own, so that one that fails takes no other with it, and none inherits another's memory.
 """
 
 from __future__ import annotations
@@ -45,23 +45,27 @@ def check_measurable(config: RunConfig, runner: Sequence[str]) -> str:
 def measure_on_ranks(
     kind: str, config: RunConfig, runner: Sequence[str], **arguments: Any
 ) -> tuple[dict[str, Any] | None, int]:
-    """(rank 0's result, exit code) of `kind`, a key of MEASUREMENTS, with these arguments; no result on a failure.
+    """(rank 0's result, exit code) of `kind`, a key of MEASUREMENTS, with these arguments; no result on a failure."""
+    return ask_ranks(MODULE, {"kind": kind, "config": config.model_dump(mode="json"), "arguments": arguments}, runner)
 
-    What the ranks print goes to standard error.
+
+def ask_ranks(module: str, request: Any, runner: Sequence[str]) -> tuple[Any | None, int]:
+    """(rank 0's answer, exit code) of ranks that run `module` with two files, the request's and the answer's.
+
+    What the ranks print goes to standard error. Nothing is left running, whatever happens.
     """
     from lumina_ds.cli.launch import Signals, complete_runner_arguments, run_until_done, runner_command
     from lumina_ds.cli.supervise import end_marked
     from lumina_ds.cli.train import rank_environment
     from lumina_ds.train.orphans import START_MARK
 
-    request = {"kind": kind, "config": config.model_dump(mode="json"), "arguments": arguments}
     mark = uuid.uuid4().hex
     # Else torch's profiler announces its start and end.
     environment = {"KINETO_LOG_LEVEL": "6", **rank_environment(), START_MARK: mark}
     with tempfile.TemporaryDirectory(prefix="lumina-measure-") as folder, Signals() as signals:
-        asked, answered = Path(folder, "request.json"), Path(folder, "result.json")
+        asked, answered = Path(folder, "request.json"), Path(folder, "answer.json")
         asked.write_text(json.dumps(request), encoding="utf-8")
-        command = runner_command(complete_runner_arguments(list(runner)), [str(asked), str(answered)], MODULE)
+        command = runner_command(complete_runner_arguments(list(runner)), [str(asked), str(answered)], module)
         try:
             ended = run_until_done(command, environment, signals, output=sys.stderr)
         finally:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lumina_ds.cli.on_ranks import ask_ranks
+from lumina_ds.config.schema import DeepSpeedConfig
 from lumina_ds.errors import ConfigError, MachineError, OutOfMemory
+
+if TYPE_CHECKING:
+    from lumina_ds.engine.distributed import World
 
 # Ranks of a CPU take turns; beyond this they mostly wait for each other.
 _RANKS_PER_CORE = 4
@@ -26,21 +30,12 @@ def measure_on_ranks(requests: Sequence[dict[str, Any]], num_ranks: int) -> list
     A request that runs out of a GPU's memory has {"out_of_memory": true} for its result when there is one rank.
     Raises MachineError, or OutOfMemory, when the ranks end without results.
     """
-    from lumina_ds.cli.launch import Signals, complete_runner_arguments, run_until_done, runner_command
-    from lumina_ds.cli.train import rank_environment
-
-    with tempfile.TemporaryDirectory(prefix="lumina-measure-") as folder:
-        asked, answered = Path(folder, "requests.json"), Path(folder, "results.json")
-        asked.write_text(json.dumps(list(requests)), encoding="utf-8")
-        runner = complete_runner_arguments(["--num_gpus", str(num_ranks)])
-        command = runner_command(runner, [str(asked), str(answered)], module=_MODULE)
-        with Signals() as signals:
-            code = run_until_done(command, rank_environment(), signals, output=sys.stderr).code
-        if code == OutOfMemory.exit_code:
-            raise OutOfMemory("a rank ran out of memory; use more ranks, a smaller --micro-batch or a smaller preset")
-        if code or not answered.is_file():
-            raise MachineError(f"the ranks ended with {code} before they had measured; their messages stand above")
-        return list(json.loads(answered.read_text(encoding="utf-8")))
+    answers, code = ask_ranks(_MODULE, list(requests), ["--num_gpus", str(num_ranks)])
+    if code == OutOfMemory.exit_code:
+        raise OutOfMemory("a rank ran out of memory; use more ranks, a smaller --micro-batch or a smaller preset")
+    if answers is None:
+        raise MachineError(f"the ranks ended with {code} before they had measured; their messages stand above")
+    return list(answers)
 
 
 def check_ranks(num_ranks: int, device: str, peak_bytes: int) -> None:
@@ -66,32 +61,21 @@ def check_ranks(num_ranks: int, device: str, peak_bytes: int) -> None:
             )
 
 
-def _run_rank(asked: Path, answered: Path) -> None:
-    from lumina_ds.engine.distributed import start, stop
-    from lumina_ds.errors import LuminaError
-    from lumina_ds.train.start import report_error
+def main() -> None:
+    """Entry point of a rank: the runner gives two files after its own --local_rank."""
+    from lumina_ds.train.start import run_as_rank
 
-    code, clean, world = 1, False, None
-    try:
-        world = start()
+    asked, answered = (Path(word) for word in sys.argv[-2:])
+
+    def body(world: World) -> None:
         results = [_answer(request, world) for request in json.loads(asked.read_text(encoding="utf-8"))]
         if world.rank == 0:
             answered.write_text(json.dumps(results), encoding="utf-8")
-        code, clean = 0, True
-    except LuminaError as error:
-        code = error.exit_code
-        report_error(0 if world is None else world.rank, error)
-    except BaseException as error:
-        import traceback
 
-        import torch
-
-        code = OutOfMemory.exit_code if isinstance(error, torch.OutOfMemoryError) else 1
-        print(traceback.format_exc(), file=sys.stderr)
-    stop(code, clean)
+    run_as_rank(body, DeepSpeedConfig().rendezvous_seconds)
 
 
-def _answer(request: dict[str, Any], world: Any) -> dict[str, Any]:
+def _answer(request: dict[str, Any], world: World) -> dict[str, Any]:
     import torch
 
     from lumina_ds.config.schema import RunConfig
@@ -115,11 +99,11 @@ def _answer(request: dict[str, Any], world: Any) -> dict[str, Any]:
         return {"out_of_memory": True, "device": _device(world)}
 
 
-def _device(world: Any) -> str:
+def _device(world: World) -> str:
     import torch
 
     return torch.cuda.get_device_name() if world.device == "cuda" else "cpu"
 
 
 if __name__ == "__main__":
-    _run_rank(Path(sys.argv[-2]), Path(sys.argv[-1]))
+    main()

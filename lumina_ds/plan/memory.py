@@ -7,7 +7,7 @@ from what autograd saves); context, NCCL and margin are allowances.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lumina_ds.config.checks import world_faults
@@ -198,6 +198,8 @@ def _states(config: RunConfig, zero: ZeroSettings, world_size: int, precision: s
     if precision == "mixed_bf16":
         # Stages 1 and 2 make both as wide as the gradients (stage_1_and_2.py, setup_buckets).
         bucket_bytes = 6 if zero.stage == 3 else 8
+    if world_size == 1 and _keeps_gradients_in_place(config, zero, parameter_bytes):
+        zero = replace(zero, contiguous_gradients=False, reduce_bucket_size=0)
     return state_bytes(
         optimizer_groups(config.model, world_size, experts, config.train.optimizer),
         zero,
@@ -205,6 +207,12 @@ def _states(config: RunConfig, zero: ZeroSettings, world_size: int, precision: s
         bucket_bytes,
         config.train.gradient_accumulation_steps,
     )
+
+
+def _keeps_gradients_in_place(config: RunConfig, zero: ZeroSettings, parameter_bytes: int) -> bool:
+    """Whether a single rank makes no buckets (engine/one_rank.py)."""
+    in_own_type = zero.gradient_bytes == parameter_bytes and zero.offload_optimizer == "none"
+    return zero.stage in (1, 2) and in_own_type and config.train.optimizer != "muon"
 
 
 def _step_moments(states: StateBytes) -> Iterator[Moment]:
