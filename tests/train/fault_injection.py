@@ -12,7 +12,6 @@ import signal
 import time
 from pathlib import Path
 
-
 _taken = []
 
 
