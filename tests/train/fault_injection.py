@@ -12,6 +12,8 @@ import signal
 import time
 from pathlib import Path
 
+_taken = []
+
 
 def install():
     faults = json.loads(os.environ.get("LUMINA_TEST_FAULTS", "[]"))
@@ -127,7 +129,7 @@ def _damage_a_weight(engine):
 def _take_away_memory():
     """No new memory from the kernel from now on, as when a machine is full; what the process has it keeps.
 
-    A save under way ends first: what it frees would be room.
+    A save under way ends first, since what it frees would be room, and what the allocator holds free is taken too.
     """
     import resource
     import threading
@@ -136,4 +138,10 @@ def _take_away_memory():
         if thread.name == "checkpoint":
             thread.join()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 16), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
+    size = 1 << 24
+    while size >= 1 << 14:
+        try:
+            _taken.append(bytearray(size))
+        except MemoryError:
+            size //= 2

@@ -220,14 +220,18 @@ def test_row_19_weights_that_are_no_numbers_are_not_published(start):
 
 @pytest.mark.faults
 def test_row_34_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(corpus, start, uninterrupted):
-    slow = [{"kind": "slow loader", "rank": 0, "step": step, "seconds": 2} for step in range(3, 11)]
-    first = start(slow)
+    first = start([{"kind": "slow loader", "rank": 0, "step": step, "seconds": 0.5} for step in range(1, 11)])
     first.wait_for_step(2)
+    ranks = first.ranks()
+    for process in ranks:
+        process.suspend()
     folder = first.path.parents[1]
     (folder / "second").mkdir()
     second = Run(folder / "second", corpus.shards, options=["--runs-dir", folder / "runs"])
     assert second.wait() == 2, second.printed
-    assert "another run is training in" in second.printed and first.process.poll() is None
+    assert "another run is training in" in second.printed
+    for process in ranks:
+        process.resume()
     assert first.wait() == 0, first.printed
     assert first.exact == uninterrupted
 
