@@ -15,9 +15,9 @@ from lumina_ds.cli.presets import format_bytes
 from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.load import load_config
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.plan.activations import ExpertLoad
 from lumina_ds.plan.layout import OFFLOADS, with_offload
 from lumina_ds.plan.memory import PHASES, MemoryPlan, plan_memory
+from lumina_ds.plan.setting import ExpertLoad
 
 STATES = ("parameters", "master weights", "moments", "gradients")
 # Outside the allocator, or not a prediction.

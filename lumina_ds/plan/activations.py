@@ -11,68 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from lumina_ds.config.loss_chunk import loss_chunk_tokens
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.plan.loss_memory import loss_bytes
+from lumina_ds.plan.setting import Setting
 
 # torch.utils.checkpoint keeps the state of the CPU's random numbers for every part that it recomputes.
 RANDOM_STATE_BYTES = 5056
 # deepspeed/moe/ep_kernels.py aligns every expert's rows for the grouped product.
 _ROW_ALIGNMENT = 8
-_OPERAND_BYTES = {"fp32": 4, "mixed_bf16": 2, "bf16": 2, "fp16": 2}
-_RESIDUAL_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
-_PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
-
-
-@dataclass(frozen=True)
-class ExpertLoad:
-    """Routing is dropless, so the fullest rank and the busiest expert have more rows than an even share, which only a
-    run can tell: `rank` and `expert` are their rows over it. The defaults are assumptions."""
-
-    rank: float = 1.25
-    expert: float = 2.0
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the bytes depend on beside the model.
-
-    `tokens` of a micro-batch; `product_bytes` p, None where products are in b; `plain_linear` is false at ZeRO-3,
-    whose linear function (deepspeed/runtime/zero/linear.py) saves its input uncast. With `fused_loss` the loss may be
-    Liger's: which one it is shows at the start of the run, so the larger one counts.
-    """
-
-    tokens: int
-    precision: str
-    checkpointing: str = "none"
-    interval: int = 1
-    expert_parallel_size: int = 1
-    loss_chunk: int | None = None
-    device: str = "cuda"
-    product_bytes: int | None = None
-    plain_linear: bool = True
-    fused_loss: bool = False
-    load: ExpertLoad = ExpertLoad()
-
-    @property
-    def b(self) -> int:
-        return _OPERAND_BYTES[self.precision]
-
-    @property
-    def r(self) -> int:
-        return _RESIDUAL_BYTES[self.precision]
-
-    @property
-    def w(self) -> int:
-        return _PARAMETER_BYTES[self.precision]
-
-    @property
-    def p(self) -> int:
-        return self.product_bytes or self.b
-
-    @property
-    def casts(self) -> bool:
-        """Whether autocast turns the inputs of linear layers into copies that are kept."""
-        return self.r > self.b and self.plain_linear
 
 
 @dataclass(frozen=True)
@@ -189,7 +135,7 @@ def activation_bytes(model: ModelConfig, setting: Setting) -> ActivationBytes:
         final_norm=_norm(d) * tokens,
         normalized=4 * d * tokens,
         hidden=r * d * tokens,
-        loss=_loss(model, setting),
+        loss=loss_bytes(model, setting),
         head_backward=2 * r * d * tokens,
         norm_backward=5 * 4 * d * tokens,
     )
@@ -352,63 +298,3 @@ def _places(model: ModelConfig, setting: Setting) -> int:
     if _is_local(setting):
         return 24 * setting.tokens * model.num_experts_per_tok
     return 8 * expert_rows(model, setting)
-
-
-def _loss(model: ModelConfig, setting: Setting) -> int:
-    """Height of model/loss.py beside the hidden states, every position counted as trained, the worst case.
-
-    The trained positions and their gradient, r d T each. A chunk of c tokens holds its product with the vocabulary and
-    fp32 log-probabilities, then those, their gradient and the weight's gradient, which several chunks add up in fp32.
-    All at once, log-softmax keeps three fp32 tensors: 12 V T.
-    """
-    tokens, vocabulary, d = setting.tokens, model.vocab_size, model.hidden_size
-    chunk = loss_chunk_tokens(setting.loss_chunk, vocabulary)
-    if chunk == 0:
-        return 12 * vocabulary * tokens + setting.r * d * tokens
-    parts = loss_parts(model, setting, chunk)
-    return sum((fused_loss_parts(model, setting) if takes_fused_loss(model, setting, parts) else parts).values())
-
-
-def takes_fused_loss(model: ModelConfig, setting: Setting, parts: dict[str, int]) -> bool:
-    """Whether Liger's loss may run and is higher than ours, which takes `parts`."""
-    return setting.fused_loss and sum(fused_loss_parts(model, setting).values()) > sum(parts.values())
-
-
-def fused_chunk_tokens(model: ModelConfig, tokens: int) -> int:
-    """Rows of a chunk of Liger's loss (liger_kernel/ops/fused_linear_cross_entropy.py, 0.8.5)."""
-    rows = -(-tokens // -(-model.vocab_size // model.hidden_size))
-    return min(tokens, 1 << (rows - 1).bit_length())
-
-
-def fused_loss_parts(model: ModelConfig, setting: Setting) -> dict[str, int]:
-    """Height of Liger's loss beside the hidden states: the trained positions, a cast copy of them and the gradients of
-    both; a cast weight; the weight's gradient in fp32 and a chunk's part of it in b; the logits of a chunk, which their
-    gradient overwrites."""
-    tokens, b, casts = setting.tokens, setting.b, setting.r != setting.b
-    weight = model.vocab_size * model.hidden_size
-    return {
-        "states": 2 * model.hidden_size * tokens * (setting.r + (b if casts else 0)),
-        "weight": b * weight if setting.w != b else 0,
-        "sum": (4 + b) * weight,
-        "chunk": b * fused_chunk_tokens(model, tokens) * model.vocab_size,
-    }
-
-
-def loss_parts(model: ModelConfig, setting: Setting, chunk: int) -> dict[str, int]:
-    """`_loss` by what takes it: states, weight, sum, chunk."""
-    tokens, vocabulary, d, p = setting.tokens, model.vocab_size, model.hidden_size, setting.p
-    rows, several = min(chunk, tokens), tokens > chunk
-    weight = vocabulary * d
-    # A CPU makes an fp32 copy of low logits before it takes their softmax.
-    converted = 4 if setting.device == "cpu" and p < 4 else 0
-    softmax = rows * vocabulary * (p + 4 + converted)
-    gradient = rows * vocabulary * (4 + (p if p < 4 else 0))
-    summand = 0 if several and p == 4 else p * weight
-    # After the loop the weight's gradient takes the weight's type.
-    returned = (0 if several else p * weight) + (setting.w * weight if setting.w != p else 0)
-    return {
-        "states": 2 * setting.r * d * tokens + (p * d * rows if p != setting.r else 0),
-        "weight": p * weight if p != setting.w else 0,
-        "sum": 4 * weight if several else 0,
-        "chunk": max(softmax, gradient + max(p * d * rows, summand), returned),
-    }

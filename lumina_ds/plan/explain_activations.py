@@ -17,13 +17,11 @@ from lumina_ds.plan.activations import (
     RANDOM_STATE_BYTES,
     ActivationBytes,
     LayerBytes,
-    Setting,
     expert_rows,
-    fused_chunk_tokens,
-    loss_parts,
-    takes_fused_loss,
 )
+from lumina_ds.plan.loss_memory import fused_chunk_tokens, loss_parts, takes_fused_loss
 from lumina_ds.plan.moments import Moment
+from lumina_ds.plan.setting import Setting
 
 
 class Formula(NamedTuple):

@@ -15,12 +15,13 @@ from lumina_ds.config.deepspeed import compose_deepspeed
 from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.config.tensors import cached_by_model, parameter_tensors
 from lumina_ds.errors import ConfigError
-from lumina_ds.plan.activations import ExpertLoad, Setting, activation_bytes
+from lumina_ds.plan.activations import activation_bytes
 from lumina_ds.plan.flops import flops_per_token
 from lumina_ds.plan.gathering import Gathered, Limits, Widths, gathered_bytes
 from lumina_ds.plan.hardware import GIB
 from lumina_ds.plan.moments import GrowingGradients, Moment, backward_moments, decoder_end, forward_moments
 from lumina_ds.plan.parameters import ParameterCounts, count_parameters
+from lumina_ds.plan.setting import ExpertLoad, Setting
 from lumina_ds.plan.states import StateBytes, ZeroSettings, optimizer_groups, state_bytes
 
 PHASES = ("forward", "backward", "step")

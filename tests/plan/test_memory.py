@@ -11,9 +11,10 @@ from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan import plan_memory
-from lumina_ds.plan.activations import Setting, activation_bytes
+from lumina_ds.plan.activations import activation_bytes
 from lumina_ds.plan.hardware import CARDS, GIB, cards_that_fit, usable_bytes
 from lumina_ds.plan.memory import COMPONENTS, PHASES
+from lumina_ds.plan.setting import Setting
 
 DENSE = ModelConfig(
     vocab_size=512,
