@@ -84,6 +84,8 @@ def run_command(
     Of several ranks that make the same mistake only the first one says so; what may be wrong with one
     machine alone is said by each.
     """
+    # With colorama installed, numba would end every command on a terminal, mpirun's too, with a code that resets colours.
+    os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
     try:
         result = command.main(args=args, prog_name=prog_name, standalone_mode=False, obj=obj)
         sys.stdout.flush()

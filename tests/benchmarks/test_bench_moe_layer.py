@@ -25,7 +25,7 @@ def test_bench_step_runs():
     ran = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert ran.returncode == 0, ran.stderr[-2000:]
     result = json.loads(ran.stdout)
-    assert set(result["contenders"]) == {"lumina plain", "lumina engine", "transformers"}
+    assert set(result["contenders"]) == {"lumina plain", "lumina plain, fp32 masters", "lumina engine", "transformers"}
     assert all(found["seconds"] > 0 and found["peak_bytes"] > 0 for found in result["contenders"].values())
 
 

@@ -74,6 +74,7 @@ class Injection:
                 os.kill(os.getpid(), signal.SIGKILL)
             elif fault["kind"] == "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(0.5)  # another thread may take the signal first, and this one would run on a little
             elif fault["kind"] == "no memory":
                 _take_away_memory()
             elif fault["kind"] == "raise in forward":
