@@ -127,6 +127,8 @@ class LongStepStop:
         return True
 
     def _save_and_end(self, step: int, random: dict[str, Any]) -> None:
+        from lumina_ds.train.start import report_error  # which imports the loop
+
         run = self.run
         run.watchdog.enter("saving a checkpoint", step)
         run.settle_saves()
@@ -140,7 +142,7 @@ class LongStepStop:
         if run.leads:
             with contextlib.suppress(Exception):
                 run.metrics.close()
-            print(f"error: {error}", file=sys.stderr)
+        report_error(run.world.rank, error)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
