@@ -25,6 +25,7 @@ _LENGTH_BITS = np.uint64(0xFF)
 _START_SHIFT = np.uint64(32)
 _COUNT_SHIFT = np.uint64(8)
 _COUNT_BITS = np.uint64(0xFFFFFF)
+_NEVER = np.int64(2**63 - 1)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 # By number of bytes: the bits of a word that they take.
 _MASKS = np.array([256**size - 1 for size in range(9)], np.uint64)
@@ -191,12 +192,59 @@ def copy_ids(
 
 
 @numba.njit(cache=True, nogil=True)
-def fill_pairs(splits: np.ndarray, pairs: np.ndarray) -> None:
-    """Write splits, uint64 [n, 3] of (left, right, joined), into the table of tokenizer_merges.Merges."""
+def fill_pairs(splits: np.ndarray, ranks: np.ndarray, pairs: np.ndarray) -> None:
+    """Write splits, int64 [n, 3] of (left, right, joined), into the table of tokenizer_merges.Merges."""
     for n in range(len(splits)):
-        key = _pair_key(splits[n, 0], splits[n, 1])
-        pairs[_pair_row(pairs, key), 0] = key
-        pairs[_pair_row(pairs, key), 1] = splits[n, 2]
+        key = _pair_key(np.uint64(splits[n, 0]), np.uint64(splits[n, 1]))
+        row = _pair_row(pairs, key)
+        pairs[row, 0] = key
+        pairs[row, 1] = np.uint64(ranks[splits[n, 2]]) << np.uint64(32) | np.uint64(splits[n, 2])
+
+
+@numba.njit(cache=True, nogil=True)
+def find_splits(text: np.ndarray, offsets: np.ndarray, known: np.ndarray, splits: np.ndarray) -> int:
+    """Write (left, right, joined) of every way to split a piece into two pieces; how many.
+
+    Piece i is the UTF-8 text[offsets[i] : offsets[i + 1]], none where that is empty. known: int64 [a power of two] of 0,
+    more than there are pieces, working memory. splits: int64 [bytes of text, 3].
+    """
+    for piece in range(len(offsets) - 1):
+        begin, end = offsets[piece], offsets[piece + 1]
+        if begin < end:
+            known[_piece_row(text, offsets, known, begin, end)] = piece + 1
+    count = 0
+    for piece in range(len(offsets) - 1):
+        begin, end = offsets[piece], offsets[piece + 1]
+        for middle in range(begin + 1, end):
+            if text[middle] & 0xC0 == 0x80:
+                continue  # inside a character
+            left = known[_piece_row(text, offsets, known, begin, middle)]
+            if left:
+                right = known[_piece_row(text, offsets, known, middle, end)]
+                if right:
+                    splits[count] = left - 1, right - 1, piece
+                    count += 1
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _piece_row(text: np.ndarray, offsets: np.ndarray, known: np.ndarray, begin: int, end: int) -> int:
+    """The row of the piece that reads text[begin:end], or the free row where it would stand."""
+    code = np.uint64(end - begin)
+    for position in range(begin, end):
+        code = (code ^ np.uint64(text[position])) * _MIX
+        code ^= code >> np.uint64(29)
+    row = np.int64(code & np.uint64(len(known) - 1))
+    while known[row]:
+        other = offsets[known[row] - 1]
+        if offsets[known[row]] - other == end - begin:
+            same = 0
+            while same < end - begin and text[other + same] == text[begin + same]:
+                same += 1
+            if same == end - begin:
+                break
+        row = (row + 1) & (len(known) - 1)
+    return row
 
 
 @numba.njit(cache=True, nogil=True)
@@ -206,7 +254,6 @@ def merge_chunks(
     with_rows: bool,
     character_ids: np.ndarray,
     pairs: np.ndarray,
-    scores: np.ndarray,
     byte_ids: np.ndarray,
     values: np.ndarray,
     num_values: int,
@@ -219,7 +266,7 @@ def merge_chunks(
     Returns the number of values.
     """
     symbols = np.empty(MAX_MERGED_BYTES, np.int64)  # an id, or ~code point of a character spelled in bytes
-    joined = np.empty(MAX_MERGED_BYTES, np.int64)  # id of symbols i and i + 1 together, or -1
+    joined = np.empty(MAX_MERGED_BYTES, np.int64)  # rank << 32 | id of symbols i and i + 1 together, or _NEVER
     for n in range(len(pending)):
         begin, end = pending[n, 1], pending[n, 2]
         if (pending[n, 0] >= 0) != with_rows or end - begin > MAX_MERGED_BYTES:
@@ -228,13 +275,14 @@ def merge_chunks(
         for i in range(size - 1):
             joined[i] = _join(pairs, symbols[i], symbols[i + 1])
         while True:
-            best = -1
+            best, best_rank = -1, _NEVER >> 32
             for i in range(size - 1):
-                if joined[i] >= 0 and (best < 0 or scores[joined[i]] > scores[joined[best]]):
-                    best = i
+                rank = joined[i] >> 32
+                if rank < best_rank:
+                    best, best_rank = i, rank
             if best < 0:
                 break
-            symbols[best] = joined[best]
+            symbols[best] = joined[best] & 0xFFFFFFFF
             size -= 1
             for i in range(best + 1, size):
                 symbols[i] = symbols[i + 1]
@@ -298,12 +346,12 @@ def _spell(code: int, byte_ids: np.ndarray, values: np.ndarray, num_values: int)
 
 @numba.njit(cache=True, nogil=True)
 def _join(pairs: np.ndarray, left: int, right: int) -> int:
-    """The id of the piece that two symbols make together, or -1."""
+    """rank << 32 | id of the piece that two symbols make together, or _NEVER."""
     if left < 0 or right < 0:
-        return -1
+        return _NEVER
     key = _pair_key(np.uint64(left), np.uint64(right))
     row = _pair_row(pairs, key)
-    return np.int64(pairs[row, 1]) if pairs[row, 0] == key else -1
+    return np.int64(pairs[row, 1]) if pairs[row, 0] == key else _NEVER
 
 
 @numba.njit(cache=True, nogil=True)
