@@ -26,8 +26,9 @@ from preprocess.encode import EncodedBlock, encode_block
 from preprocess.scan import can_scan
 from preprocess.sources import Block
 
-# Blocks under way per worker: one being encoded and one waiting, so that memory does not grow with the input.
-_BLOCKS_PER_WORKER = 2
+# Blocks under way per worker: one being encoded, and two that wait, which is work for as long as a sync to the disk takes
+# this thread. As many more may be finished and still to be written; memory does not grow with the input.
+_BLOCKS_PER_WORKER = 3
 # Up to so many processes the parent is one of them, which saves starting one and passing its blocks around.
 _MOST_WITH_PARENT = 4
 _SWITCH_SECONDS = 0.0002
@@ -68,19 +69,26 @@ def encode_blocks(
             return executor.submit(encode, block)
         return executor.submit(_encode_elsewhere, tokenizer.path, tokenizer.digest, options, block)
 
+    remaining = iter(blocks)
     pending: deque[Future[EncodedBlock]] = deque()
+    most_waiting = workers.count * _BLOCKS_PER_WORKER
+    most_pending = 2 * most_waiting + workers.encodes_here
+
+    def is_idle() -> bool:
+        return len(pending) < most_pending and sum(not future.done() for future in pending) < most_waiting
+
     try:
-        for block in blocks:
-            num_under_way = sum(not future.done() for future in pending)
-            if workers.encodes_here and num_under_way >= workers.count * _BLOCKS_PER_WORKER:
+        while True:
+            # Before each block that is written, so that no worker waits while this thread writes those that have piled up.
+            while is_idle() and (block := next(remaining, None)) is not None:
+                pending.append(submit(block))
+            if not pending:
+                return
+            is_free = workers.encodes_here and not pending[0].done() and len(pending) < most_pending
+            if is_free and (block := next(remaining, None)) is not None:
                 pending.append(_finished(encode(block)))
             else:
-                pending.append(submit(block))
-            limit = (workers.count + workers.encodes_here) * _BLOCKS_PER_WORKER
-            while pending and (len(pending) >= limit or pending[0].done()):
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
     except BrokenProcessPool as error:
         raise MachineError(
             "a preprocessing worker was killed, most likely for memory; use fewer --num-workers"
