@@ -14,9 +14,9 @@ def _precision():
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("name", ["Intel Xeon", None])
-def test_other_cpus_keep_what_they_have(monkeypatch, name):
-    monkeypatch.setattr(cpu_products, "_capabilities", lambda: {"cpu_name": name})
+@pytest.mark.parametrize("found", [{"cpu_name": "Intel Xeon"}, {}, {"cpu_name": "AMD EPYC", "avx512_f": True}])
+def test_other_cpus_keep_what_they_have(monkeypatch, found):
+    monkeypatch.setattr(cpu_products, "_capabilities", lambda: found)
     assert not cpu_products.prefer_onednn()
     assert torch.get_float32_matmul_precision() == "highest"
 
