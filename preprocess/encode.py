@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from lumina_ds.data.arrow_columns import column, list_column, repeated_text
+from lumina_ds.data.arrow_columns import column, list_column, numpy_dtype, repeated_text
 from lumina_ds.data.shard_writer import shard_schema
 from lumina_ds.data.tokenizer import ROLES, Tokenizer
 from preprocess.layout import Documents, lay_out
@@ -86,7 +86,7 @@ def encode_block(
     rejections: list[Rejection] = []
     conversations = read_conversations(block, rejections, max_conversations)
     schema = shard_schema(tokenizer.vocab_size)
-    documents = lay_out(conversations, tokenizer, schema.field("input_ids").type.value_type.to_pandas_dtype())
+    documents = lay_out(conversations, tokenizer, numpy_dtype(schema.field("input_ids").type.value_type))
     lines = conversations.lines
     if not eval_fraction:
         train = _encoded_rows(documents, lines, block.source, schema)

@@ -28,7 +28,7 @@ class Documents(NamedTuple):
         return Documents(self.ids[tokens], self.mask[tokens], self.lengths[chosen], self.first_trained[chosen])
 
 
-def lay_out(conversations: Conversations, tokenizer: Tokenizer, id_dtype: type[np.generic]) -> Documents:
+def lay_out(conversations: Conversations, tokenizer: Tokenizer, id_dtype: np.dtype) -> Documents:
     """Tokenize and lay out conversations, each with at least one assistant turn."""
     contents, offsets = tokenizer.encode_utf8(conversations.texts, conversations.has_space_symbol)
     try:
@@ -53,7 +53,7 @@ def _lay_out_in_numpy(
     contents: np.ndarray,
     offsets: np.ndarray,
     tokenizer: Tokenizer,
-    id_dtype: type[np.generic],
+    id_dtype: np.dtype,
 ) -> Documents:
     content_lengths = np.diff(offsets)
     markers = np.array([tokenizer.role_ids[role] for role in ROLES])[conversations.roles]

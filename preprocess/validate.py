@@ -159,7 +159,7 @@ class _Validation:
     def _measure_tokens(self, batch: list[tuple[int, Turns]], tokenizer: Tokenizer) -> None:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
-        ids, mask, lengths, _ = lay_out(Conversations.join(turns for _, turns in batch), tokenizer, np.uint32)
+        ids, mask, lengths, _ = lay_out(Conversations.join(turns for _, turns in batch), tokenizer, np.dtype(np.uint32))
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
         trained = np.add.reduceat(mask, starts, dtype=np.int64)

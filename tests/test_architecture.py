@@ -168,3 +168,14 @@ def test_test_files_have_names_of_their_own() -> None:
     """pytest imports them by their base names, without packages."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_pandas_is_not_needed() -> None:
+    """It is none of our requirements, and before pyarrow 26 to_pandas_dtype() imports it."""
+    calls = [
+        f"{name}: {node.attr}"
+        for name, path in sources().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("to_pandas")
+    ]
+    assert not calls

@@ -29,7 +29,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lumina_ds.data.arrow_columns import numbers
+from lumina_ds.data.arrow_columns import numbers, numpy_dtype
 from lumina_ds.data.manifest import MANIFEST_FILE, FileEntry, Manifest, ShardEntry, read_manifest
 from lumina_ds.data.packing import PackingPlan, pack
 from lumina_ds.data.packing_file import packing_file, read_packing, write_packing
@@ -64,7 +64,7 @@ class ShardFolder:
         self.manifest = manifest
         self.mode = mode
         schema = shard_schema(manifest.tokenizer.vocab_size)
-        self.ids_dtype: np.dtype = np.dtype(schema.field("input_ids").type.value_type.to_pandas_dtype())
+        self.ids_dtype: np.dtype = numpy_dtype(schema.field("input_ids").type.value_type)
         self._shards = [_Shard(path / entry.file, entry, schema, mode == "memory") for entry in manifest.shards]
         self._first_documents = list(accumulate((entry.rows for entry in manifest.shards), initial=0))
         self._firsts = np.array(self._first_documents)

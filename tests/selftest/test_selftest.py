@@ -35,8 +35,10 @@ def test_the_whole_self_test_passes_here(capfd):
     assert topics >= {"checkpointing", "chunked loss", "starved experts"}
     for pair in found["pairs"]:
         assert max(pair["loss"], pair["grad_norm"], pair["gradients"]) < pair["tolerance"] == 1e-4, pair
-    # Layouts that are not the same computation are not the same to the bit: the comparison compares something.
-    assert all(pair["gradients"] > 0 for pair in found["pairs"] if pair["topic"] != "checkpointing")
+    # Other layouts are another computation, which shows in the last bits: the comparison compares something. A single
+    # pair may agree to the bit, as ZeRO 0 and 1 do with torch 2.11.
+    differing = {pair["topic"] for pair in found["pairs"] if pair["gradients"] > 0}
+    assert differing >= topics - {"checkpointing"}
 
 
 def test_differences_by_hand():
