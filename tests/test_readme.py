@@ -29,7 +29,7 @@ REPOSITORY_PATH = re.compile(
     r"(?:\.ci|lumina_ds|preprocess|launch|tests|ds_configs)/[\w./-]*|[\w-]+\.(?:py|txt|md)|LICENSE"
 )
 # What commands in the README write, or what a user brings.
-NOT_IN_THE_REPOSITORY = {"tokenizer.model"}
+NOT_IN_THE_REPOSITORY = {"tokenizer.model", "convert_hf_to_gguf.py"}
 
 
 def blocks(language: str) -> list[str]:

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "lumina plan rehearse": "tests/engine/test_rehearsal.py",
     "lumina selftest": "tests/selftest/test_selftest.py",
     "lumina plan verify": "tests/plan/test_plan_verify.py",
+    "lumina gguf": "tests/export/test_other_loaders.py",
 }
 
 

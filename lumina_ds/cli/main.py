@@ -34,6 +34,7 @@ VERBS: dict[str, str] = {
     "checkpoint": "list or verify the checkpoints of a run",
     "report": "a run, two runs or a folder of runs as an HTML page with plots",
     "export": "write a model in Hugging Face's format",
+    "gguf": "turn an exported folder into a file for llama.cpp",
     "import": "start training from a model in Hugging Face's format",
     "selftest": "train a tiny model under every layout, and compare them",
     "bench": "measure training, the data loader, or precisions of inference",

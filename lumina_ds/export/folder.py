@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ def _plan(model: ModelConfig, weights: Path) -> list[Planned]:
         for published, row in published_names(name, part.shape[0], model):
             shape = part.shape if row is None else part.shape[1:]
             planned.append(Planned(published, (Part(part.file, name, shape, part.dtype, row),)))
+    if model.tie_word_embeddings and hugging_face_family(model) == "glm4_moe":
+        # vLLM does not tie this family's head: without a tensor of that name it computes with what memory holds.
+        embedding = next(one for one in planned if one.name == "model.embed_tokens.weight")
+        planned.append(replace(embedding, name="lm_head.weight"))
     return planned
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lumina_ds.data.chat_template import encode_conversations, encode_prompt
 from lumina_ds.data.conversation import Conversation, Turn
+from lumina_ds.data.sentencepiece_file import read_model_file
 from lumina_ds.data.tokenizer import END_MARKER, MARKERS, ROLE_MARKERS, Tokenizer
 from lumina_ds.errors import DataError, MachineError
 from lumina_ds.export.chat_template import GUARD, jinja_chat_template
@@ -149,4 +150,7 @@ def _tokenizer_config(tokenizer: Tokenizer, document: dict[str, Any], template: 
         config["unk_token"] = unknown
     if tokenizer.bos_id is not None:
         config |= {"bos_token": tokenizer.piece(tokenizer.bos_id), "add_bos_token": True, "add_eos_token": False}
+    if tokenizer.file_name == "tokenizer.model":
+        # llama.cpp puts a space before every text unless its converter finds this, in a Llama or Mixtral folder.
+        config["add_prefix_space"] = read_model_file(tokenizer.path.read_bytes()).adds_dummy_prefix
     return config

@@ -136,7 +136,8 @@ def write_weights(
     reader = _Reader()
     for number, group in enumerate(groups, 1):
         name = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {one.name: reader.read(one, dtype) for one in group}
+        # A tensor that is planned twice would share memory, which safetensors does not write.
+        tensors = {one.name: reader.read(one, dtype).clone() for one in group}
         try:
             save_file(tensors, out / name, metadata={"format": "pt"})
         except SafetensorError as error:
