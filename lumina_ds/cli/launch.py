@@ -2,7 +2,7 @@
 
 The runner dies of SIGTERM at once and leaves its ranks behind; its launch module ends them one after the
 other, 30 s apart. So the runner gets a session of its own, and the ranks get the signal directly: they agree
-on it, save, and end.
+on it, save, and end. Where every process gets it, as from SLURM, the runner dies, and its ranks are waited for here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import IO
 import psutil
 
 from lumina_ds.errors import Interrupted
+from lumina_ds.train.orphans import START_MARK, is_alive
 
 # What each signal becomes on its way to the ranks: a closed terminal or Ctrl-C ends a run like SIGTERM does.
 FORWARDED = {
@@ -83,11 +84,13 @@ def runner_command(runner: list[str], arguments: list[str], module: str = "lumin
 
 @dataclass(frozen=True)
 class Ended:
-    """How one start of the ranks ended. `started` is in seconds since the epoch; `signalled`: we were told to stop."""
+    """How one start of the ranks ended. `started` is in seconds since the epoch; `signalled`: we were told to stop;
+    `without_ranks`: the runner died of that signal, so that `code` says nothing of its ranks, which may still save."""
 
     code: int
     signalled: bool
     started: float
+    without_ranks: bool = False
 
 
 class Signals:
@@ -151,10 +154,8 @@ def run_until_done(
     finally:
         signals.running = None
     signalled = bool(signals.received)
-    if signalled and code in (-signal.SIGTERM % 256, -signal.SIGUSR1 % 256):
-        print("stopped by a signal before there was anything to save", file=sys.stderr)
-        code = Interrupted.exit_code
-    return Ended(code, signalled, started)
+    without_ranks = signalled and code in (-signal.SIGTERM % 256, -signal.SIGUSR1 % 256)
+    return Ended(Interrupted.exit_code if without_ranks else code, signalled, started, without_ranks)
 
 
 def rank_processes(runner_pid: int) -> list[psutil.Process]:
@@ -163,12 +164,33 @@ def rank_processes(runner_pid: int) -> list[psutil.Process]:
         descendants = psutil.Process(runner_pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-    ranks = []
-    for process in descendants:
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue
-        if RANK_MODULES & set(words) and "deepspeed.launcher.launch" not in words:
-            ranks.append(process)
-    return ranks
+    return [process for process in descendants if _is_rank(process)]
+
+
+def marked_processes(mark: str) -> list[psutil.Process]:
+    """Whatever has been started with this START_MARK on this host, but this process."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(START_MARK) == mark:
+                found.append(process)
+    return found
+
+
+def wait_for_ranks(mark: str) -> bool:
+    """Wait until the ranks of a start have ended that their runner left behind; whether there were any.
+
+    They were told to stop, and a save may take minutes: no limit but that of whoever sent the signal.
+    """
+    ranks = [process for process in marked_processes(mark) if _is_rank(process)]
+    while any(map(is_alive, ranks)):
+        time.sleep(0.2)
+    return bool(ranks)
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return bool(RANK_MODULES & set(words)) and "deepspeed.launcher.launch" not in words

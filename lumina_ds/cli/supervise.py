@@ -7,7 +7,6 @@ a run that diverged, and a stop that was asked for.
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import sys
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 import click
 import psutil
 
-from lumina_ds.cli.launch import Ended, Signals, run_until_done
+from lumina_ds.cli.launch import Ended, Signals, marked_processes, run_until_done, wait_for_ranks
 from lumina_ds.config.load import read_yaml
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import (
@@ -135,19 +134,17 @@ def _start(command: list[str], environment: dict[str, str], signals: Signals) ->
     mark = uuid.uuid4().hex
     started = time.time()
     try:
-        return run_until_done(command, {**environment, START_MARK: mark}, signals, started)
+        ended = run_until_done(command, {**environment, START_MARK: mark}, signals, started)
+        if ended.without_ranks and not wait_for_ranks(mark):
+            print("stopped by a signal before there was anything to save", file=sys.stderr)
+        return ended
     finally:
         end_marked(mark)
 
 
 def end_marked(mark: str) -> int:
     """End what a start has left on this host, such as ranks whose launcher was killed; how many that were."""
-    left = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(START_MARK) == mark:
-                left.append(process)
-    _, alive = psutil.wait_procs(left, timeout=3)
+    _, alive = psutil.wait_procs(marked_processes(mark), timeout=3)
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()
@@ -158,7 +155,8 @@ def end_marked(mark: str) -> int:
 def _failure(folder: RunFolder, ended: Ended) -> Failure:
     """The cause of an end, from what the ranks wrote last: the runner reports whichever rank it saw end first."""
     beats = [beat for beat in read_beats(folder.logs) if _written_since(folder.logs, beat, ended.started)]
-    cause = cause_of_end(beats) if ended.code not in (0, Interrupted.exit_code) else None
+    is_told = ended.code in (0, Interrupted.exit_code) and not ended.without_ranks
+    cause = None if is_told else cause_of_end(beats)
     recorded = [record["step"] for record in read_records(folder.path / "metrics.jsonl")[-1:]]
     step = max([beat.step for beat in beats] + recorded, default=0)
     code, reason = ended.code, f"the ranks ended with {ended.code}"

@@ -30,7 +30,7 @@ class Launchers:
         """What has gone, for a message; None while every launcher is there."""
         if self._gone_before:
             return "its launcher"
-        return next((name for process, name in self._above if not _is_alive(process)), None)
+        return next((name for process, name in self._above if not is_alive(process)), None)
 
 
 def _launchers_above() -> list[tuple[psutil.Process, str]]:
@@ -49,7 +49,8 @@ def _is_deepspeed(words: list[str]) -> bool:
     return any(word.startswith("deepspeed.launcher.") or Path(word).name == "deepspeed" for word in words[:4])
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs; not so a zombie, which in many a container nobody collects."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

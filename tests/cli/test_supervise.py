@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,8 @@ import pytest
 
 from lumina_ds.cli.supervise import end_marked, supervise
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.errors import CheckpointError
+from lumina_ds.train.heartbeat import Beat
 from lumina_ds.train.orphans import START_MARK
 
 # Plays one start: takes the next of the planned ends, publishes its checkpoint, reaches its step, ends with its code.
@@ -28,6 +31,27 @@ if end.get("checkpoint"):
     (folder / "checkpoints" / f"step-{end['checkpoint']:08d}").mkdir()
 (folder / "metrics.jsonl").write_text(json.dumps({"step": end.get("step", 0)}) + "\\n")
 sys.exit(end["code"])
+"""
+
+# A runner and its rank as SLURM signals them: all at once. The rank saves for longer than a leftover may stay, and fails.
+SIGNALLED = """
+import os, signal, subprocess, sys, time
+rank, ready = [sys.executable, "-c", sys.argv[2], sys.argv[1], "lumina_ds.cli.train"], sys.argv[1] + "/ready"
+process = subprocess.Popen(rank)
+while not os.path.exists(ready):
+    time.sleep(0.05)
+for number in (process.pid, os.getppid(), os.getpid()):
+    os.kill(number, signal.SIGUSR1)
+time.sleep(60)
+"""
+RANK = """
+import shutil, signal, sys, time
+signals = {signal.SIGUSR1, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+open(sys.argv[1] + "/ready", "w")
+signal.sigwait(signals)
+time.sleep(5)
+shutil.copyfile(sys.argv[1] + "/beat", sys.argv[1] + "/r/logs/heartbeat-rank-0.json")
 """
 
 
@@ -104,6 +128,22 @@ def test_a_signal_ends_the_wait_for_a_restart(play):
     started = time.monotonic()
     code, starts, _ = play([{"code": 1}, {"code": 0}], max_restarts=3, restart_backoff_seconds=60)
     assert code == 75 and len(starts) == 1 and time.monotonic() - started < 20
+
+
+def test_ranks_whose_runner_died_of_the_same_signal_are_waited_for(tmp_path, capsys):
+    (tmp_path / "r/logs").mkdir(parents=True)
+    code = CheckpointError.exit_code
+    beat = Beat("life", 0, 1, "host", 0.0, 1, 7, "save", 5.0, 9, end_code=code, end_reason="the disk is full")
+    (tmp_path / "beat").write_text(json.dumps(asdict(beat)))
+    config = RunConfig.model_validate({"run": {"name": "r", "runs_dir": str(tmp_path)}})
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path), RANK]
+    assert supervise(config, lambda more: command, dict(os.environ)) == code
+    assert "anything to save" not in capsys.readouterr().err
+    # The same without a rank.
+    alone = "import os, signal; os.kill(os.getppid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)"
+    (tmp_path / "r/logs/heartbeat-rank-0.json").unlink()
+    assert supervise(config, lambda more: [sys.executable, "-c", alone], dict(os.environ)) == 75
+    assert "stopped by a signal before there was anything to save" in capsys.readouterr().err
 
 
 def test_what_lost_its_parents_is_ended_too():

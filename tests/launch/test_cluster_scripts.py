@@ -1,18 +1,17 @@
 """mpi.sh, slurm.sbatch, multi_node.sh and kubernetes.yaml: what they print, refuse and start.
 
 One run of two ranks goes through mpirun, srun and the runner in turn: each launcher resumes what the one before it
-saved. SLURM itself is not here; a script in its place starts real ranks with the variables that srun gives its tasks.
+saved. It does so without SLURM, which test_slurm.py has: a script in its place starts real ranks, two on one node, with
+the variables that srun gives its tasks.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -23,11 +22,6 @@ from lumina_ds.monitor.writers import read_records
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 MPIRUN = shutil.which("mpirun") or shutil.which("mpirun", path=str(Path(sys.executable).parent))
-MODEL = {
-    "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 64, "num_experts": 4, "moe_intermediate_size": 32,
-}  # fmt: skip
-
 SRUN = """#!/usr/bin/env bash
 # Starts real tasks as srun would on one node.
 while [[ $1 == --* ]]; do
@@ -41,33 +35,11 @@ done
 for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
 exit $code
 """
-SCONTROL = """#!/bin/sh
-if [ "$1" = show ]; then echo localhost; else echo "scontrol $*"; fi
-"""
 
 
-@pytest.fixture
-def tools(tmp_path: Path) -> Callable[..., Path]:
-    """tools(name=text, ...) makes programs in a folder that comes first on the PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-
-    def make(**texts: str) -> Path:
-        for name, text in texts.items():
-            (folder / name).write_text(text)
-            (folder / name).chmod(0o755)
-        return folder
-
-    make(lumina=f'#!/bin/sh\nexec "{sys.executable}" -m lumina_ds "$@"\n')
-    return make
-
-
-def run(script: str, *arguments: object, cwd: Path, tools: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "PATH": os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-        "OMP_NUM_THREADS": "1",
-    }
+def run(
+    script: str, *arguments: object, cwd: Path, environment: dict[str, str], **variables: str
+) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(LAUNCH / script), *map(str, arguments)]
     return subprocess.run(
         command, cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=240, check=False
@@ -76,46 +48,29 @@ def run(script: str, *arguments: object, cwd: Path, tools: Path, **variables: st
 
 @pytest.mark.skipif(MPIRUN is None, reason="needs mpirun (extra mpi)")
 def test_mpirun_srun_and_the_runner_continue_one_another(
-    corpus: Any, tmp_path: Path, tools: Callable[..., Path]
+    write_config: Callable[..., Path], tmp_path: Path, tools: Callable[..., Path], environment: dict[str, str]
 ) -> None:
-    config = tmp_path / "tiny.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {"model": MODEL, "train": {"max_steps": 6, "micro_batch_size": 2}, "data": {"shards": str(corpus.shards)}}
-        )
-    )
+    config = write_config(max_steps=6, micro_batch_size=2)
     options = ["--config", config, "--zero", "2", "--expert-parallel", "2", "--experiment-name", "relay"]
-    bin_folder = tools(srun=SRUN, scontrol=SCONTROL)
+    tools(srun=SRUN, scontrol="#!/bin/sh\necho localhost\n")
 
-    done = run("mpi.sh", *options, "--stop-at-step", 2, cwd=tmp_path, tools=bin_folder, NUM_RANKS="2")
+    done = run("mpi.sh", *options, "--stop-at-step", 2, cwd=tmp_path, environment=environment, NUM_RANKS="2")
     assert done.returncode == 0, done.stderr
     assert "lumina train --config" in done.stdout.splitlines()[0] and "2 ranks on cpu" in done.stdout
 
     slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NODELIST": "localhost", "SLURM_GPUS_ON_NODE": "2"}
     slurm["MASTER_PORT"] = str(free_port())
-    done = run("slurm.sbatch", *options, "--stop-at-step", 4, cwd=tmp_path, tools=bin_folder, **slurm)
+    done = run("slurm.sbatch", *options, "--stop-at-step", 4, cwd=tmp_path, environment=environment, **slurm)
     assert done.returncode == 0, done.stderr
     assert "+ MASTER_ADDR=localhost" in done.stdout and "resumed from" in done.stdout
 
     slurm |= {"LAUNCHER": "deepspeed", "MASTER_PORT": str(free_port())}
-    done = run("slurm.sbatch", *options, cwd=tmp_path, tools=bin_folder, **slurm)
+    done = run("slurm.sbatch", *options, cwd=tmp_path, environment=environment, **slurm)
     assert done.returncode == 0, done.stderr
     assert "ended at step 6 of 6" in done.stdout
     assert not list(tmp_path.glob("hostfile-*"))
     records = read_records(tmp_path / "runs/relay/metrics.jsonl")
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-
-
-def test_an_interrupted_job_goes_back_into_the_queue(tmp_path: Path, tools: Callable[..., Path]) -> None:
-    bin_folder = tools(srun="#!/bin/sh\nexit 75\n", scontrol=SCONTROL)
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
-    done = run("slurm.sbatch", "--config", "debug", cwd=tmp_path, tools=bin_folder, **slurm)
-    assert done.returncode == 75
-    assert done.stdout.splitlines()[-2:] == ["interrupted; back into the queue", "scontrol requeue 7"]
-    # Another failure is none to repeat.
-    bin_folder = tools(srun="#!/bin/sh\nexit 2\n")
-    done = run("slurm.sbatch", "--config", "debug", cwd=tmp_path, tools=bin_folder, **slurm)
-    assert done.returncode == 2 and "requeue" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -131,29 +86,39 @@ def test_an_interrupted_job_goes_back_into_the_queue(tmp_path: Path, tools: Call
     ],
 )
 def test_a_mistake_is_one_line(
-    script: str, variables: dict[str, str], code: int, says: str, tmp_path: Path, tools: Callable[..., Path]
+    script: str,
+    variables: dict[str, str],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    tools: Callable[..., Path],
+    environment: dict[str, str],
 ) -> None:
     (tmp_path / "empty").write_text("# nobody\n\n")
     (tmp_path / "hosts").write_text("a slots=1\n# spare\nb slots=1\n")
-    bin_folder = tools(mpirun="#!/bin/sh\n")
-    done = run(script, "--config", "debug", cwd=tmp_path, tools=bin_folder, **variables)
+    tools(mpirun="#!/bin/sh\n")
+    done = run(script, "--config", "debug", cwd=tmp_path, environment=environment, **variables)
     assert done.returncode == code
     assert (says in done.stderr and done.stderr.startswith("error: ")) or "No such file" in done.stderr
     assert done.stdout == ""
 
 
-def test_multi_node_prints_its_command_and_hands_arguments_through(tmp_path: Path, tools: Callable[..., Path]) -> None:
+def test_multi_node_prints_its_command_and_hands_arguments_through(
+    tmp_path: Path, tools: Callable[..., Path], environment: dict[str, str]
+) -> None:
     (tmp_path / "hosts").write_text("node-1 slots=8\nnode-2 slots=8\n")
-    bin_folder = tools(lumina='#!/bin/sh\nprintf "<%s>" "$@"\n', pdsh="#!/bin/sh\n")
+    tools(lumina='#!/bin/sh\nprintf "<%s>" "$@"\n', pdsh="#!/bin/sh\n")
     arguments = ("--experiment-name", "two words")
-    done = run("multi_node.sh", *arguments, cwd=tmp_path, tools=bin_folder, HOSTFILE="hosts", MASTER_PORT="5000")
+    done = run("multi_node.sh", *arguments, cwd=tmp_path, environment=environment, HOSTFILE="hosts", MASTER_PORT="5000")
     shown, received = done.stdout.splitlines()
     runner = "--hostfile hosts --master_addr node-1 --master_port 5000"
     assert shown == rf"+ lumina train --experiment-name two\ words -- {runner}"
     assert received == "<train><--experiment-name><two words><-->" + "".join(f"<{word}>" for word in runner.split())
 
 
-def test_the_kubernetes_job_starts_each_pod_with_its_own_rank(tmp_path: Path, tools: Callable[..., Path]) -> None:
+def test_the_kubernetes_job_starts_each_pod_with_its_own_rank(
+    tmp_path: Path, tools: Callable[..., Path], environment: dict[str, str]
+) -> None:
     service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
     template = job["spec"]["template"]["spec"]
     [container] = template["containers"]
@@ -163,8 +128,8 @@ def test_the_kubernetes_job_starts_each_pod_with_its_own_rank(tmp_path: Path, to
     variables = {entry["name"]: entry["value"] for entry in container["env"]}
     assert int(variables["NUM_NODES"]) == job["spec"]["completions"]
     assert int(variables["GPUS_PER_NODE"]) == container["resources"]["limits"]["nvidia.com/gpu"]
-    bin_folder = tools(lumina='#!/bin/sh\nprintf "<%s>" "$@"\n')
-    environment = os.environ | variables | {"JOB_COMPLETION_INDEX": "1", "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    tools(lumina='#!/bin/sh\nprintf "<%s>" "$@"\n')
+    environment |= variables | {"JOB_COMPLETION_INDEX": "1"}
     command = [*container["command"], *(text.replace("/tmp/", f"{tmp_path}/") for text in container["args"])]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

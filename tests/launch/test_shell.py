@@ -160,15 +160,14 @@ def test_run_sh_runs_every_check_and_keeps_the_first_failure(tmp_path: Path) -> 
     (environment / "bin").mkdir(parents=True)
     (environment / "pyvenv.cfg").touch()
     (environment / "bin" / "activate").write_text(f'PATH="{environment}/bin:$PATH"\n')
-    for name, code in (("ruff", 3), ("mypy", 1), ("python", 0)):
+    for name, code in (("ruff", 3), ("mypy", 1), ("python", 0), ("apt-get", 0)):
         tool = environment / "bin" / name
         tool.write_text(f'#!/bin/sh\necho "{name} in $PWD, threads=$OMP_NUM_THREADS: $*"\nexit {code}\n')
         tool.chmod(0o755)
     stamp = f'. "{checkout}/launch/environment.sh"; environment_digest > "$VENV/.lumina-installed-test"'
     assert run(stamp, LUMINA_VENV=str(environment)).returncode == 0
-    done = run(
-        'bash "$0/.ci/run" -k "two words"'.replace("$0", str(checkout)), cwd=tmp_path, LUMINA_VENV=str(environment)
-    )
+    variables = {"LUMINA_VENV": str(environment), "PATH": f"{environment}/bin:{os.environ['PATH']}"}
+    done = run('bash "$0/.ci/run" -k "two words"'.replace("$0", str(checkout)), cwd=tmp_path, **variables)
     assert done.returncode == 3
     assert f"mypy in {checkout}, threads=1: \n" in done.stdout
     assert f"python in {checkout}, threads=1: -m pytest -k two words\n" in done.stdout
@@ -179,3 +178,27 @@ def test_run_sh_runs_every_check_and_keeps_the_first_failure(tmp_path: Path) -> 
         ["failed", "(1)"],
         ["ok"],
     ]
+
+
+@pytest.mark.parametrize(("there", "code"), [(False, 0), (False, 100), (True, 0)])
+def test_ci_installs_slurm_where_it_is_missing_and_runs_the_suite_anyway(
+    there: bool, code: int, tmp_path: Path
+) -> None:
+    """With an apt-get that only notes its calls; nobody but root may install."""
+    checkout, tools = tmp_path / "checkout", tmp_path / "bin"
+    for folder in (checkout / ".ci", checkout / "tests", tools):
+        folder.mkdir(parents=True)
+    shutil.copyfile(ROOT / ".ci/run", checkout / ".ci/run")
+    (checkout / "tests/run.sh").write_text('echo "suite $*"')
+    for tool in ("bash", "sh", "dirname", "timeout", "chmod", "rm"):
+        (tools / tool).symlink_to(shutil.which(tool) or "")
+    (tools / "apt-get").write_text(f'#!/bin/sh\necho "$1" >> "{tmp_path}/calls"\nexit {code}\n')
+    (tools / "apt-get").chmod(0o755)
+    if there:
+        (tools / "slurmctld").symlink_to(tools / "apt-get")
+    done = run(f'bash "{checkout}/.ci/run" -x', PATH=str(tools))
+    assert (done.returncode, done.stdout) == (0, "suite -x\n")
+    calls = (tmp_path / "calls").read_text().split() if (tmp_path / "calls").exists() else []
+    may_install = os.geteuid() == 0 and not there
+    assert calls == (["update", "install"][: 1 if code else 2] if may_install else [])
+    assert done.stderr.startswith("SLURM could not be installed") == (may_install and code != 0)

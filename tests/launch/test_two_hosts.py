@@ -10,16 +10,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from lumina_ds.engine.distributed import free_port
 from lumina_ds.monitor.writers import read_records
@@ -60,24 +57,20 @@ def hosts() -> Iterator[list[Host]]:
 
 
 def test_a_run_across_hosts_is_killed_on_one_of_them_and_goes_on(
-    hosts: list[Host], corpus: Any, tmp_path: Path
+    hosts: list[Host], write_config: Callable[..., Path], tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    hostfile, config, metrics = tmp_path / "hosts", tmp_path / "tiny.yaml", tmp_path / "runs/two/metrics.jsonl"
+    hostfile, metrics = tmp_path / "hosts", tmp_path / "runs/two/metrics.jsonl"
     hostfile.write_text("# two hosts\n" + "".join(f"{host.address} slots=1\n" for host in hosts))
-    model = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "max_position_embeddings": 64, "num_experts": 4,
-             "moe_intermediate_size": 32}  # fmt: skip
-    train = {"max_steps": STEPS, "save_every_n_batches": 4, "gradient_accumulation_steps": 4}
-    config.write_text(yaml.safe_dump({"model": model, "train": train, "data": {"shards": str(corpus.shards)}}))
+    config = write_config(max_steps=STEPS, save_every_n_batches=4, gradient_accumulation_steps=4)
     options = ["--config", config, "--zero", "2", "--expert-parallel", "2", "--experiment-name", "two"]
 
-    first = start(hosts, hostfile, options, tmp_path)
+    first = start(hosts, hostfile, options, environment, tmp_path)
     wait_for(lambda: len(steps(metrics)) >= 6, first, "six steps")
     kill(first[1])
     # The other host's rank loses its peer, and must not hang.
     assert first[0].wait(timeout=120) not in (0, 75)
 
-    again = start(hosts, hostfile, options, tmp_path)
+    again = start(hosts, hostfile, options, environment, tmp_path)
     ends = [process.wait(timeout=240) for process in again]
     log = "".join((tmp_path / f"host-{number}.log").read_text() for number in range(2))
     assert ends == [0, 0], log
@@ -85,26 +78,18 @@ def test_a_run_across_hosts_is_killed_on_one_of_them_and_goes_on(
     assert steps(metrics) == list(range(1, STEPS + 1))
 
 
-def start(hosts: list[Host], hostfile: Path, options: list[object], folder: Path) -> list[subprocess.Popen[bytes]]:
-    bin_folder = folder / "bin"
-    bin_folder.mkdir(exist_ok=True)
-    script = bin_folder / "lumina"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lumina_ds "$@"\n')
-    script.chmod(0o755)
+def start(
+    hosts: list[Host], hostfile: Path, options: list[object], environment: dict[str, str], folder: Path
+) -> list[subprocess.Popen[bytes]]:
     port, started = str(free_port()), []
     for rank, host in enumerate(hosts):
-        environment = os.environ | {
-            "PATH": f"{bin_folder}:{os.environ['PATH']}",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH", "")])),
-            "HOSTFILE": str(hostfile),
-            "NODE_RANK": str(rank),
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
-        }
+        variables = {"HOSTFILE": str(hostfile), "NODE_RANK": str(rank), "MASTER_PORT": port}
         command = [*host.enter, "bash", str(CHECKOUT / "launch/multi_node.sh"), *map(str, options)]
         with open(folder / f"host-{rank}.log", "wb") as log:
             started.append(
-                subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+                subprocess.Popen(
+                    command, cwd=folder, env=environment | variables, stdout=log, stderr=log, start_new_session=True
+                )
             )
     return started
 
