@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ def measure(name: str, workers: int, corpus: Path, tokenizer: Path, out: Path) -
         command = [sys.executable, "-m", "lumina_ds", "preprocess", corpus, *options, "--out", out]
     else:
         command = [sys.executable, Path(__file__).with_name("peers.py"), name, corpus, tokenizer, out, workers]
+    os.sync()  # what earlier runs wrote is not written to the disk beside this one
     begin = time.monotonic()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         environment = os.environ | {"HF_HOME": str(out), "TOKENIZERS_PARALLELISM": "false"}
@@ -144,14 +146,22 @@ def _first_lines(corpus: Path, size_bytes: int, path: Path) -> Path:
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, float]:
     """Peak of the process tree's memory, and CPU seconds of the process and the children that it waited for."""
-    peak = 0
-    while True:
-        peak = max(peak, _resident(process.pid))
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return peak, usage.ru_utime + usage.ru_stime
-        time.sleep(_SAMPLE_SECONDS)
+    peaks = [0]
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(_SAMPLE_SECONDS):
+            peaks.append(_resident(process.pid))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    finally:
+        ended.set()
+        sampler.join()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return max(peaks), usage.ru_utime + usage.ru_stime
 
 
 def _adopt_orphans() -> None:
