@@ -41,7 +41,7 @@ def write_gguf(folder: Path, llama_cpp: Path, out: Path, outtype: str = "auto") 
         raise MachineError(f"cannot write {out}: {error.strerror}; choose another --out") from error
     try:
         converter = _load_converter(llama_cpp)
-        _take_tokenizer_model(converter, config["architectures"][0], tokenizer.adds_dummy_prefix)
+        _take_tokenizer_model(converter, ARCHITECTURES[config["model_type"]], tokenizer.adds_dummy_prefix)
         _run(converter, [str(folder), "--outtype", outtype, "--outfile", str(unfinished)])
         unfinished.replace(out)
     finally:
@@ -50,9 +50,12 @@ def write_gguf(folder: Path, llama_cpp: Path, out: Path, outtype: str = "auto") 
 
 def check_model(folder: Path, config: dict[str, Any]) -> None:
     """Raise ConfigError for a config.json whose model llama.cpp cannot compute."""
-    if config.get("architectures", [None])[0] not in ARCHITECTURES.values():
-        raise ConfigError(f"{folder} holds {config.get('architectures')}, not what lumina export writes")
-    if config["model_type"] != "qwen3_moe":
+    family, found = str(config.get("model_type")), config.get("architectures")
+    if family not in ARCHITECTURES or found != [ARCHITECTURES[family]]:
+        raise ConfigError(
+            f"{folder} holds {found} of type {family}, not what lumina export writes; export the run again"
+        )
+    if family != "qwen3_moe":
         return
     # llama.cpp's qwen3moe has neither, and reads no key for them (src/models/qwen3moe.cpp).
     if not config.get("norm_topk_prob"):
@@ -68,7 +71,10 @@ def _sentencepiece_model(folder: Path) -> ModelFile:
         raise DataError(f"{folder} has no tokenizer.model; of another tokenizer run convert_hf_to_gguf.py itself")
     if not (folder / "tokenizer_config.json").is_file():
         raise DataError(f"{folder} has no tokenizer_config.json with the markers; export without --no-fast-tokenizer")
-    model = read_model_file(path.read_bytes())
+    try:
+        model = read_model_file(path.read_bytes())
+    except (KeyError, IndexError, ValueError):
+        raise DataError(f"{path} is not a SentencePiece model; export the run again") from None
     if not model.is_bpe or model.is_normalized or model.has_space_suffix:
         raise DataError(f"{path} is not of BPE kind or changes its text first, which llama.cpp's tokenizer does not")
     if not any(piece.kind == BYTE for piece in model.pieces):

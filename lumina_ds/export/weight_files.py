@@ -136,8 +136,12 @@ def write_weights(
     reader = _Reader()
     for number, group in enumerate(groups, 1):
         name = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        # A tensor that is planned twice would share memory, which safetensors does not write.
-        tensors = {one.name: reader.read(one, dtype).clone() for one in group}
+        tensors = {one.name: reader.read(one, dtype) for one in group}
+        seen: set[tuple[Part, ...]] = set()
+        for one in group:
+            if one.parts in seen:  # a tied head; safetensors does not write tensors that share memory
+                tensors[one.name] = tensors[one.name].clone()
+            seen.add(one.parts)
         try:
             save_file(tensors, out / name, metadata={"format": "pt"})
         except SafetensorError as error:

@@ -238,6 +238,8 @@ def test_models_that_llama_cpp_computes_otherwise_are_refused(tmp_path):
         ({"norm_topk_prob": False}, "norm_topk_prob false"),
         ({"mlp_only_layers": [0]}, r"dense layers \[0\]"),
         ({"architectures": ["GPT2LMHeadModel"]}, "not what lumina export writes"),
+        ({"architectures": None}, "not what lumina export writes"),
+        ({"model_type": None}, "not what lumina export writes"),
     ):
         with pytest.raises(ConfigError, match=message):
             check_model(tmp_path, config | change)
@@ -268,6 +270,9 @@ def test_tokenizers_that_llama_cpp_lacks_are_refused(make, message, tmp_path, ca
         command[-1] = tmp_path / "taken/a.gguf"
         assert run_command(cli, [str(word) for word in command]) == MachineError.exit_code
         assert "a.gguf: " in capsys.readouterr().err
+    (tmp_path / "exported/tokenizer.model").write_text("garbage")
+    assert run_command(cli, [str(word) for word in command]) == DataError.exit_code
+    assert "tokenizer.model is not a SentencePiece model" in capsys.readouterr().err
     (tmp_path / "exported/tokenizer_config.json").unlink()
     assert run_command(cli, [str(word) for word in command]) == DataError.exit_code
     (tmp_path / "exported/config.json").unlink()
