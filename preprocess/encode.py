@@ -10,9 +10,9 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from lumina_ds.data.arrow_columns import column, list_column, numpy_dtype, repeated_text
-from lumina_ds.data.shard_writer import shard_schema
-from lumina_ds.data.tokenizer import ROLES, Tokenizer
+from lumina_ds.data.shards.arrow_columns import column, list_column, numpy_dtype, repeated_text
+from lumina_ds.data.shards.writer import shard_schema
+from lumina_ds.data.tokenizer.tokenizer import ROLES, Tokenizer
 from preprocess.layout import Documents, lay_out
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block, Place

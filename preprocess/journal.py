@@ -24,8 +24,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lumina_ds.data.manifest import ShardEntry
-from lumina_ds.data.shard_writer import FilePosition, OpenShard
+from lumina_ds.data.shards.manifest import ShardEntry
+from lumina_ds.data.shards.writer import FilePosition, OpenShard
 from preprocess.sources import Block, Place
 
 log = logging.getLogger("lumina_ds.preprocess")

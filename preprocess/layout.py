@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lumina_ds.data.tokenizer import ROLES, Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import ROLES, Tokenizer
 from preprocess.scan import Conversations
 
 

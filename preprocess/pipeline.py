@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
-from lumina_ds.data.manifest import (
+from lumina_ds.data.shards.folder import EVAL_FOLDER, REJECTED_FILE, ShardFolder
+from lumina_ds.data.shards.manifest import (
     MANIFEST_FILE,
     VERSION,
     InputEntry,
@@ -32,9 +33,8 @@ from lumina_ds.data.manifest import (
     describe_difference,
     read_manifest,
 )
-from lumina_ds.data.shard_writer import partial_folder, publish, shard_schema, staging_folder
-from lumina_ds.data.shards import EVAL_FOLDER, REJECTED_FILE, ShardFolder
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.shards.writer import partial_folder, publish, shard_schema, staging_folder
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError, MachineError
 from preprocess.encode import EncodedBlock
 from preprocess.journal import Journal, SealedBlock, pass_over_sealed

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from lumina_ds.config.schema import DataConfig, RunConfig
 from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
-from lumina_ds.data.manifest import VERSION, InputEntry, Settings
-from lumina_ds.data.shards import EVAL_FOLDER, ShardFolder
-from lumina_ds.data.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
+from lumina_ds.data.shards.folder import EVAL_FOLDER, ShardFolder
+from lumina_ds.data.shards.manifest import VERSION, InputEntry, Settings
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
 from lumina_ds.errors import ConfigError, DataError
 from preprocess.pipeline import preprocess_files
 from preprocess.sources import STDIN, resolve_inputs

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lumina_ds.data.conversation import NO_ASSISTANT_TURN, NOT_JSON_RULES
-from lumina_ds.data.manifest import FileEntry
-from lumina_ds.data.shard_writer import HashingFile
+from lumina_ds.data.shards.manifest import FileEntry
+from lumina_ds.data.shards.writer import HashingFile
 from lumina_ds.errors import DataError
 from preprocess.journal import QuarantinePosition
 from preprocess.scan import Rejection

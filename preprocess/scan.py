@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lumina_ds.data.conversation import RejectedLine, is_blank
-from lumina_ds.data.tokenizer import ROLES
-from lumina_ds.data.tokenizer_flat import Texts
+from lumina_ds.data.tokenizer.flat import Texts
+from lumina_ds.data.tokenizer.tokenizer import ROLES
 from preprocess.parse import Turns, parse_line
 from preprocess.sources import Block
 

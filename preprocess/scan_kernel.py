@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 from lumina_ds.data.conversation import MAX_LINE_BYTES, MESSAGE_ROLES, SHAREGPT_ROLES
-from lumina_ds.data.tokenizer import ROLES
+from lumina_ds.data.tokenizer.tokenizer import ROLES
 
 # What `progress` holds: how far the block is read, and how much stands in each output.
 POSITION, LINE, TEXT_BYTES, TURNS, ROWS, SPACE_SYMBOLS = range(6)

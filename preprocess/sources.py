@@ -23,7 +23,7 @@ from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
 from lumina_ds.data.conversation import LINE_TOO_LONG, MAX_LINE_BYTES
-from lumina_ds.data.manifest import InputEntry
+from lumina_ds.data.shards.manifest import InputEntry
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_ds.data.manifest import FileEntry, Manifest, Settings, ShardEntry, Totals, write_manifest
 from lumina_ds.data.packing import pack
-from lumina_ds.data.packing_file import packing_file, write_packing
-from lumina_ds.data.shard_writer import HashingFile, ShardWriter, shard_schema
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.shards.manifest import FileEntry, Manifest, Settings, ShardEntry, Totals, write_manifest
+from lumina_ds.data.shards.packing_file import packing_file, write_packing
+from lumina_ds.data.shards.writer import HashingFile, ShardWriter, shard_schema
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
 from preprocess.encode import EncodedRows

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.engine.distributed import free_port
+from lumina_ds.engine.world import free_port
 
 CHECKOUT = Path(__file__).parent.parent
 

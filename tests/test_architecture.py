@@ -1,7 +1,7 @@
 """The import order of the packages, read from the source, so that nothing has to be importable or installed.
 
-errors, logs, files, html < config < plan | model | data < engine | generate | export | monitor < train | doctor
-< preprocess, cli, selftest, launch. Imports inside functions count too: laziness is no licence to point upward.
+errors, logs, files < config < plan | model | data < engine < checkpoint < generate | export | monitor < report
+< train | doctor < ranks < measure < preprocess, cli, launch. Imports inside functions count too: laziness is no licence to point upward.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ ROOT = Path(__file__).parent.parent
 
 # Packages of one line stand beside each other and do not import one another.
 LAYERS: tuple[set[str], ...] = (
-    {"lumina_ds.errors", "lumina_ds.logs", "lumina_ds.files", "lumina_ds.html"},
+    {"lumina_ds.errors", "lumina_ds.logs", "lumina_ds.files"},
     {"lumina_ds.config"},
     {"lumina_ds.plan", "lumina_ds.model", "lumina_ds.data"},
-    {"lumina_ds.engine", "lumina_ds.generate", "lumina_ds.export", "lumina_ds.monitor"},
+    {"lumina_ds.engine"},
+    {"lumina_ds.checkpoint"},
+    {"lumina_ds.generate", "lumina_ds.export", "lumina_ds.monitor"},
+    {"lumina_ds.report"},
     {"lumina_ds.train", "lumina_ds.doctor"},
-    {"preprocess", "lumina_ds.cli", "lumina_ds.selftest", "launch"},
+    {"lumina_ds.ranks"},
+    {"lumina_ds.measure"},
+    {"preprocess", "lumina_ds.cli", "launch"},
 )
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 TOP = len(LAYERS) - 1
 ENTRY_POINTS = {"lumina_ds", "lumina_ds.__main__"}
 
-# The checkpoint code is part of the loop's package, because it holds the loop's state.
-MAY_IMPORT_DEEPSPEED = ("lumina_ds.engine", "lumina_ds.train.checkpoint")
+MAY_IMPORT_DEEPSPEED = ("lumina_ds.engine", "lumina_ds.checkpoint.format")
 NEVER_IMPORT_TORCH = (
     "lumina_ds.errors",
     "lumina_ds.logs",
     "lumina_ds.files",
-    "lumina_ds.html",
     "lumina_ds.config",
     "lumina_ds.plan",
 )
@@ -105,12 +108,12 @@ def uses(module: str, library: str) -> bool:
     ("source", "module", "wrong"),
     [
         (
-            "from lumina_ds.train.loop import x",
+            "from lumina_ds.train.run import x",
             "lumina_ds.config.load",
-            ["lumina_ds.train.loop", "lumina_ds.train.loop.x"],
+            ["lumina_ds.train.run", "lumina_ds.train.run.x"],
         ),
-        ("def f():\n    import lumina_ds.cli.main", "lumina_ds.train.loop", ["lumina_ds.cli.main"]),
-        ("from lumina_ds import model", "lumina_ds.data.shards", ["lumina_ds.model"]),
+        ("def f():\n    import lumina_ds.cli.main", "lumina_ds.train.run", ["lumina_ds.cli.main"]),
+        ("from lumina_ds import model", "lumina_ds.data.shards.folder", ["lumina_ds.model"]),
         ("from ..engine import build", "lumina_ds.model.moe", ["lumina_ds.engine", "lumina_ds.engine.build"]),
         ("from lumina_ds.errors import X\nimport os\nfrom .shards import y", "lumina_ds.data.loader", []),
     ],

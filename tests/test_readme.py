@@ -179,7 +179,7 @@ def test_yaml_snippet_is_a_configuration(tmp_path: Path) -> None:
 def test_python_snippet_reads_shards(tmp_path: Path) -> None:
     """With `datasets` and pyarrow, on shards made from the README's own example of a line."""
     pytest.importorskip("datasets")
-    from lumina_ds.data.manifest import Settings
+    from lumina_ds.data.shards.manifest import Settings
     from preprocess.pipeline import preprocess_files
     from preprocess.train_tokenizer import train_tokenizer
 

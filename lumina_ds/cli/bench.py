@@ -13,8 +13,8 @@ import click
 from lumina_ds.cli.bench_train import train
 
 if TYPE_CHECKING:
-    from lumina_ds.data.loader_speed import LoaderSpeed
-    from lumina_ds.train.compare_precisions import PrecisionResult
+    from lumina_ds.measure.loader import LoaderSpeed
+    from lumina_ds.measure.precisions import PrecisionResult
 
 
 @click.group()
@@ -40,7 +40,7 @@ def loader(
     folder: Path, seq_length: int | None, batch_size: int, seconds: float, force_streaming: bool, as_json: bool
 ) -> None:
     """Open DIR and gather shuffled rows as training does, in one thread: start-up time, rows/s, tokens/s, memory."""
-    from lumina_ds.data.loader_speed import measure_loader
+    from lumina_ds.measure.loader import measure_loader
 
     speed = measure_loader(folder, seq_length, batch_size, seconds, force_streaming)
     if as_json:
@@ -61,7 +61,7 @@ def loader(
 def precision(run: Path, data: Path, max_rows: int, max_new_tokens: int, as_json: bool) -> None:
     """Memory, speed and perplexity of RUN's model in fp32, fp16, bf16 and int8 (dynamic)."""
     from lumina_ds.cli.model_source import evaluation_rows_of, load_run
-    from lumina_ds.train.compare_precisions import compare_precisions
+    from lumina_ds.measure.precisions import compare_precisions
 
     _, manifest = load_run(run, "fp32")
     results = compare_precisions(

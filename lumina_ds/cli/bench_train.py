@@ -56,7 +56,7 @@ def train(
         for source in sources
         for variant in variants or ("",)
     ]
-    from lumina_ds.cli.on_ranks import check_measurable, measure_on_ranks
+    from lumina_ds.ranks.ask import check_measurable, measure_on_ranks
 
     for _, config in rows:
         check_measurable(config, runner)

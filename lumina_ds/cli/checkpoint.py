@@ -21,7 +21,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def list_command(run: Path, as_json: bool) -> None:
     """Steps, sizes and evaluation losses of the checkpoints in RUN."""
-    from lumina_ds.train.checkpoint import pointer_target, read_manifest
+    from lumina_ds.checkpoint.format import pointer_target, read_manifest
 
     latest, best = (pointer_target(run / "checkpoints", name) for name in ("latest", "best"))
     rows: list[dict[str, Any]] = []
@@ -61,7 +61,7 @@ def list_command(run: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def verify_command(run: Path, as_json: bool) -> None:
     """Compare every file of every checkpoint in RUN (or of one step folder) with its digest."""
-    from lumina_ds.train.checkpoint import checkpoint_faults
+    from lumina_ds.checkpoint.format import checkpoint_faults
 
     faults = {folder.name: checkpoint_faults(folder) for folder in _folders(run)}
     if as_json:
@@ -87,8 +87,8 @@ def consolidate_command(run: Path, out: Path, dtype: str, as_json: bool) -> None
     """Write the whole weights of RUN's newest sound checkpoint, or of a step folder, from their fp32 state."""
     import torch
 
-    from lumina_ds.train.checkpoint import find_checkpoint
-    from lumina_ds.train.resharding import consolidate
+    from lumina_ds.checkpoint.format import find_checkpoint
+    from lumina_ds.checkpoint.reshard import consolidate
 
     folder = find_checkpoint(run)
     num_bytes = consolidate(folder, out, torch.float32 if dtype == "fp32" else torch.bfloat16)
@@ -115,10 +115,10 @@ def reshard_command(
 
     Training does this by itself when it resumes; here it is done once, ahead of time, without any rank.
     """
+    from lumina_ds.checkpoint.format import find_checkpoint, read_manifest
+    from lumina_ds.checkpoint.reshard import reshard
     from lumina_ds.config.checks import world_faults
     from lumina_ds.config.schema import RunConfig
-    from lumina_ds.train.checkpoint import find_checkpoint, read_manifest
-    from lumina_ds.train.resharding import reshard
     from lumina_ds.train.run_folder import RunFolder
 
     folder = find_checkpoint(run)
@@ -159,7 +159,7 @@ def reshard_command(
 
 
 def _folders(run: Path) -> list[Path]:
-    from lumina_ds.train.checkpoint import STEP_NAME, step_folders
+    from lumina_ds.checkpoint.format import STEP_NAME, step_folders
 
     folders = [run] if STEP_NAME.fullmatch(run.name) and run.is_dir() else step_folders(run / "checkpoints")
     if not folders:

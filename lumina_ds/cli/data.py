@@ -13,8 +13,8 @@ import click
 from lumina_ds.errors import DataError, MachineError
 
 if TYPE_CHECKING:
-    from lumina_ds.data.shards import ShardFolder
-    from preprocess.report.mask_row import MaskRow
+    from lumina_ds.data.shards.folder import ShardFolder
+    from lumina_ds.report.data.mask_row import MaskRow
 
 INSPECT_EXAMPLES = """Examples:
 
@@ -40,10 +40,10 @@ def command() -> None:
 @_JSON
 def stats(folder: Path, seq_length: int | None, html: Path | None, as_json: bool) -> None:
     """Count conversations, tokens, trained tokens and rows."""
-    from lumina_ds.data.shards import ShardFolder
+    from lumina_ds.data.shards.folder import ShardFolder
 
     if html:
-        from preprocess.report.write import write_report
+        from preprocess.validation.write import write_report
 
         write_report(folder, html, seq_length)
     summary = _summary(ShardFolder.open(folder), seq_length)
@@ -62,7 +62,7 @@ def stats(folder: Path, seq_length: int | None, html: Path | None, as_json: bool
 @_JSON
 def verify(folder: Path, as_json: bool) -> None:
     """Read every byte of DIR, and of DIR/eval, and name each damaged, missing or foreign file."""
-    from lumina_ds.data.verify import num_files, tree_faults
+    from lumina_ds.data.shards.verify import num_files, tree_faults
 
     faults = [f"{folder}/{fault}" for fault in tree_faults(folder)]
     if as_json:
@@ -92,9 +92,9 @@ def inspect(
     as_json: bool,
 ) -> None:
     """Show packed rows: trained tokens, the others, padding, and where each conversation begins."""
-    from lumina_ds.data.shards import ShardFolder
-    from lumina_ds.data.tokenizer import Tokenizer
-    from preprocess.report.mask_row import read_row
+    from lumina_ds.data.shards.folder import ShardFolder
+    from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+    from lumina_ds.report.data.mask_row import read_row
 
     if row_id is not None and num_rows is not None:
         raise click.UsageError("--row and --sample exclude each other")
@@ -118,8 +118,8 @@ def pack(folder: Path, seq_length: int, as_json: bool) -> None:
 
     The plan is kept beside the shards, as packing-N.arrow. Training makes one by itself where it needs one.
     """
-    from lumina_ds.data.packing_file import packing_file
-    from lumina_ds.data.shards import EVAL_FOLDER, ShardFolder
+    from lumina_ds.data.shards.folder import EVAL_FOLDER, ShardFolder
+    from lumina_ds.data.shards.packing_file import packing_file
 
     plans = []
     for path in (folder, folder / EVAL_FOLDER):
@@ -146,8 +146,8 @@ def _sample(total: int, count: int, seed: int) -> list[int]:
 def _show_rows(rows: Iterable[MaskRow], folder: Path, html: Path | None, as_json: bool, is_sample: bool) -> None:
     """As JSON (one row, or `rows` of a sample), as a page, or on the terminal."""
     if html:
-        from lumina_ds.html.page import write_page
-        from preprocess.report.mask_page import mask_page
+        from lumina_ds.report.data.mask_page import mask_page
+        from lumina_ds.report.page import write_page
 
         rows = list(rows)
         write_page(mask_page(rows, str(folder)), html)
@@ -159,7 +159,7 @@ def _show_rows(rows: Iterable[MaskRow], folder: Path, html: Path | None, as_json
     else:
         from rich.console import Console
 
-        from preprocess.report.mask_console import print_legend, print_row
+        from lumina_ds.report.data.mask_console import print_legend, print_row
 
         console = Console(highlight=False)
         print_legend(console)

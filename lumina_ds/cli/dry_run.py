@@ -8,18 +8,18 @@ import shlex
 from rich.console import Console
 from rich.table import Table
 
-from lumina_ds.cli.launch import planned_world_size, runner_command
-from lumina_ds.cli.plan import plan_record, render_plan
+from lumina_ds.cli.plan.plan import plan_record, render_plan
 from lumina_ds.cli.train import check_run
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.plan.memory import plan_memory
+from lumina_ds.ranks.runner import planned_world_size, runner_command
 from preprocess.prepare import check_sources
 
 
 def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
     """Print the resolved configuration with origins, the DeepSpeed JSON, the memory plan and the command."""
-    from lumina_ds.engine.fused_choice import choose_kernels
+    from lumina_ds.engine.kernel_choice import choose_kernels
     from lumina_ds.model.attention_choice import choose_attention
 
     config = resolved.config

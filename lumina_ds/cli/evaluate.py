@@ -29,7 +29,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Loss and perplexity of RUN (a run folder or one of its step folders) on preprocessed shards."""
-    from lumina_ds.engine.distributed import World
+    from lumina_ds.engine.world import World
     from lumina_ds.train.evaluate import evaluate
 
     loaded, manifest = load_run(run, inference_precision)

@@ -28,7 +28,7 @@ def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: 
 
     RUN is a run folder (its newest sound checkpoint), one of its step folders, or what `lumina import` made.
     """
-    from lumina_ds.data.tokenizer import tokenizer_in
+    from lumina_ds.data.tokenizer.tokenizer import tokenizer_in
     from lumina_ds.export.folder import export_model
 
     model, weights, step = _source(run)
@@ -46,8 +46,8 @@ def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: 
 
 def _source(run: Path) -> tuple[ModelConfig, Path, int | None]:
     """Shape, folder of the whole weights, and step of what `run` names."""
+    from lumina_ds.checkpoint.format import find_checkpoint, read_manifest
     from lumina_ds.export.start_folder import read_start_folder
-    from lumina_ds.train.checkpoint import find_checkpoint, read_manifest
 
     imported = read_start_folder(run)
     if imported is not None:

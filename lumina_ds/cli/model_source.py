@@ -55,11 +55,11 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
 
     With it what is known of it: its checkpoint's manifest, or {"step": None, "tokenizer": {"sha256": ...}}.
     """
-    from lumina_ds.data.tokenizer import tokenizer_in
+    from lumina_ds.checkpoint.format import find_checkpoint, read_manifest, weight_files
+    from lumina_ds.data.tokenizer.tokenizer import tokenizer_in
     from lumina_ds.export.start_folder import read_published, read_start_folder
     from lumina_ds.generate.load import build_model, load_model
     from lumina_ds.generate.precision import inference_precision
-    from lumina_ds.train.checkpoint import find_checkpoint, read_manifest, weight_files
 
     if (run / "config.json").is_file():
         # Asked first: what this machine cannot do is known before any weight is read.
@@ -84,7 +84,7 @@ def evaluation_rows_of(
     Raises DataError for shards of another tokenizer, ConfigError for rows longer than the context.
     """
     from lumina_ds.data.loader import PackedRows
-    from lumina_ds.data.shards import ShardFolder
+    from lumina_ds.data.shards.folder import ShardFolder
 
     folder = ShardFolder.open(data)
     if folder.manifest.tokenizer.digest != manifest["tokenizer"]["sha256"]:

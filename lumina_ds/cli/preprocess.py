@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from lumina_ds.logs import configure_logging
 
 if TYPE_CHECKING:
-    from lumina_ds.data.manifest import Manifest
+    from lumina_ds.data.shards.manifest import Manifest
     from preprocess.workers import Workers
 
 
@@ -71,7 +71,7 @@ def command(
 
     A run that was killed leaves OUT.partial; the same command goes on from there.
     """
-    from lumina_ds.data.manifest import Settings
+    from lumina_ds.data.shards.manifest import Settings
     from preprocess.pipeline import preprocess_files
 
     if mpi and num_workers != 1:
@@ -111,7 +111,7 @@ def _mpi_workers() -> AbstractContextManager[Workers | None]:
 
 
 def _print_summary(manifest: Manifest, out: Path) -> None:
-    from lumina_ds.data.packing_file import packing_file, read_packing
+    from lumina_ds.data.shards.packing_file import packing_file, read_packing
 
     totals = manifest.totals
     plan = read_packing(out / packing_file(manifest.settings.seq_length))  # opening the folder would read its shards

@@ -45,7 +45,7 @@ def command(
 
     Takes every option of lumina train. Without --data rows are random tokens; with it, reading is measured too.
     """
-    from lumina_ds.cli.on_ranks import check_measurable, measure_on_ranks
+    from lumina_ds.ranks.ask import check_measurable, measure_on_ranks
 
     config = resolve(ctx).config
     files = {"trace": _writable(trace, "--trace"), "snapshot": _writable(memory_snapshot, "--memory-snapshot")}
@@ -57,7 +57,7 @@ def command(
     if result is None:
         return code  # the ranks have said why
     if config.data.shards is not None:
-        from lumina_ds.data.loader_speed import measure_loader
+        from lumina_ds.measure.loader import measure_loader
 
         batch, streaming = config.train.micro_batch_size, config.data.force_streaming
         speed = measure_loader(Path(config.data.shards), config.seq_length, batch, 1, streaming)

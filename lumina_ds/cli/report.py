@@ -20,11 +20,11 @@ def command(path: Path, other: Path | None, out: Path | None, as_json: bool) -> 
 
     DIR, a folder of runs, gives a table of them with small plots. A run may still be training.
     """
-    from lumina_ds.html.page import write_page
-    from lumina_ds.monitor.report_config import differences
-    from lumina_ds.monitor.report_overview import overview_page
-    from lumina_ds.monitor.report_page import run_page
-    from lumina_ds.monitor.report_run import is_run, read_run, runs_below
+    from lumina_ds.report.page import write_page
+    from lumina_ds.report.runs.config import differences
+    from lumina_ds.report.runs.overview import overview_page
+    from lumina_ds.report.runs.page import run_page
+    from lumina_ds.report.runs.run import is_run, read_run, runs_below
 
     page_path = out or path / ("report.html" if other is None else f"report-{path.name}-{other.name}.html")
     if path.is_dir() and not is_run(path) and (found := runs_below(path)):

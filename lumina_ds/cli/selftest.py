@@ -15,7 +15,7 @@ import click
 from lumina_ds.errors import ConfigError, UnstableError
 
 if TYPE_CHECKING:
-    from lumina_ds.selftest.curves import Comparison
+    from lumina_ds.measure.selftest.curves import Comparison
 
 PRECISIONS = ("fp32", "mixed_bf16", "bf16", "fp16")
 
@@ -42,10 +42,10 @@ def command(
     A pair that differs by more than rounding gives exit code 7; a hang gives 8. Nothing is kept.
     """
     from lumina_ds.config.load import load_config
-    from lumina_ds.engine.distributed import check_deepspeed_version
     from lumina_ds.engine.resources import num_local_devices
+    from lumina_ds.engine.world import check_deepspeed_version
+    from lumina_ds.measure.selftest.run import SelfTest
     from lumina_ds.model.device import device_and_precision
-    from lumina_ds.selftest.run import SelfTest
 
     check_deepspeed_version()
     started = time.monotonic()

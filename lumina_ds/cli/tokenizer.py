@@ -49,7 +49,7 @@ def train(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def inspect(model: str, texts: tuple[str, ...], as_json: bool) -> None:
     """Show a tokenizer's ids and markers, and how each TEXT is cut."""
-    from lumina_ds.data.tokenizer import Tokenizer
+    from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(model)
     encoded: list[dict[str, Any]] = [

@@ -41,8 +41,8 @@ def command(ctx: click.Context, dry_run: bool, as_json: bool, local_rank: int | 
 
     Any field of the configuration can be set as --SECTION.FIELD VALUE, for instance --model.num_experts 8.
     """
-    from lumina_ds.cli.launch import complete_runner_arguments
-    from lumina_ds.engine.distributed import launched_world
+    from lumina_ds.engine.world import launched_world
+    from lumina_ds.ranks.runner import complete_runner_arguments
 
     resolved = resolve(ctx)
     runner: list[str] = ctx.meta["runner_arguments"]
@@ -65,11 +65,11 @@ def main() -> None:
 
 
 def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -> int:
-    from lumina_ds.train.signals import ending_when_told
+    from lumina_ds.train.stop import ending_when_told
 
     with ending_when_told():
-        from lumina_ds.cli.launch import complete_runner_arguments, runner_command
-        from lumina_ds.cli.supervise import supervise
+        from lumina_ds.ranks.runner import complete_runner_arguments, runner_command
+        from lumina_ds.ranks.supervise import supervise
 
         arguments = _prepare_start(resolved.config, runner, arguments)
         environment = rank_environment()
@@ -82,10 +82,10 @@ def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -
 
 def _prepare_start(config: RunConfig, runner: list[str], arguments: list[str]) -> list[str]:
     """Refuse what cannot train, and make run folder, shards and plan; the options that the ranks are given."""
-    from lumina_ds.cli.launch import complete_runner_arguments, planned_world_size
-    from lumina_ds.data.shards import ShardFolder
-    from lumina_ds.engine.distributed import check_deepspeed_version
+    from lumina_ds.data.shards.folder import ShardFolder
+    from lumina_ds.engine.world import check_deepspeed_version
     from lumina_ds.logs import configure_logging
+    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size
     from lumina_ds.train.run_folder import RunFolder
 
     check_deepspeed_version()
@@ -116,8 +116,8 @@ def rank_environment() -> dict[str, str]:
 
 def check_run(config: RunConfig, world_size: int) -> tuple[str, str, str]:
     """Refuse everything that can be refused before a rank starts; (device, precision, why that precision)."""
-    from lumina_ds.config.deepspeed import compose_deepspeed
-    from lumina_ds.engine.fused_choice import choose_kernels
+    from lumina_ds.config.deepspeed.compose import compose_deepspeed
+    from lumina_ds.engine.kernel_choice import choose_kernels
     from lumina_ds.model.attention_choice import choose_attention
     from lumina_ds.model.device import device_and_precision
     from lumina_ds.monitor.trackers import missing_trackers
@@ -141,7 +141,7 @@ def _prepare(config: RunConfig) -> Any:
 
 
 def _train_as_rank(config: RunConfig, rank: int) -> None:
-    from lumina_ds.train.signals import ending_when_told
+    from lumina_ds.train.stop import ending_when_told
 
     with ending_when_told(rank):
         from lumina_ds.train.start import run_rank

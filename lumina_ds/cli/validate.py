@@ -42,9 +42,9 @@ def command(
     Errors are lines that `lumina preprocess` refuses; with one or more the exit code is 3. Warnings are lines
     that it takes but that are rarely meant so.
     """
-    from preprocess.report.write import write_report
-    from preprocess.validate import validate_files
-    from preprocess.validate_findings import to_json
+    from preprocess.validation.findings import to_json
+    from preprocess.validation.validate import validate_files
+    from preprocess.validation.write import write_report
 
     if seq_length is not None and tokenizer_path is None:
         raise click.UsageError("--seq-length counts tokens, so it needs --tokenizer")
@@ -57,7 +57,7 @@ def command(
     else:
         from rich.console import Console
 
-        from preprocess.validate_console import print_findings
+        from preprocess.validation.console import print_findings
 
         print_findings(findings, Console(highlight=False))
     if findings.num_errors:

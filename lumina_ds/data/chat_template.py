@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from lumina_ds.data.conversation import Conversation, Turn
-from lumina_ds.data.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
 
 TEMPLATE_VERSION = "lumina-chat-1"
 _LAYOUT = "bos (role content end)*; trained: assistant content end"

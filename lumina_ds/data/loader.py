@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lumina_ds.data.sampler import EpochOrder
-from lumina_ds.data.shards import Origin, ShardFolder
+from lumina_ds.data.shards.folder import Origin, ShardFolder
 from lumina_ds.errors import DataError
 
 IGNORED_LABEL = -100

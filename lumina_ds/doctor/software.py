@@ -15,7 +15,7 @@ from typing import Any
 
 from lumina_ds.doctor.devices import Gpu, gpus
 from lumina_ds.doctor.finding import Finding, Level, Surroundings, first_line
-from lumina_ds.engine.distributed import DEEPSPEED_VERSION, check_deepspeed_version
+from lumina_ds.engine.world import DEEPSPEED_VERSION, check_deepspeed_version
 from lumina_ds.errors import MachineError
 
 # setup.py names the same ranges.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lumina_ds.doctor.devices import gpus
 from lumina_ds.doctor.finding import Finding, Surroundings
-from lumina_ds.engine.distributed import free_port, launched_world
+from lumina_ds.engine.world import free_port, launched_world
 
 GIB = 1 << 30
 _STALE_SECONDS = 600

@@ -13,14 +13,14 @@ from torch import nn
 from lumina_ds.config.compile import choose_compile
 from lumina_ds.config.schema import RunConfig, TrainConfig
 from lumina_ds.engine.allocate import allocate, without_storage
-from lumina_ds.engine.distributed import World
-from lumina_ds.engine.expert_parallel import fuse_combination, install_cpu_experts, install_routers
-from lumina_ds.engine.fused_choice import choose_kernels
-from lumina_ds.engine.gradient_norm import measure_in_blocks
-from lumina_ds.engine.muon import muon_groups, use_plain_kernels
-from lumina_ds.engine.one_rank import skip_reduction
-from lumina_ds.engine.sequence_parallel import share_rows
+from lumina_ds.engine.deepspeed.expert_parallel import fuse_combination, install_cpu_experts, install_routers
+from lumina_ds.engine.deepspeed.gradient_norm import measure_in_blocks
+from lumina_ds.engine.deepspeed.muon import muon_groups, use_plain_kernels
+from lumina_ds.engine.deepspeed.one_rank import skip_reduction
+from lumina_ds.engine.deepspeed.sequence_parallel import share_rows
+from lumina_ds.engine.kernel_choice import choose_kernels
 from lumina_ds.engine.weights import WeightSource, drawn_weights, fill_parameters, load_selection_biases, stored_weights
+from lumina_ds.engine.world import World
 from lumina_ds.model.attention_choice import choose_attention
 from lumina_ds.model.balancing import selection_biases
 from lumina_ds.model.transformer import CausalLM

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lumina_ds.data.tokenizer import END_MARKER, ROLE_MARKERS
+from lumina_ds.data.tokenizer.tokenizer import END_MARKER, ROLE_MARKERS
 
 GUARD = "\ufdd0"
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from lumina_ds.data.sentencepiece_file import (
+from lumina_ds.data.tokenizer.sentencepiece_file import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -21,8 +21,8 @@ from lumina_ds.data.sentencepiece_file import (
     ModelFile,
     read_model_file,
 )
-from lumina_ds.data.tokenizer import MARKERS, Tokenizer
-from lumina_ds.data.tokenizer_json import parse_tokenizer_json
+from lumina_ds.data.tokenizer.tokenizer import MARKERS, Tokenizer
+from lumina_ds.data.tokenizer.tokenizer_json import parse_tokenizer_json
 from lumina_ds.errors import DataError
 from lumina_ds.export.chat_template import GUARD
 

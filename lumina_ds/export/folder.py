@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.data.tokenizer import Tokenizer, check_vocabulary
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from lumina_ds.errors import ConfigError, MachineError
 from lumina_ds.export.hugging_face import hugging_face_config, hugging_face_family, published_names
 from lumina_ds.export.tokenizer import write_tokenizer

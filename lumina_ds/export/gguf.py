@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lumina_ds.data.sentencepiece_file import BYTE, ModelFile, read_model_file
+from lumina_ds.data.tokenizer.sentencepiece_file import BYTE, ModelFile, read_model_file
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from lumina_ds.export.hugging_face import ARCHITECTURES
 from lumina_ds.export.weight_files import read_json

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.data.tokenizer import MARKERS, Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import MARKERS, Tokenizer
 from lumina_ds.errors import CheckpointError, ConfigError, DataError
 from lumina_ds.export.folder import new_folder, write_json
 from lumina_ds.export.foreign_config import model_from_hugging_face

@@ -10,8 +10,8 @@ from typing import Any
 
 from lumina_ds.data.chat_template import encode_conversations, encode_prompt
 from lumina_ds.data.conversation import Conversation, Turn
-from lumina_ds.data.sentencepiece_file import read_model_file
-from lumina_ds.data.tokenizer import END_MARKER, MARKERS, ROLE_MARKERS, Tokenizer
+from lumina_ds.data.tokenizer.sentencepiece_file import read_model_file
+from lumina_ds.data.tokenizer.tokenizer import END_MARKER, MARKERS, ROLE_MARKERS, Tokenizer
 from lumina_ds.errors import DataError, MachineError
 from lumina_ds.export.chat_template import GUARD, jinja_chat_template
 from lumina_ds.export.fast_tokenizer import as_text, fast_tokenizer_document

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import CheckpointError
 from lumina_ds.generate.precision import convert, inference_precision
 from lumina_ds.model.transformer import CausalLM

@@ -2,7 +2,7 @@
 
 The module tree equals what DeepSpeed's AutoEP builds (`router.gate`, `experts.w1|w2|w3`), so one set of
 parameter names serves training, checkpoints and inference. Under AutoEP the layer's forward is
-DeepSpeed's, with our Router class swapped in (engine/expert_parallel.py).
+DeepSpeed's, with our Router class swapped in (engine/deepspeed/expert_parallel.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The router: which experts a token visits, with what weights, and what that costs in balance.
 
-One class serves the plain model and DeepSpeed's AutoEP layers (engine/expert_parallel.py), so that every policy is
+One class serves the plain model and DeepSpeed's AutoEP layers (engine/deepspeed/expert_parallel.py), so that every policy is
 the same in both. Scores, losses and the choice are fp32. What the router learns outside the optimizer (selection
 bias, last step's load, dynamic capacity) is the state of balancing.py.
 

@@ -19,7 +19,7 @@ from typing import Any
 from lumina_ds.files import write_atomically
 from lumina_ds.monitor.trackers import Tracker, scalars_of
 
-# One place to add a metric: give it to the record in train/loop.py; name it here to have it in the CSV too.
+# One place to add a metric: give it to the record in train/run.py; name it here to have it in the CSV too.
 CSV_COLUMNS = (
     "step",
     "epoch",

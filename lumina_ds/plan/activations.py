@@ -13,7 +13,7 @@ from math import ceil
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.plan.loss_memory import loss_bytes
-from lumina_ds.plan.setting import Setting
+from lumina_ds.plan.shape import Setting
 
 # torch.utils.checkpoint keeps the state of the CPU's random numbers for every part that it recomputes.
 RANDOM_STATE_BYTES = 5056
@@ -156,7 +156,7 @@ def expert_rows(model: ModelConfig, setting: Setting) -> int:
 
 
 def _is_local(setting: Setting) -> bool:
-    """On a CPU, experts that are not spread run in our own layer (engine/expert_parallel.py)."""
+    """On a CPU, experts that are not spread run in our own layer (engine/deepspeed/expert_parallel.py)."""
     return setting.device == "cpu" and setting.expert_parallel_size == 1
 
 

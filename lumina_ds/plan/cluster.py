@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lumina_ds.config.deepspeed_combinations import combination_warnings
-from lumina_ds.config.deepspeed_tree import section_of, value_at
+from lumina_ds.config.deepspeed.combinations import combination_warnings
+from lumina_ds.config.deepspeed.tree import section_of, value_at
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.plan.hardware import GIB, Gpu, cards_that_fit
 from lumina_ds.plan.memory import MemoryPlan

@@ -20,8 +20,8 @@ from lumina_ds.plan.activations import (
     expert_rows,
 )
 from lumina_ds.plan.loss_memory import fused_chunk_tokens, loss_parts, takes_fused_loss
-from lumina_ds.plan.moments import Moment
-from lumina_ds.plan.setting import Setting
+from lumina_ds.plan.peaks import Moment
+from lumina_ds.plan.shape import Setting
 
 
 class Formula(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lumina_ds.config.loss_chunk import loss_chunk_tokens
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.plan.setting import Setting
+from lumina_ds.plan.shape import Setting
 
 
 def loss_bytes(model: ModelConfig, setting: Setting) -> int:

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
-from lumina_ds.config.deepspeed_tree import section_of
+from lumina_ds.config.deepspeed.tree import section_of
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.config.tensors import ParameterTensor, cached_by_model, parameter_tensors
 
@@ -134,7 +134,7 @@ def optimizer_groups(
 ) -> list[OptimizerGroup]:
     """The groups the engine ends up with: `decay` (matrices), `no_decay` (norms), and the experts, which
     DeepSpeed's configure_moe_param_groups takes out of `decay` and cuts at 178,956,971 elements. Under muon, which
-    takes the experts too, `decay` keeps what is left to AdamW (engine/muon.py)."""
+    takes the experts too, `decay` keeps what is left to AdamW (engine/deepspeed/muon.py)."""
     uses_muon = optimizer == "muon"
     muon: list[ParameterTensor] = []
     decay: list[int] = []

@@ -6,9 +6,9 @@ import logging
 import shutil
 from pathlib import Path
 
+from lumina_ds.checkpoint.format import step_folders
 from lumina_ds.config.schema import TrainConfig
 from lumina_ds.errors import SharedFault
-from lumina_ds.train.checkpoint import step_folders
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from lumina_ds import __version__
-from lumina_ds.engine.distributed import World
+from lumina_ds.engine.world import World
 from lumina_ds.files import write_atomically
 
 LIBRARIES = ("torch", "deepspeed", "numpy", "pyarrow", "sentencepiece", "safetensors", "flash-attn")

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from lumina_ds.data.loader import PackedRows, evaluation_rows
-from lumina_ds.engine.distributed import World
+from lumina_ds.engine.world import World
 from lumina_ds.train.step import model_inputs
 
 

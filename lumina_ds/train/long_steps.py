@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from lumina_ds.errors import Interrupted, LuminaError
-from lumina_ds.train.signals import resumable_message
+from lumina_ds.train.stop import resumable_message
 
 if TYPE_CHECKING:
-    from lumina_ds.train.loop import TrainingRun
+    from lumina_ds.train.run import TrainingRun
 
 log = logging.getLogger(__name__)
 

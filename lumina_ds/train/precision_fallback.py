@@ -16,11 +16,11 @@ import torch.distributed as dist
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import PackedRows
-from lumina_ds.engine.distributed import World
+from lumina_ds.engine.world import World
 from lumina_ds.errors import CheckpointError, MachineError, UnstableError
 from lumina_ds.files import write_atomically
 from lumina_ds.model.device import device_and_precision
-from lumina_ds.train.loop import TrainingRun
+from lumina_ds.train.run import TrainingRun
 from lumina_ds.train.run_folder import RunFolder
 
 log = logging.getLogger(__name__)

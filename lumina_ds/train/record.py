@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from lumina_ds.engine.distributed import World
 from lumina_ds.engine.schedules import learning_rate
+from lumina_ds.engine.world import World
 from lumina_ds.train.evaluate import perplexity
 from lumina_ds.train.step import StepCounts, StepOutcome
 
 if TYPE_CHECKING:
-    from lumina_ds.train.loop import TrainingRun
+    from lumina_ds.train.run import TrainingRun
 
 
 def step_record(

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from lumina_ds.config.schema import ModelConfig, RunConfig
-from lumina_ds.data.sampler import ORDER_VERSION
-from lumina_ds.errors import CheckpointError, LuminaError
-from lumina_ds.files import file_digest
-from lumina_ds.plan.duration import checkpoint_bytes
-from lumina_ds.train.checkpoint import (
+from lumina_ds.checkpoint.format import (
     find_checkpoint,
     newest_valid,
     read_manifest,
     set_aside_later_steps,
     step_folders,
 )
+from lumina_ds.checkpoint.publish import restore_replaced
+from lumina_ds.config.schema import ModelConfig, RunConfig
+from lumina_ds.data.sampler import ORDER_VERSION
+from lumina_ds.errors import CheckpointError, LuminaError
+from lumina_ds.files import file_digest
+from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.train.disk_space import check_disk_space
-from lumina_ds.train.publishing import restore_replaced
 
 if TYPE_CHECKING:
-    from lumina_ds.train.loop import TrainingRun
+    from lumina_ds.train.run import TrainingRun
 
 # Of these, nothing may differ but the layout, for which the state is divided anew, and the precision: weights and
 # moments are saved in fp32 whatever it is.

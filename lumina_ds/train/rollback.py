@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from lumina_ds.checkpoint.format import newest_valid, set_aside_later_steps
+from lumina_ds.checkpoint.state import load_checkpoint
 from lumina_ds.errors import LuminaError, UnstableError
 from lumina_ds.monitor.writers import append_record
-from lumina_ds.train.checkpoint import newest_valid, set_aside_later_steps
-from lumina_ds.train.state_files import load_checkpoint
 
 if TYPE_CHECKING:
     from lumina_ds.train.health import Verdict
-    from lumina_ds.train.loop import TrainingRun
+    from lumina_ds.train.run import TrainingRun
 
 log = logging.getLogger(__name__)
 

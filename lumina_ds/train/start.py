@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.distributed import World, start, stop
+from lumina_ds.engine.world import World, start, stop
 from lumina_ds.errors import ConfigError, DataError, Interrupted, LuminaError, MachineError, OutOfMemory, SharedFault
 from lumina_ds.logs import CONSOLE_LOGGER, configure_logging
-from lumina_ds.train.heartbeat import tells_of_another_end
 from lumina_ds.train.out_of_memory import is_out_of_memory
 from lumina_ds.train.run_folder import RunFolder
+from lumina_ds.train.watch.heartbeat import tells_of_another_end
 
 if TYPE_CHECKING:
-    from lumina_ds.data.shards import ShardFolder
+    from lumina_ds.data.shards.folder import ShardFolder
 
 log = logging.getLogger(CONSOLE_LOGGER)
 
@@ -62,10 +62,10 @@ def run_as_rank(body: Callable[[World], None], rendezvous_seconds: float) -> NoR
 def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: World) -> None:
     """Open the shards and train, in a process group that exists already."""
     from lumina_ds.data.loader import PackedRows
-    from lumina_ds.data.shards import ShardFolder
-    from lumina_ds.data.tokenizer import Tokenizer, check_vocabulary
+    from lumina_ds.data.shards.folder import ShardFolder
+    from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary
+    from lumina_ds.measure.batch_size import settle_batch
     from lumina_ds.model.device import device_and_precision
-    from lumina_ds.train.batch_size import settle_batch
     from lumina_ds.train.precision_fallback import train_with_fallback
 
     faults = world_faults(config, world.size) + device_faults(

@@ -13,7 +13,7 @@ from torch import Tensor
 from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.data.loader import MicroBatch, TrainingOrder
 from lumina_ds.engine.build import clip_gradients, clips_by_itself
-from lumina_ds.engine.distributed import World
+from lumina_ds.engine.world import World
 from lumina_ds.model.attention_backends import DocumentLayout
 from lumina_ds.model.balancing import capacity_factors, update_balance
 from lumina_ds.train.routing import RoutingMetrics, RoutingTotals, noise_seeds
@@ -137,7 +137,7 @@ def run_step(
     factor world.size. A sound step also updates what the routers learn outside the optimizer.
 
     `gate` costs one more synchronisation. A loss that it refuses becomes NaN on every rank before the last
-    backward pass, and such a step is skipped at every stage; engine/gradient_norm.py hands it the norm.
+    backward pass, and such a step is skipped at every stage; engine/deepspeed/gradient_norm.py hands it the norm.
 
     Parameters and optimizer stay as before the step until `before_update` is called, so a step that `between_batches`
     gives up, by raising on all ranks alike, leaves a state that can be saved.

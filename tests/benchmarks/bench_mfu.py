@@ -101,10 +101,10 @@ def build_step(
     """An engine and its training step on fixed random tokens."""
     import torch
 
-    from lumina_ds.config.deepspeed import compose_deepspeed
+    from lumina_ds.config.deepspeed.compose import compose_deepspeed
     from lumina_ds.config.schema import RunConfig
     from lumina_ds.engine.build import build_engine, clip_gradients, clips_by_itself
-    from lumina_ds.engine.distributed import start
+    from lumina_ds.engine.world import start
     from lumina_ds.model.attention_backends import DocumentLayout
 
     train = {"micro_batch_size": rows, "flash_attention": flash, "fused_kernels": fused}

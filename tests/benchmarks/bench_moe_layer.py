@@ -20,9 +20,9 @@ import click
 import torch
 from torch import Tensor, nn
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.world import start, stop
 from lumina_ds.model.feed_forward import SwiGLU
 from lumina_ds.model.init import initialize
 from lumina_ds.model.moe import MoE

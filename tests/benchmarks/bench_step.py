@@ -117,10 +117,10 @@ def initial_network(model: dict[str, Any], precision: str) -> Any:
 
 
 def lumina_engine(model: dict[str, Any], inputs: dict[str, Any], precision: str) -> Callable[[], Any]:
-    from lumina_ds.config.deepspeed import compose_deepspeed
+    from lumina_ds.config.deepspeed.compose import compose_deepspeed
     from lumina_ds.config.schema import RunConfig
     from lumina_ds.engine.build import build_engine
-    from lumina_ds.engine.distributed import start
+    from lumina_ds.engine.world import start
     from lumina_ds.train.step import clip_gradients, clips_by_itself
 
     rows = len(inputs["input_ids"])

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lumina_ds.data.sentencepiece_file import BYTE, NORMAL, SPACE_SYMBOL, ModelFile, read_model_file
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.sentencepiece_file import BYTE, NORMAL, SPACE_SYMBOL, ModelFile, read_model_file
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 
 IGNORED = -100
 Encode = Callable[[list[str]], list[list[int]]]

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from lumina_ds.engine.distributed import free_port
+from lumina_ds.engine.world import free_port
 from lumina_ds.monitor.writers import read_records
 
 CHECKOUT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ import inspect
 
 import pytest
 
-from lumina_ds.config import deepspeed_keys as keys
-from lumina_ds.config.deepspeed_check import deepspeed_faults
+from lumina_ds.config.deepspeed import keys
+from lumina_ds.config.deepspeed.check import deepspeed_faults
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from lumina_ds.config.deepspeed import (
+from lumina_ds.config.deepspeed.compose import (
     compose_deepspeed,
     deepspeed_config_names,
     deepspeed_faults,
@@ -56,7 +56,7 @@ def test_an_installed_package_carries_them_inside(tmp_path, monkeypatch):
     installed = tmp_path / "ds_configs"
     installed.mkdir()
     (installed / "only.json").write_text('{"steps_per_print": 7}')
-    monkeypatch.setattr("lumina_ds.config.deepspeed._FOLDERS", (installed, tmp_path / "absent"))
+    monkeypatch.setattr("lumina_ds.config.deepspeed.compose._FOLDERS", (installed, tmp_path / "absent"))
     assert deepspeed_config_names() == ["only"]
     assert load_deepspeed_json("only") == {"steps_per_print": 7}
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from lumina_ds.config import deepspeed_ranges as ranges
-from lumina_ds.config import deepspeed_sections as sections
-from lumina_ds.config.deepspeed import deepspeed_config_names, load_deepspeed_json
-from lumina_ds.config.deepspeed_check import deepspeed_faults
-from lumina_ds.config.deepspeed_keys import SECTIONS, TOP_LEVEL
-from lumina_ds.config.deepspeed_other_sections import OTHER_SECTIONS
+from lumina_ds.config.deepspeed import ranges, sections
+from lumina_ds.config.deepspeed.check import deepspeed_faults
+from lumina_ds.config.deepspeed.compose import deepspeed_config_names, load_deepspeed_json
+from lumina_ds.config.deepspeed.keys import SECTIONS, TOP_LEVEL
+from lumina_ds.config.deepspeed.other_sections import OTHER_SECTIONS
 
 # Settings that DeepSpeed's configuration page and its tutorials show together, by their facts, with their sources.
 _FILE = Path(__file__).with_name("documented_deepspeed.json")

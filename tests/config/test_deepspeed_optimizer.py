@@ -2,7 +2,7 @@
 
 import pytest
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.errors import ConfigError
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.config.deepspeed_check import deepspeed_faults
-from lumina_ds.config.deepspeed_combinations import combination_warnings
-from lumina_ds.config.deepspeed_report import batch_equation
+from lumina_ds.config.deepspeed.check import deepspeed_faults
+from lumina_ds.config.deepspeed.combinations import combination_warnings
+from lumina_ds.config.deepspeed.report import batch_equation
 
 NVME = {"device": "nvme"}
 

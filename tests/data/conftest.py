@@ -12,9 +12,17 @@ import pytest
 import sentencepiece
 
 from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
-from lumina_ds.data.manifest import FileEntry, Manifest, Settings, TemplateEntry, TokenizerEntry, Totals, write_manifest
-from lumina_ds.data.shard_writer import ShardWriter, shard_schema
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.shards.manifest import (
+    FileEntry,
+    Manifest,
+    Settings,
+    TemplateEntry,
+    TokenizerEntry,
+    Totals,
+    write_manifest,
+)
+from lumina_ds.data.shards.writer import ShardWriter, shard_schema
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.files import file_digest
 from preprocess.train_tokenizer import train_tokenizer
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lumina_ds.data.arrow_columns import column, list_column, numbers, repeated_text
+from lumina_ds.data.shards.arrow_columns import column, list_column, numbers, repeated_text
 
 
 @pytest.mark.parametrize("values", [[], [3, 1, 2]])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lumina_ds.data.chat_template import encode_conversations, encode_prompt
 from lumina_ds.data.conversation import Conversation, Turn
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 
 TURNS = (
     Turn("system", "the"),

@@ -15,13 +15,13 @@ from rich.console import Console
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import Conversation, Turn
-from lumina_ds.data.shards import ShardFolder
-from lumina_ds.data.tokenizer import Tokenizer
-from preprocess.report.mask_console import print_legend, print_row
-from preprocess.report.mask_page import mask_page
-from preprocess.report.mask_row import MaskRow, read_row
-from preprocess.report.token_text import TokenText, spell_bytes
-from preprocess.report.visible import visible
+from lumina_ds.data.shards.folder import ShardFolder
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.report.data.mask_console import print_legend, print_row
+from lumina_ds.report.data.mask_page import mask_page
+from lumina_ds.report.data.mask_row import MaskRow, read_row
+from lumina_ds.report.data.token_text import TokenText, spell_bytes
+from lumina_ds.report.data.visible import visible
 
 HOSTILE = "<script>alert(1)</script> <|assistant|> </s>"
 ODD = "日本 👩‍👩‍👧\n\x00\x1b[31m\t\u202eab\u2581"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lumina_ds.data.loader import PackedRows, TrainingOrder, evaluation_rows
-from lumina_ds.data.shards import ShardFolder
+from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.errors import DataError
 
 X = -100

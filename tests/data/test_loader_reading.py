@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lumina_ds.data import shards
 from lumina_ds.data.loader import IGNORED_LABEL, MicroBatch, PackedRows
-from lumina_ds.data.packing_file import read_packing
-from lumina_ds.data.shards import ShardFolder, reading_mode
+from lumina_ds.data.shards import folder as shards
+from lumina_ds.data.shards.folder import ShardFolder, reading_mode
+from lumina_ds.data.shards.packing_file import read_packing
 from lumina_ds.errors import DataError
 
 MB = 1 << 20

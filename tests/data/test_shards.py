@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lumina_ds.data.packing_file import read_packing
-from lumina_ds.data.shard_writer import publish, shard_schema, staging_folder
-from lumina_ds.data.shards import ShardFolder, folder_faults
+from lumina_ds.data.shards.folder import ShardFolder, folder_faults
+from lumina_ds.data.shards.packing_file import read_packing
+from lumina_ds.data.shards.writer import publish, shard_schema, staging_folder
 from lumina_ds.errors import DataError
 
 DOCUMENTS = [([1, 4, 20, 2], [0, 0, 1, 1]), ([1, 30, 2], [0, 1, 0]), ([1, 5, 7, 8, 9], [0, 1, 1, 1, 1])]
@@ -182,7 +182,7 @@ def test_packing_in_a_read_only_folder(folder: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lumina_ds.data.shards.write_packing", refuse)
+    monkeypatch.setattr("lumina_ds.data.shards.folder.write_packing", refuse)
     assert ShardFolder.open(folder).packing(8).num_rows == 2
     assert not (folder / "packing-8.arrow").exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from lumina_ds.data.tokenizer import MARKERS, Tokenizer, check_vocabulary
+from lumina_ds.data.tokenizer.tokenizer import MARKERS, Tokenizer, check_vocabulary
 from lumina_ds.errors import ConfigError, DataError
 
 TRICKY = [

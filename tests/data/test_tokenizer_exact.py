@@ -16,13 +16,14 @@ import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lumina_ds.data import tokenizer_chunks, tokenizer_sentencepiece
-from lumina_ds.data.sentencepiece_file import BYTE, CONTROL, read_model_file
-from lumina_ds.data.tokenizer import MARKERS, Tokenizer
-from lumina_ds.data.tokenizer_chunks import SAMPLE, ChunkEncoder
-from lumina_ds.data.tokenizer_flat import Texts
-from lumina_ds.data.tokenizer_merges import make_merges
-from lumina_ds.data.tokenizer_table import ChunkTable
+from lumina_ds.data.tokenizer import chunks
+from lumina_ds.data.tokenizer import sentencepiece as our_sentencepiece
+from lumina_ds.data.tokenizer.chunks import SAMPLE, ChunkEncoder
+from lumina_ds.data.tokenizer.flat import Texts
+from lumina_ds.data.tokenizer.merges import make_merges
+from lumina_ds.data.tokenizer.sentencepiece_file import BYTE, CONTROL, read_model_file
+from lumina_ds.data.tokenizer.table import ChunkTable
+from lumina_ds.data.tokenizer.tokenizer import MARKERS, Tokenizer
 from preprocess.train_tokenizer import train_tokenizer
 
 CORPUS = [
@@ -168,7 +169,7 @@ def test_any_text_through_mistrals_model() -> None:
 def test_any_text_through_the_tokenizer(
     models: dict[str, bytes], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer_sentencepiece, "CHUNKS_FROM_CHARACTERS", 1)
+    monkeypatch.setattr(our_sentencepiece, "CHUNKS_FROM_CHARACTERS", 1)
     (tmp_path / "m").write_bytes(models[name])
     tokenizer, processor = Tokenizer.load(tmp_path / "m"), reference(models[name])
     size = processor.get_piece_size()
@@ -221,7 +222,7 @@ def test_threads_encode_side_by_side(models: dict[str, bytes]) -> None:
 
 
 def test_long_chunks_and_windows(models: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_chunks, "WINDOW_BYTES", 1000)
+    monkeypatch.setattr(chunks, "WINDOW_BYTES", 1000)
     encoder, processor = through_table(models["our_bpe"]), reference(models["our_bpe"])
     texts = [
         "o" * 70_000,
@@ -236,7 +237,7 @@ def test_long_chunks_and_windows(models: dict[str, bytes], monkeypatch: pytest.M
         "",
     ]
     assert as_lists(encoder.encode(Texts.join(texts))) == processor.encode(texts)
-    monkeypatch.setattr(tokenizer_chunks, "MAX_TEXT_BYTES", 50_000)
+    monkeypatch.setattr(chunks, "MAX_TEXT_BYTES", 50_000)
     assert as_lists(encoder.encode(Texts.join(texts))) == processor.encode(texts)
     assert as_lists(encoder.encode(Texts.join([]))) == []
     assert as_lists(encoder.encode(Texts.join([""]))) == [[]]
@@ -247,7 +248,7 @@ def test_a_cut_table_that_lies_is_caught(
 ) -> None:
     everywhere = np.ones((256, 256), bool)
     everywhere[:, 0x80:0xC0] = False
-    monkeypatch.setattr(tokenizer_chunks, "_cuts", lambda model: everywhere.reshape(-1))
+    monkeypatch.setattr(chunks, "_cuts", lambda model: everywhere.reshape(-1))
     model = models["our_bpe"]
     with caplog.at_level(logging.WARNING):
         assert ChunkEncoder.for_model(reference(model), model) is None
@@ -257,8 +258,8 @@ def test_a_cut_table_that_lies_is_caught(
 def test_without_numba_sentencepiece_encodes(
     models: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_import: Callable[[str], None]
 ) -> None:
-    monkeypatch.setattr(tokenizer_sentencepiece, "CHUNKS_FROM_CHARACTERS", 1)
-    block_import("lumina_ds.data.tokenizer_kernel")
+    monkeypatch.setattr(our_sentencepiece, "CHUNKS_FROM_CHARACTERS", 1)
+    block_import("lumina_ds.data.tokenizer.kernel")
     (tmp_path / "m").write_bytes(models["our_bpe"])
     assert Tokenizer.load(tmp_path / "m").encode_batch(list(SAMPLE)) == reference(models["our_bpe"]).encode(
         list(SAMPLE)

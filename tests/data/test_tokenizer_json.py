@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lumina_ds.data.manifest import Settings
-from lumina_ds.data.shards import ShardFolder
-from lumina_ds.data.tokenizer import MARKERS, Tokenizer, check_vocabulary
+from lumina_ds.data.shards.folder import ShardFolder
+from lumina_ds.data.shards.manifest import Settings
+from lumina_ds.data.tokenizer.tokenizer import MARKERS, Tokenizer, check_vocabulary
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from preprocess.pipeline import preprocess_files
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lumina_ds.data.manifest import Settings
-from lumina_ds.data.shards import ShardFolder
-from lumina_ds.data.verify import tree_faults
+from lumina_ds.data.shards.folder import ShardFolder
+from lumina_ds.data.shards.manifest import Settings
+from lumina_ds.data.shards.verify import tree_faults
 from lumina_ds.errors import DataError
 from preprocess.pipeline import preprocess_files
 from preprocess.train_tokenizer import train_tokenizer

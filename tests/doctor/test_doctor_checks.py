@@ -68,7 +68,7 @@ def test_python(around: Surroundings, found: tuple[int, ...], level: str) -> Non
 
 def test_another_deepspeed_is_a_fault(around: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert software.deepspeed(around).level == "ok"
-    monkeypatch.setattr("lumina_ds.engine.distributed.version", lambda name: "0.18.0")
+    monkeypatch.setattr("lumina_ds.engine.world.version", lambda name: "0.18.0")
     finding = software.deepspeed(around)
     assert (
         finding.level == "fault" and "0.18.0" in finding.says and finding.remedy.startswith("pip install deepspeed==")

@@ -94,7 +94,7 @@ def loss_and_gradients(config, kernels, precision):
 
 
 def model_difference(precision, names="rms_norm,rope,swiglu,cross_entropy", **train):
-    from lumina_ds.engine.fused_choice import choose_kernels
+    from lumina_ds.engine.kernel_choice import choose_kernels
     from lumina_ds.model.kernels import PLAIN
 
     config = run_config(fused_kernels=names, **train)

@@ -7,12 +7,13 @@ import sys
 
 import torch
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine import build, gradient_norm
-from lumina_ds.engine.distributed import start, stop
-from lumina_ds.engine.gradient_norm import measure_in_blocks
-from lumina_ds.engine.one_rank import skip_reduction
+from lumina_ds.engine import build
+from lumina_ds.engine.deepspeed import gradient_norm
+from lumina_ds.engine.deepspeed.gradient_norm import measure_in_blocks
+from lumina_ds.engine.deepspeed.one_rank import skip_reduction
+from lumina_ds.engine.world import start, stop
 
 MODEL = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,

@@ -8,9 +8,9 @@ import torch
 from deepspeed.runtime.zero.muon import original_muon
 from parity_worker import ACCUMULATION, NUM_STEPS, WORLD, configuration, micro_batch, plain_model, train_engine
 
-from lumina_ds.engine.distributed import start, stop
-from lumina_ds.engine.muon import muon_groups, use_plain_kernels
+from lumina_ds.engine.deepspeed.muon import muon_groups, use_plain_kernels
 from lumina_ds.engine.schedules import learning_rate
+from lumina_ds.engine.world import start, stop
 from lumina_ds.train.step import model_inputs
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.checkpoint.consolidate import full_parameters
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.data.loader import MicroBatch
 from lumina_ds.engine import weights
 from lumina_ds.engine.build import build_engine, set_learning_rate
-from lumina_ds.engine.consolidate import full_parameters
-from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.world import start, stop
+from lumina_ds.measure.selftest import training
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
-from lumina_ds.selftest import training
 from lumina_ds.train.routing import noise_seeds
 from lumina_ds.train.step import agree, run_step
 

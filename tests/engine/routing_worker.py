@@ -9,9 +9,9 @@ import torch
 from parity_worker import configuration, plain_model, train_engine, train_plain
 from safetensors.torch import save_file
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.engine.build import build_engine
-from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.world import start, stop
 from lumina_ds.model.balancing import selection_biases
 
 NUM_STEPS = 6

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from parity_worker import ACCUMULATION, LENGTH, ROWS, micro_batch
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.build import build_engine, set_learning_rate
-from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.world import start, stop
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 from lumina_ds.train.step import agree, model_inputs, run_step

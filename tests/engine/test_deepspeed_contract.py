@@ -4,19 +4,19 @@ import inspect
 
 import pytest
 
-from lumina_ds.engine import distributed
+from lumina_ds.engine import world
 from lumina_ds.errors import MachineError
 
 
 def test_the_tested_version_is_installed():
-    distributed.check_deepspeed_version()
+    world.check_deepspeed_version()
 
 
 @pytest.mark.parametrize("found", ["0.19.7", "0.20.0"])
 def test_another_version_is_refused_with_the_remedy(monkeypatch, found):
-    monkeypatch.setattr(distributed, "version", lambda name: found)
+    monkeypatch.setattr(world, "version", lambda name: found)
     with pytest.raises(MachineError, match=rf"deepspeed {found} is installed.*pip install deepspeed==0.19.8"):
-        distributed.check_deepspeed_version()
+        world.check_deepspeed_version()
 
 
 def test_autoep_router_and_layer_are_as_expected():
@@ -31,7 +31,7 @@ def test_autoep_router_and_layer_are_as_expected():
 
 
 def test_autoep_sums_experts_as_its_combine_impl_says():
-    """What engine/expert_parallel.py switches, and engine/fused_check.py compares."""
+    """What engine/deepspeed/expert_parallel.py switches, and engine/fused_check.py compares."""
     from deepspeed.module_inject import auto_ep_layer
     from deepspeed.ops.triton_ops.autoep_fused_token_ops import fused_weighted_restore
 
@@ -55,7 +55,7 @@ def test_engine_and_group_functions_are_as_expected():
 
 
 def test_optimizer_buffers_are_as_expected():
-    """What engine/partitions.py reads to know where a parameter's piece lies."""
+    """What checkpoint/pieces.py reads to know where a parameter's piece lies."""
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
@@ -71,7 +71,7 @@ def test_optimizer_buffers_are_as_expected():
 
 
 def test_reduction_can_be_left_out_on_one_rank():
-    """What engine/one_rank.py leaves out: after it gradients are where they were, and nothing else has been done."""
+    """What engine/deepspeed/one_rank.py leaves out: after it gradients are where they were, and nothing else has been done."""
     from deepspeed import DeepSpeedEngine
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
@@ -88,7 +88,7 @@ def test_reduction_can_be_left_out_on_one_rank():
 
 
 def test_the_norm_is_taken_over_lists_of_gradients_and_parameters():
-    """What engine/gradient_norm.py cuts into blocks: only kinds of parameters matter, and paddings are left out."""
+    """What engine/deepspeed/gradient_norm.py cuts into blocks: only kinds of parameters matter, and paddings are left out."""
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
     norm = DeepSpeedZeroOptimizer.get_grad_norm_direct
@@ -99,7 +99,7 @@ def test_the_norm_is_taken_over_lists_of_gradients_and_parameters():
 
 
 def test_world_is_read_from_every_launcher():
-    read = distributed.launched_world
+    read = world.launched_world
     assert read({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}) == (3, 1, 4)
     open_mpi = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
     assert read(open_mpi) == (1, 1, 2)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import FusedKernel
-from lumina_ds.engine import fused_choice
+from lumina_ds.engine import kernel_choice
 from lumina_ds.engine.fused_check import check_kernel
-from lumina_ds.engine.fused_choice import choose_kernels
+from lumina_ds.engine.kernel_choice import choose_kernels
 from lumina_ds.errors import ConfigError, MachineError
 from lumina_ds.model import fused_kernels
 from lumina_ds.model.kernels import PLAIN
@@ -107,8 +107,8 @@ def test_the_check_passes_what_is_right(monkeypatch):
 def gpu_with_libraries(monkeypatch):
     """A machine with a card, Triton and Liger as far as the choice can see; the check finds what `faults` says."""
     found, faults = {"triton": object(), "liger_kernel": object()}, {}
-    monkeypatch.setattr(fused_choice.importlib.util, "find_spec", lambda name: found.get(name))
-    monkeypatch.setattr(fused_choice, "check_kernel", lambda name, *_: faults.get(name))
+    monkeypatch.setattr(kernel_choice.importlib.util, "find_spec", lambda name: found.get(name))
+    monkeypatch.setattr(kernel_choice, "check_kernel", lambda name, *_: faults.get(name))
     return found, faults
 
 

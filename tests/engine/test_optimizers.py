@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from lumina_ds.config.schema import ModelConfig, TrainConfig
-from lumina_ds.engine.muon import muon_groups
+from lumina_ds.engine.deepspeed.muon import muon_groups
 from lumina_ds.model.transformer import CausalLM
 
 

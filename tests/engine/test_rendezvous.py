@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from lumina_ds.engine.distributed import free_port
 from lumina_ds.engine.rendezvous import Arrival, _ranks, _unreached
+from lumina_ds.engine.world import free_port
 
 WORKER = Path(__file__).parent / "rendezvous_worker.py"
 

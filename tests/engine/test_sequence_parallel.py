@@ -10,7 +10,7 @@ from lumina_ds.config.compile import choose_compile
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import IGNORED_LABEL, MicroBatch, RowShare
-from lumina_ds.engine.distributed import World
+from lumina_ds.engine.world import World
 from lumina_ds.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.load import load_config
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.engine.weights import load_initial_weights
 from lumina_ds.errors import CheckpointError, ConfigError, DataError
 from lumina_ds.export.folder import export_model

@@ -12,14 +12,14 @@ import pytest
 import torch
 import yaml
 
+from lumina_ds.checkpoint.format import find_checkpoint, read_manifest, weight_files
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import Conversation, Turn
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.generate.load import load_model
 from lumina_ds.monitor.writers import read_records
-from lumina_ds.train.checkpoint import find_checkpoint, read_manifest, weight_files
 
 transformers = pytest.importorskip("transformers")
 

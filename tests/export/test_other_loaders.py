@@ -32,8 +32,8 @@ from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.chat_template import encode_prompt
 from lumina_ds.data.conversation import Turn
-from lumina_ds.data.sentencepiece_file import read_model_file
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.sentencepiece_file import read_model_file
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from lumina_ds.export.folder import export_model
 from lumina_ds.export.gguf import check_model

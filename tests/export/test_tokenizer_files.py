@@ -11,7 +11,7 @@ import sentencepiece
 
 from lumina_ds.data.chat_template import encode_conversations, encode_prompt
 from lumina_ds.data.conversation import Conversation, Turn
-from lumina_ds.data.tokenizer import MARKERS, Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import MARKERS, Tokenizer
 from lumina_ds.errors import DataError
 from lumina_ds.export.chat_template import GUARD, split_token
 from lumina_ds.export.fast_tokenizer import fast_tokenizer_document

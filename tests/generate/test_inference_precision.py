@@ -5,13 +5,13 @@ import torch
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.loader import PackedRows
-from lumina_ds.data.shards import ShardFolder
+from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.errors import MachineError
 from lumina_ds.generate.load import build_model
 from lumina_ds.generate.precision import inference_precision
+from lumina_ds.measure.precisions import compare_precisions, weight_bytes
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
-from lumina_ds.train.compare_precisions import compare_precisions, weight_bytes
 
 TIED = ModelConfig(
     vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
@@ -110,6 +110,6 @@ def test_the_comparison_measures_every_precision_against_fp32(load, corpus, monk
             raise MachineError("no int8 here")
         return inference_precision(name)
 
-    monkeypatch.setattr("lumina_ds.train.compare_precisions.inference_precision", without_quantization)
+    monkeypatch.setattr("lumina_ds.measure.precisions.inference_precision", without_quantization)
     [_, result] = compare_precisions(load, rows, ("dynamic",), max_rows=2, num_new_tokens=1)
     assert (result.precision, result.missing, result.perplexity) == ("dynamic", "no int8 here", None)

@@ -7,7 +7,7 @@ import torch
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.conversation import Turn
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError
 from lumina_ds.generate import chat
 from lumina_ds.generate.chat import generate_ids, stream_reply

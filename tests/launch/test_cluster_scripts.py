@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lumina_ds.engine.distributed import free_port
+from lumina_ds.engine.world import free_port
 from lumina_ds.monitor.writers import read_records
 
 ROOT = Path(__file__).parents[2]

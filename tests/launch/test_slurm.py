@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lumina_ds.engine.distributed import free_port
+from lumina_ds.engine.world import free_port
 from lumina_ds.monitor.writers import read_records
 
 SCRIPT = Path(__file__).parents[2] / "launch/slurm.sbatch"

@@ -6,11 +6,11 @@ import sys
 import torch
 import torch.distributed as dist
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.build import build_engine
-from lumina_ds.engine.distributed import start, stop
-from lumina_ds.engine.live_tensors import (
+from lumina_ds.engine.world import start, stop
+from lumina_ds.measure.live_tensors import (
     gradient_tensors,
     host_tensors,
     master_tensors,

@@ -19,7 +19,7 @@ from lumina_ds.model.loss import LanguageHead  # noqa: E402
 from lumina_ds.model.transformer import CausalLM  # noqa: E402
 from lumina_ds.plan.activations import RANDOM_STATE_BYTES, activation_bytes, recomputed_layers  # noqa: E402
 from lumina_ds.plan.loss_memory import fused_chunk_tokens  # noqa: E402
-from lumina_ds.plan.setting import Setting  # noqa: E402
+from lumina_ds.plan.shape import Setting  # noqa: E402
 
 DENSE = ModelConfig(
     vocab_size=512, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
@@ -14,7 +14,7 @@ from lumina_ds.plan import plan_memory
 from lumina_ds.plan.activations import activation_bytes
 from lumina_ds.plan.hardware import CARDS, GIB, cards_that_fit, usable_bytes
 from lumina_ds.plan.memory import COMPONENTS, PHASES
-from lumina_ds.plan.setting import Setting
+from lumina_ds.plan.shape import Setting
 
 DENSE = ModelConfig(
     vocab_size=512,

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.cli.plan_verify import Compared, compare, memory_request
+from lumina_ds.cli.plan.verify import Compared, compare, memory_request
 from lumina_ds.config.load import load_config
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError

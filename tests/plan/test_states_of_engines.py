@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.plan import plan_memory
 

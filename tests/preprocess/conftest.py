@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from preprocess.train_tokenizer import train_tokenizer
 
 WORDS = [

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from lumina_ds.data.manifest import Settings
-from lumina_ds.data.shard_writer import HashingFile
+from lumina_ds.data.shards.manifest import Settings
+from lumina_ds.data.shards.writer import HashingFile
 from preprocess import journal
 from preprocess.pipeline import preprocess_files
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lumina_ds.data.manifest import Manifest, Settings
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.shards.manifest import Manifest, Settings
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from preprocess import sources
 from preprocess.pipeline import preprocess_files
 from preprocess.sources import resolve_inputs
-from preprocess.validate import validate_files
+from preprocess.validation.validate import validate_files
 
 CHECKOUT = Path(__file__).parent.parent.parent
 

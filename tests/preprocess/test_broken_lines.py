@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lumina_ds.data.manifest import Settings
-from lumina_ds.data.shards import ShardFolder
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.shards.folder import ShardFolder
+from lumina_ds.data.shards.manifest import Settings
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from preprocess.pipeline import preprocess_files
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -10,7 +10,7 @@ import pytest
 
 from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import Conversation, Role, Turn
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from preprocess.layout import lay_out
 from preprocess.scan import Conversations
 

@@ -17,7 +17,7 @@ import pytest
 
 from lumina_ds.cli.main import run_command
 from lumina_ds.cli.preprocess import command
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 
 MPIRUN = shutil.which("mpirun") or shutil.which("mpirun", path=str(Path(sys.executable).parent))
 needs_mpi = pytest.mark.skipif(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.data.manifest import Settings
-from lumina_ds.data.shards import ShardFolder
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.shards.folder import ShardFolder
+from lumina_ds.data.shards.manifest import Settings
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError
 from preprocess.pipeline import preprocess_files
 from preprocess.prepare import PreparedData, prepare_training_data

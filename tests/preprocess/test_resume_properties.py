@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lumina_ds.data.manifest import Settings
-from lumina_ds.data.shard_writer import HashingFile
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.shards.manifest import Settings
+from lumina_ds.data.shards.writer import HashingFile
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from preprocess import journal
 from preprocess.pipeline import preprocess_files
 

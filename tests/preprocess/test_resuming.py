@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from lumina_ds.data.manifest import Manifest, Settings
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.shards.manifest import Manifest, Settings
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from preprocess import journal, workers
 from preprocess.pipeline import preprocess_files

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lumina_ds.data.conversation import RejectedLine, is_blank, parse_conversation
-from lumina_ds.data.tokenizer import ROLES
+from lumina_ds.data.tokenizer.tokenizer import ROLES
 from preprocess import scan
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block

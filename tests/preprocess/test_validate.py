@@ -14,12 +14,12 @@ import pytest
 from rich.console import Console
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.data.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
-from preprocess.validate import _row_faults, validate_files
-from preprocess.validate_console import print_findings
-from preprocess.validate_findings import Findings
-from preprocess.validate_rules import WARNINGS, conversation_faults
+from preprocess.validation.console import print_findings
+from preprocess.validation.findings import Findings
+from preprocess.validation.rules import WARNINGS, conversation_faults
+from preprocess.validation.validate import _row_faults, validate_files
 
 Command = Callable[..., tuple[int, str, str]]
 GOOD = [("user", "a question"), ("assistant", "an answer")]
@@ -157,7 +157,7 @@ def test_examples_name_line_reason_and_text(mixed: Path) -> None:
 
 
 def test_blocks_do_not_matter(chats: Path, mixed: Path, tokenizer: Tokenizer) -> None:
-    from preprocess.validate_findings import to_json
+    from preprocess.validation.findings import to_json
 
     whole, pieces = (
         to_json(validate_files([str(chats), str(mixed)], tokenizer.path, 64, block_bytes=size))
@@ -280,9 +280,9 @@ def test_the_terminal_fits(width: int, mixed: Path, chats: Path, tokenizer: Toke
 
 
 def test_every_warning_says_what_it_means() -> None:
-    from preprocess import validate_rules
+    from preprocess.validation import rules
 
-    names = {value for name, value in vars(validate_rules).items() if name.isupper() and isinstance(value, str)}
+    names = {value for name, value in vars(rules).items() if name.isupper() and isinstance(value, str)}
     assert {name for name in names if not name.startswith("[")} == set(WARNINGS)
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.data.manifest import Settings, read_manifest, write_manifest
-from lumina_ds.data.shards import ShardFolder
-from lumina_ds.data.tokenizer import Tokenizer
-from lumina_ds.data.verify import num_files, tree_faults
+from lumina_ds.data.shards.folder import ShardFolder
+from lumina_ds.data.shards.manifest import Settings, read_manifest, write_manifest
+from lumina_ds.data.shards.verify import num_files, tree_faults
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from preprocess.pipeline import preprocess_files
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.data.manifest import Settings
-from lumina_ds.data.shards import ShardFolder
-from lumina_ds.data.tokenizer import Tokenizer
-from lumina_ds.data.verify import tree_faults
+from lumina_ds.data.shards.folder import ShardFolder
+from lumina_ds.data.shards.manifest import Settings
+from lumina_ds.data.shards.verify import tree_faults
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
-from lumina_ds.html.page import escape
+from lumina_ds.report.data.distribution import Distribution
+from lumina_ds.report.data.svg import histogram
+from lumina_ds.report.page import escape
 from preprocess.pipeline import preprocess_files
-from preprocess.report.distribution import Distribution
-from preprocess.report.svg import histogram
-from preprocess.report.write import write_report
-from preprocess.validate import validate_files
+from preprocess.validation.validate import validate_files
+from preprocess.validation.write import write_report
 
 HOSTILE = "</code><script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
 VOID = {"meta", "br", "img", "input", "link"}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lumina_ds.data.conversation import Turn
-from preprocess.report.bars import bar, histogram_lines
-from preprocess.report.distribution import Bin, Distribution
-from preprocess.report.visible import excerpt, visible
-from preprocess.validate_duplicates import DuplicateFinder
+from lumina_ds.report.data.distribution import Bin, Distribution
+from lumina_ds.report.data.visible import excerpt, visible
+from preprocess.validation.bars import bar, histogram_lines
+from preprocess.validation.duplicates import DuplicateFinder
 
 
 def test_distribution_by_hand() -> None:

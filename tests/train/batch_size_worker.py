@@ -9,10 +9,10 @@ import psutil
 import torch.distributed as dist
 from run_worker import configuration
 
-from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.world import start, stop
+from lumina_ds.measure.batch_size import settle_batch
 from lumina_ds.plan import plan_memory
 from lumina_ds.plan.batch import with_batch
-from lumina_ds.train.batch_size import settle_batch
 from lumina_ds.train.start import train
 
 # Of one micro-batch; large beside what a process takes without it.

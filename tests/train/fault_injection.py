@@ -26,18 +26,18 @@ class Injection:
     def __init__(self, faults):
         from lumina_ds.data.loader import PackedRows
         from lumina_ds.model.transformer import CausalLM
-        from lumina_ds.train import loop
+        from lumina_ds.train import run as train_run
 
         self.faults = faults
         self.run = None
-        self._wrap(loop.TrainingRun, "__init__", self._remember)
-        self._wrap(loop.TrainingRun, "_micro_batches", self._in_loader)
+        self._wrap(train_run.TrainingRun, "__init__", self._remember)
+        self._wrap(train_run.TrainingRun, "_micro_batches", self._in_loader)
         self._wrap(CausalLM, "forward", self._in_forward)
-        self._wrap(loop, "run_step", self._around_step)
-        self._wrap(loop.CheckpointSaver, "save", self._in_save)
-        self._wrap(loop.TrainingRun, "_record", self._in_record)
+        self._wrap(train_run, "run_step", self._around_step)
+        self._wrap(train_run.CheckpointSaver, "save", self._in_save)
+        self._wrap(train_run.TrainingRun, "_record", self._in_record)
         for fault in mine_of_kind(faults, "long steps"):
-            loop.SLOW_STEP_SECONDS = fault["seconds"]
+            train_run.SLOW_STEP_SECONDS = fault["seconds"]
         self.collate = PackedRows.collate
 
     def _wrap(self, owner, name, wrapper):
@@ -122,7 +122,7 @@ def _compute_for(seconds):
 
 def _damage_a_weight(engine):
     """One element of this rank's optimizer state, as a faulty memory or kernel leaves it."""
-    from lumina_ds.engine.partitions import pieces_of_rank
+    from lumina_ds.checkpoint.pieces import pieces_of_rank
 
     next(pieces_of_rank(engine, divided=True)).tensors()["weight"][0] = float("nan")
 

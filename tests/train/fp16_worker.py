@@ -6,7 +6,7 @@ from pathlib import Path
 
 from run_worker import configuration
 
-from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.world import start, stop
 from lumina_ds.train.start import train
 
 if __name__ == "__main__":

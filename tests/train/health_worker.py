@@ -9,9 +9,9 @@ import fault_injection
 import torch
 import torch.distributed as dist
 
+from lumina_ds.checkpoint.consolidate import full_parameters
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.consolidate import full_parameters
-from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.world import start, stop
 from lumina_ds.errors import UnstableError
 from lumina_ds.train import start as train_start
 

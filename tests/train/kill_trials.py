@@ -24,8 +24,8 @@ import psutil
 from place_tracing import place_file, read_place
 from two_rank_run import Run
 
+from lumina_ds.checkpoint.format import checkpoint_faults, pointer_target, step_folders
 from lumina_ds.monitor.writers import append_record, read_records
-from lumina_ds.train.checkpoint import checkpoint_faults, pointer_target, step_folders
 
 STEPS = 16
 OPTIONS = ("--max-steps", str(STEPS), "--save-every-n-batches", "2")

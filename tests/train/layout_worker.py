@@ -6,13 +6,13 @@ from pathlib import Path
 
 from run_worker import configuration
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.checkpoint.format import find_checkpoint, read_manifest, step_folders
+from lumina_ds.checkpoint.saver import CheckpointSaver
+from lumina_ds.checkpoint.state import restore_engine
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.engine.build import build_engine
-from lumina_ds.engine.distributed import start, stop
-from lumina_ds.train.checkpoint import find_checkpoint, read_manifest, step_folders
-from lumina_ds.train.saving import CheckpointSaver
+from lumina_ds.engine.world import start, stop
 from lumina_ds.train.start import train
-from lumina_ds.train.state_files import restore_engine
 
 
 def layout(runs_dir, name, stage, expert_parallel, world_size, **train_fields):

@@ -29,16 +29,17 @@ def read_place(folder, rank):
 
 class Tracing:
     def __init__(self, path):
+        from lumina_ds.checkpoint import saver
         from lumina_ds.model.transformer import CausalLM
-        from lumina_ds.train import loop, saving
+        from lumina_ds.train import run
 
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self.step = self.micro_batch = 0
-        self._wrap(loop, "run_step", self._around_step)
+        self._wrap(run, "run_step", self._around_step)
         self._wrap(CausalLM, "forward", self._around_forward)
-        self._wrap(saving._Save, "begin", self._around_begin)
-        self._wrap(saving._Save, "write", self._around_write)
-        self._wrap(saving, "publish", self._around_publish)
+        self._wrap(saver._Save, "begin", self._around_begin)
+        self._wrap(saver._Save, "write", self._around_write)
+        self._wrap(saver, "publish", self._around_publish)
 
     def _wrap(self, owner, name, wrapper):
         original = getattr(owner, name)

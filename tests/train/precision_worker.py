@@ -6,11 +6,11 @@ from pathlib import Path
 
 from run_worker import configuration
 
-from lumina_ds.engine.distributed import start, stop
-from lumina_ds.train import loop
+from lumina_ds.engine.world import start, stop
+from lumina_ds.train import run as train_run
 from lumina_ds.train.start import train
 
-sound_step = loop.run_step
+sound_step = train_run.run_step
 
 
 def poison_bf16(engine, batches, counts, model, *rest, **options):
@@ -40,7 +40,7 @@ if __name__ == "__main__":
         run("bf16", stage, "bf16")
         run("taken-up", stage, "bf16", stop_at_step=5)
         run("taken-up", stage, "fp32")
-    loop.run_step = poison_bf16
+    train_run.run_step = poison_bf16
     run("fallback", 2, "bf16", save_every_n_batches=4, precision_fallback=True)
     run("fallback", 2, "bf16", save_every_n_batches=4, precision_fallback=True, max_steps=12)
     if world.rank == 0:

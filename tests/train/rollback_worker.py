@@ -8,7 +8,7 @@ import fault_injection
 import health_worker
 from health_worker import configuration, run
 
-from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.world import start, stop
 
 if __name__ == "__main__":
     result, life, runs_dir, shards = sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.distributed import start, stop
+from lumina_ds.engine.world import start, stop
 from lumina_ds.train.start import train
 
 CASES = ((1, "fp32"), (2, "fp32"), (3, "fp32"), (2, "bf16"))

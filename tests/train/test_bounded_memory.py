@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file
 from two_rank_run import CHECKOUT, CONFIG
 
-from lumina_ds.engine.partitions import optimizer_file_name
-from lumina_ds.train.checkpoint import checkpoint_faults, read_manifest
-from lumina_ds.train.publishing import begin, publish
-from lumina_ds.train.state_files import PIECES, SavedState, piece_record
-from lumina_ds.train.tensor_file import CheckpointFile
+from lumina_ds.checkpoint.format import checkpoint_faults, read_manifest
+from lumina_ds.checkpoint.pieces import optimizer_file_name
+from lumina_ds.checkpoint.publish import begin, publish
+from lumina_ds.checkpoint.state import PIECES, SavedState, piece_record
+from lumina_ds.checkpoint.tensor_file import CheckpointFile
 
 MIB = 1 << 20
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
 # The libraries are there before; which of their pages count depends on what else the machine has read.
 COMMAND = """import re, sys
-import torch, lumina_ds.train.resharding
+import torch, lumina_ds.checkpoint.reshard
 from lumina_ds.cli.main import cli, run_command
 
 def kib(name):

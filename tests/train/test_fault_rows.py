@@ -18,8 +18,8 @@ import yaml
 from kill_trials import Trials
 from two_rank_run import CHECKOUT, CONFIG, Run
 
+from lumina_ds.checkpoint.format import checkpoint_faults, read_manifest
 from lumina_ds.monitor.writers import read_records
-from lumina_ds.train.checkpoint import checkpoint_faults, read_manifest
 
 
 @pytest.fixture(scope="module")

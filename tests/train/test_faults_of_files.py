@@ -17,13 +17,8 @@ import pytest
 import torch
 import yaml
 
-from lumina_ds.cli.main import cli, run_command
-from lumina_ds.config.schema import TrainConfig
-from lumina_ds.errors import CheckpointError, ConfigError, MachineError
-from lumina_ds.files import file_digest
-from lumina_ds.monitor.writers import MetricsWriter, read_records
-from lumina_ds.train import disk_space, tensor_file
-from lumina_ds.train.checkpoint import (
+from lumina_ds.checkpoint import tensor_file
+from lumina_ds.checkpoint.format import (
     checkpoint_faults,
     find_checkpoint,
     manifest_digest,
@@ -32,11 +27,17 @@ from lumina_ds.train.checkpoint import (
     read_manifest,
     step_folders,
 )
-from lumina_ds.train.publishing import best_loss, prune
+from lumina_ds.checkpoint.publish import best_loss, prune
+from lumina_ds.checkpoint.state import SavedState, restore_random_state
+from lumina_ds.checkpoint.tensor_file import CheckpointFile
+from lumina_ds.cli.main import cli, run_command
+from lumina_ds.config.schema import TrainConfig
+from lumina_ds.errors import CheckpointError, ConfigError, MachineError
+from lumina_ds.files import file_digest
+from lumina_ds.monitor.writers import MetricsWriter, read_records
+from lumina_ds.train import disk_space
 from lumina_ds.train.resume import refuse_another_run
 from lumina_ds.train.run_folder import RunFolder
-from lumina_ds.train.state_files import SavedState, restore_random_state
-from lumina_ds.train.tensor_file import CheckpointFile
 
 CHECKOUT = Path(__file__).parents[2]
 MODEL = {

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lumina_ds.config.deepspeed import compose_deepspeed
+from lumina_ds.checkpoint.format import read_manifest
+from lumina_ds.checkpoint.state import engine_counters, restore_loss_scale
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.monitor.writers import read_records
-from lumina_ds.train.checkpoint import read_manifest
-from lumina_ds.train.state_files import engine_counters, restore_loss_scale
 
 
 def test_the_scale_is_dynamic_unless_a_file_says_otherwise(tmp_path):

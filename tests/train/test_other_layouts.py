@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lumina_ds.checkpoint.format import checkpoint_faults, read_manifest, step_folders, weight_files
+from lumina_ds.checkpoint.state import SavedState
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.monitor.writers import read_records
-from lumina_ds.train.checkpoint import checkpoint_faults, read_manifest, step_folders, weight_files
-from lumina_ds.train.state_files import SavedState
 
 WORKER = Path(__file__).parent / "layout_worker.py"
 ORIGIN = "zero2-ep2-world2"

@@ -5,8 +5,8 @@ import torch
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.loader import PackedRows
-from lumina_ds.data.shards import ShardFolder
-from lumina_ds.engine.distributed import World
+from lumina_ds.data.shards.folder import ShardFolder
+from lumina_ds.engine.world import World
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 from lumina_ds.train.evaluate import evaluate

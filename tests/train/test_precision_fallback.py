@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lumina_ds.checkpoint.format import read_manifest
 from lumina_ds.errors import CheckpointError
 from lumina_ds.monitor.writers import read_records
-from lumina_ds.train.checkpoint import read_manifest
 from lumina_ds.train.precision_fallback import read_record, safer_precision
 
 

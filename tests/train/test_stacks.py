@@ -10,9 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from lumina_ds.train.heartbeat import Beat, Heartbeat, cause_of_end, read_beats
-from lumina_ds.train.stacks import call_of, is_waiting, read_stacks, stacks_path
-from lumina_ds.train.watchdog import find_straggler, stall_lines
+from lumina_ds.train.watch.heartbeat import Beat, Heartbeat, cause_of_end, read_beats
+from lumina_ds.train.watch.stacks import call_of, is_waiting, read_stacks, stacks_path
+from lumina_ds.train.watch.watchdog import find_straggler, stall_lines
 
 DUMP = """Thread 0x00000000000000aa (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 327 in wait
@@ -22,10 +22,10 @@ DUMP = """Thread 0x00000000000000aa (most recent call first):
   File "/src/lumina_ds/train/step.py", line 100 in run_step
 
 Current thread 0x00000000000000bb (most recent call first):
-  File "/src/lumina_ds/train/watchdog.py", line 150 in _end_stalled_run
+  File "/src/lumina_ds/train/watch/watchdog.py", line 150 in _end_stalled_run
 """
 LOADING = """Thread 0x00000000000000cc (most recent call first):
-  File "/src/lumina_ds/data/shards.py", line 99 in document
+  File "/src/lumina_ds/data/shards/folder.py", line 99 in document
   File "/usr/lib/python3.11/concurrent/futures/thread.py", line 58 in run
   File "/usr/lib/python3.11/concurrent/futures/thread.py", line 83 in _worker
 
@@ -47,7 +47,7 @@ def test_the_line_names_who_is_waited_for_first(tmp_path):
         stacks_path(tmp_path, rank).write_text(dump)
     beats = [beat(0), beat(1, "the data loader"), beat(2)]
     assert stall_lines(beats, set(), tmp_path) == [
-        "rank 1 is in document (lumina_ds/data/shards.py:99) in the data loader of step 7",
+        "rank 1 is in document (lumina_ds/data/shards/folder.py:99) in the data loader of step 7",
         "ranks 0, 2 wait in all_to_all_single in the training step of step 7",
     ]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lumina_ds.checkpoint.format import read_manifest
 from lumina_ds.data.loader import PackedRows, TrainingOrder
-from lumina_ds.data.shards import ShardFolder
+from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.monitor.writers import read_records
-from lumina_ds.train.checkpoint import read_manifest
 
 HERE = Path(__file__).parent
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from lumina_ds.cli.launch import rank_processes
 from lumina_ds.monitor.writers import read_records
+from lumina_ds.ranks.runner import rank_processes
 
 CHECKOUT = Path(__file__).parents[2]
 # Runs in every rank before anything else: installs what the test has put into the environment.

@@ -1,0 +1,139 @@
+"""Faults of a DeepSpeed JSON that can be seen without starting anything: typos, wrong kinds of values,
+combinations that DeepSpeed refuses late or handles wrongly. Each fault says the way that works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lumina_ds.config.deepspeed.combinations import expert_faults, precision_faults, zero_faults
+from lumina_ds.config.deepspeed.keys import REMOVED, SECTIONS, TOP_LEVEL, Kinds
+from lumina_ds.config.deepspeed.other_sections import OTHER_SECTIONS
+from lumina_ds.config.deepspeed.ranges import range_faults
+from lumina_ds.config.deepspeed.sections import (
+    CHOICES,
+    OPTIMIZER_PARAMS,
+    OPTIMIZERS,
+    REMOVED_ZERO,
+    SCHEDULER_PARAMS,
+    SIDE_SECTIONS,
+)
+from lumina_ds.config.deepspeed.tree import AUTO, section_of, sections_at
+from lumina_ds.config.suggest import nearest
+
+
+def deepspeed_faults(json: Mapping[str, Any]) -> list[str]:
+    """Every fault of a DeepSpeed configuration; `"auto"` is accepted wherever a value may stand."""
+    faults = _key_faults(json, "", TOP_LEVEL)
+    for pattern, keys in (SECTIONS | SIDE_SECTIONS | OTHER_SECTIONS).items():
+        for path, section in sections_at(json, pattern):
+            faults += _key_faults(section, f"{path}.", keys)
+        if pattern.endswith(".*"):
+            # Below the user's own names stand objects.
+            for path, parent in sections_at(json, pattern.removesuffix(".*")):
+                faults += _key_faults(parent, f"{path}.", dict.fromkeys(parent, "section"))
+    faults += _typed_faults(json) + _choice_faults(json) + batch_faults(json)
+    named = {fault.partition(" ")[0] for fault in faults}
+    faults += [fault for fault in range_faults(json) if fault.partition(" ")[0] not in named]
+    return faults + combination_faults(json)
+
+
+def batch_faults(json: Mapping[str, Any]) -> list[str]:
+    """Batch numbers that cannot hold together for any number of ranks."""
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    numbers = {name: json[name] for name in names if _is_kind(json.get(name), "int") and json[name] != AUTO}
+    faults = [f"{name} is {value}; it must be at least 1" for name, value in numbers.items() if value < 1]
+    if faults or names[0] not in numbers:
+        return faults
+    parts = [numbers[name] for name in names[1:] if name in numbers]
+    product = 1
+    for part in parts:
+        product *= part
+    if numbers[names[0]] % product:
+        faults.append(
+            f"train_batch_size {numbers[names[0]]} is not a multiple of {' x '.join(map(str, parts))} "
+            "(micro-batch x accumulation); it must be micro-batch x accumulation x ranks"
+        )
+    return faults
+
+
+def combination_faults(json: Mapping[str, Any]) -> list[str]:
+    """Pairs of settings that DeepSpeed refuses only after start-up, or accepts and gets wrong."""
+    return precision_faults(json) + zero_faults(json) + expert_faults(json)
+
+
+def _typed_faults(json: Mapping[str, Any]) -> list[str]:
+    """Optimizer and scheduler: the type's name, and the arguments that this type takes."""
+    faults: list[str] = []
+    optimizer = str(section_of(json, "optimizer").get("type", AUTO))
+    if optimizer != AUTO and optimizer.lower() not in {name.lower() for name in OPTIMIZERS}:
+        faults.append(
+            f"optimizer.type {optimizer!r} is no optimizer of DeepSpeed or torch{nearest(optimizer, OPTIMIZERS)}"
+        )
+    known = OPTIMIZER_PARAMS.get(optimizer.lower())
+    if known is not None:
+        faults += _key_faults(section_of(json, "optimizer.params"), "optimizer.params.", known)
+    scheduler = str(section_of(json, "scheduler").get("type", AUTO))
+    known = SCHEDULER_PARAMS.get(scheduler)
+    if known is not None:
+        faults += _key_faults(section_of(json, "scheduler.params"), "scheduler.params.", known)
+    elif scheduler != AUTO and not scheduler.endswith("LR"):
+        faults.append(
+            f"scheduler.type {scheduler!r} is no scheduler of DeepSpeed{nearest(scheduler, SCHEDULER_PARAMS)}"
+        )
+    return faults
+
+
+def _choice_faults(json: Mapping[str, Any]) -> list[str]:
+    faults: list[str] = []
+    for path, choices in CHOICES.items():
+        section, _, key = path.rpartition(".")
+        value = (section_of(json, section) if section else json).get(key)
+        if isinstance(value, str) and value.lower() not in (*choices, AUTO):
+            faults.append(f"{path} is {value!r}; use one of {', '.join(choices)}{nearest(value.lower(), choices)}")
+    return faults
+
+
+def _key_faults(section: Mapping[str, Any], prefix: str, keys: Kinds) -> list[str]:
+    faults: list[str] = []
+    for key, value in section.items():
+        if key not in keys:
+            faults.append(_unknown(key, prefix, keys, section))
+        elif value is not None and not _is_kind(value, keys[key]):
+            faults.append(f"{prefix}{key} is {value!r}; it must be {_KIND_NAMES[keys[key]]}")
+    return faults
+
+
+def _unknown(key: str, prefix: str, keys: Kinds, section: Mapping[str, Any]) -> str:
+    if not prefix and key in REMOVED:
+        return f"{key} was removed from DeepSpeed; {REMOVED[key]}"
+    if prefix == "zero_optimization." and key in REMOVED_ZERO:
+        return f"zero_optimization.{key} was removed from DeepSpeed; {REMOVED_ZERO[key]}"
+    if not prefix and key == "moe":
+        stage = section_of(section, "zero_optimization").get("stage")
+        reason = "native deepspeed.moe layers assert under ZeRO-3" if stage == 3 else "DeepSpeed reads no such key"
+        return f"moe: {reason}; experts run through expert_parallel (AutoEP), set --expert-parallel N"
+    return f"unknown DeepSpeed key {prefix}{key}{nearest(key, keys)}"
+
+
+_KIND_NAMES = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "number": "a number",
+    "str": "a text",
+    "list": "a list",
+    "section": "an object",
+}
+
+
+def _is_kind(value: Any, kind: str) -> bool:
+    if value == AUTO or kind == "any":
+        return True
+    if kind == "bool":
+        return isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    if kind == "int":
+        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return isinstance(value, {"number": (int, float), "str": str, "list": list, "section": Mapping}[kind])  # type: ignore[arg-type]

@@ -1,0 +1,81 @@
+"""A SentencePiece model for data/tokenizer/tokenizer.py: the library, and the chunk table in front of it for large batches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lumina_ds.data.tokenizer.chunks import ChunkEncoder
+from lumina_ds.data.tokenizer.flat import Texts, flatten
+
+# Below this, setting up the chunk table costs more than it saves: a prompt, an inspection.
+CHUNKS_FROM_CHARACTERS = 1 << 16
+
+
+def read_sentencepiece(content: bytes) -> SentencePieceModel | None:
+    """The model, or None where `content` is something else."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(content)
+        return SentencePieceModel(processor, content) if processor.get_piece_size() else None
+    except RuntimeError:
+        return None
+
+
+class SentencePieceModel:
+    """See tokenizer.Model."""
+
+    file_name = "tokenizer.model"
+
+    def __init__(self, processor: Any, content: bytes) -> None:
+        self._processor = processor
+        self._content = content
+        self._chunks: ChunkEncoder | None = None
+        self._chunks_tried = False
+        self._lock = threading.Lock()
+        self.num_ids: int = processor.get_piece_size()
+        self.bos_id: int | None = processor.bos_id() if processor.bos_id() >= 0 else None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        # One thread: parallelism is the offline stage's, by processes, and --num-workers says how much of it.
+        return self._processor.encode(list(texts), num_threads=1)
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        chunks = self._chunks_for(sum(map(len, texts)))
+        return flatten(self.encode(texts)) if chunks is None else chunks.encode(Texts.join(texts))
+
+    def encode_utf8(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+        chunks = self._chunks_for(len(texts.data))
+        return flatten(self.encode(texts.split())) if chunks is None else chunks.encode(texts)
+
+    def is_compiled(self) -> bool:
+        return self._chunks_for(CHUNKS_FROM_CHARACTERS) is not None
+
+    def _chunks_for(self, num_characters: int) -> ChunkEncoder | None:
+        """The chunk table, once there is enough to encode to make it; None before, and where there is none."""
+        if not self._chunks_tried and num_characters >= CHUNKS_FROM_CHARACTERS:
+            with self._lock:
+                if not self._chunks_tried:
+                    self._chunks = ChunkEncoder.for_model(self._processor, self._content)
+                    self._chunks_tried = True
+        return self._chunks
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+    def piece(self, token_id: int) -> str:
+        return self._processor.id_to_piece(token_id)
+
+    def control_id(self, marker: str) -> int | None:
+        piece_id = self._processor.piece_to_id(marker)
+        is_own = self._processor.is_control(piece_id) and self._processor.id_to_piece(piece_id) == marker
+        return piece_id if is_own else None
+
+    def byte_id(self, byte: int) -> int | None:
+        piece_id = self._processor.piece_to_id(f"<0x{byte:02X}>")
+        return piece_id if self._processor.is_byte(piece_id) else None

@@ -1,0 +1,240 @@
+"""Where the time and the memory of training steps go: what `lumina profile` says.
+
+Some plain steps give times and memory, and as many under torch.profiler give the shares of the parts. A part is a
+range of ours: a phase of the step, a module's forward call, or a collective. Work of the backward pass belongs to the
+part whose forward call made it (autograd numbers both alike).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch.profiler import ProfilerActivity, record_function
+
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.engine.world import World
+from lumina_ds.measure.live_tensors import (
+    gradient_tensors,
+    master_tensors,
+    moment_tensors,
+    num_bytes,
+    parameter_tensors,
+)
+from lumina_ds.measure.profile_parts import PART, PHASE, time_by_part
+from lumina_ds.measure.steps import TimedSteps, open_rows, over_ranks
+from lumina_ds.measure.throughput import median_seconds
+
+PHASES = {"forward": "forward", "backward": "backward", "step": "optimizer"}
+# Parts of the model by the last word of a module's name; an MoE block's own share is moving tokens to experts.
+PARTS = {
+    "embed_tokens": "embedding",
+    "self_attn": "attention",
+    "router": "router",
+    "experts": "experts",
+    "shared_experts": "shared experts",
+    "lm_head": "head and loss",
+    "input_layernorm": "norms",
+    "post_attention_layernorm": "norms",
+    "norm": "norms",
+}
+COLLECTIVES = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_reduce",
+    "all_to_all",
+    "all_to_all_single",
+    "barrier",
+    "broadcast",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+)
+
+
+def profile_steps(
+    config: RunConfig, world: World, num_steps: int, num_warmup: int, trace: str | None, snapshot: str | None
+) -> dict[str, Any]:
+    """Time by phase and part, and memory by component and phase, of rank 0. A collective.
+
+    The times of the parts add up to `profiled_step_seconds`, a mean; `step_seconds` is the median of plain steps.
+
+    `trace` is a file for Chrome's trace of the profiled steps, `snapshot` one for torch's memory snapshot of the
+    plain ones, which only a GPU's allocator has.
+    """
+    with TimedSteps(config, open_rows(config), world) as steps:
+        for _ in range(max(1, num_warmup)):
+            steps.take()
+        memory = _Memory(steps)
+        with _snapshot(snapshot), _around_phases(steps.engine, memory.phase):
+            plain = [steps.take() for _ in range(num_steps)]
+        found = memory.read()
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (world.device == "cuda")
+        with _ranges(steps.engine):
+            steps.take()
+            with torch.profiler.profile(activities=activities) as profile:
+                profiled = [steps.take() for _ in range(num_steps)]
+        precision, stage = steps.precision, steps.deepspeed_json["zero_optimization"]["stage"]
+    if trace is not None and world.rank == 0:
+        _write_trace(profile, Path(trace))
+    return {
+        "device": torch.cuda.get_device_name() if world.device == "cuda" else "cpu",
+        "world_size": world.size,
+        "precision": precision,
+        "zero_stage": stage,
+        "expert_parallel_size": config.deepspeed.expert_parallel_size,
+        "steps": num_steps,
+        "step_seconds": median_seconds(plain),
+        "profiled_step_seconds": sum(step.seconds for step in profiled) / num_steps,
+        "data_seconds": sum(step.data_seconds for step in plain) / num_steps,
+        "time": time_by_part(profile, num_steps, world.device, sum(step.seconds for step in profiled)),
+        "memory": {
+            **found,
+            "peak_bytes_of_fullest_rank": int(over_ranks(found["peak_bytes"], world, dist.ReduceOp.MAX)),
+        },
+    }
+
+
+class _Memory:
+    """Live tensors by component, and the most that a phase held: of the allocator on a GPU, resident on a CPU."""
+
+    def __init__(self, steps: TimedSteps) -> None:
+        self.engine, self.device = steps.engine, steps.world.device
+        self.phases: dict[str, int] = {}
+        self.gradients = 0
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        if name == "optimizer":
+            self.gradients = max(self.gradients, num_bytes(gradient_tensors(self.engine)))
+        _restart_peak(self.device)
+        yield
+        self.phases[name] = max(self.phases.get(name, 0), _peak(self.device))
+
+    def read(self) -> dict[str, Any]:
+        optimizer = self.engine.optimizer
+        return {
+            "measure": "allocated by torch" if self.device == "cuda" else "resident in this process",
+            "components": {
+                "parameters": num_bytes(parameter_tensors(self.engine)),
+                "master weights": num_bytes(master_tensors(optimizer)),
+                "moments": num_bytes(moment_tensors(optimizer)),
+                "gradients": self.gradients,
+            },
+            "peak_by_phase": self.phases,
+            "peak_bytes": max(self.phases.values()),
+        }
+
+
+def _restart_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):
+        # Linux: 5 sets the peak of the resident memory back to what it is now (man 5 proc, clear_refs).
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+    return psutil.Process().memory_info().rss
+
+
+@contextlib.contextmanager
+def _around_phases(engine: Any, around: Callable[[str], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """Run the engine's forward, backward and step each inside `around(phase)`."""
+
+    def wrapped(run: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with around(phase):
+                return run(*args, **kwargs)
+
+        return call
+
+    for name, phase in PHASES.items():
+        setattr(engine, name, wrapped(getattr(engine, name), phase))
+    try:
+        yield
+    finally:
+        for name in PHASES:
+            delattr(engine, name)
+
+
+@contextlib.contextmanager
+def _ranges(engine: Any) -> Iterator[None]:
+    """Named ranges around phases, modules and collectives."""
+    hooks: list[Any] = []
+    for name, module in engine.module.named_modules():
+        part = PARTS.get(name.rpartition(".")[2])
+        if name.endswith(".mlp"):
+            part = "dispatch and combine" if hasattr(module, "experts") else "feed-forward"
+        if part is not None:
+            hooks += _range_of(module, part)
+    with _around_phases(engine, lambda phase: record_function(PHASE + phase)), _collectives():
+        yield
+    for hook in hooks:
+        hook.remove()
+
+
+def _range_of(module: torch.nn.Module, part: str) -> tuple[Any, Any]:
+    open_ranges: list[record_function] = []
+
+    def enter(*_: Any) -> None:
+        open_ranges.append(record_function(PART + part))
+        open_ranges[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        open_ranges.pop().__exit__(None, None, None)
+
+    return module.register_forward_pre_hook(enter, prepend=True), module.register_forward_hook(leave)
+
+
+@contextlib.contextmanager
+def _collectives() -> Iterator[None]:
+    """A range around torch.distributed's collectives and around waiting for one: the CPU does nothing else then."""
+    places = [(dist, name) for name in COLLECTIVES if hasattr(dist, name)] + [(dist.Work, "wait")]
+    originals = [getattr(place, name) for place, name in places]
+
+    def wrapped(run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with record_function(PART + "communication"):
+                return run(*args, **kwargs)
+
+        return call
+
+    for (place, name), original in zip(places, originals, strict=True):
+        setattr(place, name, wrapped(original))
+    try:
+        yield
+    finally:
+        for (place, name), original in zip(places, originals, strict=True):
+            setattr(place, name, original)
+
+
+@contextlib.contextmanager
+def _snapshot(path: str | None) -> Iterator[None]:
+    """torch's record of a GPU's allocations, for https://pytorch.org/memory_viz."""
+    if path is None:
+        yield
+        return
+    torch.cuda.memory._record_memory_history(max_entries=1_000_000)
+    yield
+    if int(os.environ.get("RANK", "0")) == 0:
+        torch.cuda.memory._dump_snapshot(path)
+    torch.cuda.memory._record_memory_history(enabled=None)
+
+
+def _write_trace(profile: torch.profiler.profile, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    profile.export_chrome_trace(str(partial))
+    os.replace(partial, path)

@@ -1,0 +1,196 @@
+"""The deepspeed runner: how many ranks its arguments mean, its command, and signals passed to the ranks themselves.
+
+The runner dies of SIGTERM at once and leaves its ranks behind; its launch module ends them one after the
+other, 30 s apart. So the runner gets a session of its own, and the ranks get the signal directly: they agree
+on it, save, and end. Where every process gets it, as from SLURM, the runner dies, and its ranks are waited for here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import IO
+
+import psutil
+
+from lumina_ds.errors import Interrupted
+from lumina_ds.train.watch.orphans import START_MARK, is_alive
+
+# What each signal becomes on its way to the ranks: a closed terminal or Ctrl-C ends a run like SIGTERM does.
+FORWARDED = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGINT: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGUSR1,
+}
+# What the runner starts as ranks.
+RANK_MODULES = {"lumina_ds.cli.train", "lumina_ds.ranks.measure", "lumina_ds.ranks.ask"}
+PLACEMENT = {
+    "--num_gpus",
+    "--num_accelerators",
+    "--num_nodes",
+    "--hostfile",
+    "-H",
+    "--include",
+    "-i",
+    "--exclude",
+    "-e",
+}
+
+
+def complete_runner_arguments(given: list[str]) -> list[str]:
+    """The user's arguments, with what they leave open: all local devices, a free port, no chatter.
+
+    A port is chosen for one machine only; several must agree on theirs, so they keep --master_port or its default.
+    """
+    from lumina_ds.engine.resources import num_local_devices, planned_resources
+    from lumina_ds.engine.world import free_port
+
+    names = {argument.split("=")[0] for argument in given}
+    arguments = list(given)
+    if not names & PLACEMENT:
+        arguments = ["--num_gpus", str(num_local_devices()), *arguments]
+    if (
+        "--master_port" not in names
+        and len(planned_resources(arguments)) == 1
+        and not names & {"--no_ssh", "--force_multi"}
+    ):
+        arguments = ["--master_port", str(free_port()), *arguments]
+    if not names & {"--quiet", "-q", "--log_level"}:
+        arguments = ["--quiet", *arguments]
+    return arguments
+
+
+def planned_world_size(arguments: list[str]) -> int:
+    """Ranks that the runner will start with these arguments, by DeepSpeed's own reading of them."""
+    from lumina_ds.engine.resources import planned_resources
+
+    return sum(len(slots) for slots in planned_resources(arguments).values())
+
+
+def runner_command(runner: list[str], arguments: list[str], module: str = "lumina_ds.cli.train") -> list[str]:
+    """The deepspeed command that trains with these options, or runs another of RANK_MODULES."""
+    return [
+        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *(*runner, "--module", module, *arguments),
+    ]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one start of the ranks ended. `started` is in seconds since the epoch; `signalled`: we were told to stop;
+    `without_ranks`: the runner died of that signal, so that `code` says nothing of its ranks, which may still save."""
+
+    code: int
+    signalled: bool
+    started: float
+    without_ranks: bool = False
+
+
+class Signals:
+    """Passes what this process is sent on to whichever ranks run, and remembers it. `with Signals() as signals`."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.running: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Signals:
+        self._previous = {number: signal.signal(number, self._handle) for number in FORWARDED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.received:
+            # Another signal, as SLURM sends when a first task has ended, must not change the exit code any more.
+            return
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None = None) -> None:
+        self.received.append(number)
+        self.forward(number)
+
+    def forward(self, number: int) -> None:
+        """To the ranks; to the runner before there are any, or when they are on other machines."""
+        if self.running is None:
+            return
+        ranks = rank_processes(self.running.pid)
+        for rank in ranks:
+            with contextlib.suppress(psutil.Error):
+                rank.send_signal(FORWARDED[signal.Signals(number)])
+        if not ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.running.pid, signal.SIGTERM)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep; True at once when a signal comes, or came before."""
+        end = time.monotonic() + seconds
+        while not self.received and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
+        return bool(self.received)
+
+
+def run_until_done(
+    command: list[str],
+    environment: dict[str, str],
+    signals: Signals,
+    started: float = 0.0,
+    output: IO[str] | None = None,
+) -> Ended:
+    """Start `command` and wait; the exit status of the ranks as the runner reports it. `output` takes what they
+    print, instead of standard output."""
+    if signals.received:
+        return Ended(Interrupted.exit_code, True, started)
+    signals.running = subprocess.Popen(command, env=environment, start_new_session=True, stdout=output)
+    try:
+        for number in signals.received:  # one that came between the two lines above
+            signals.forward(number)
+        code = signals.running.wait() % 256
+    finally:
+        signals.running = None
+    signalled = bool(signals.received)
+    without_ranks = signalled and code in (-signal.SIGTERM % 256, -signal.SIGUSR1 % 256)
+    return Ended(Interrupted.exit_code if without_ranks else code, signalled, started, without_ranks)
+
+
+def rank_processes(runner_pid: int) -> list[psutil.Process]:
+    """Descendants of the runner that train, without its own launch processes in between."""
+    try:
+        descendants = psutil.Process(runner_pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [process for process in descendants if _is_rank(process)]
+
+
+def marked_processes(mark: str) -> list[psutil.Process]:
+    """Whatever has been started with this START_MARK on this host, but this process."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(START_MARK) == mark:
+                found.append(process)
+    return found
+
+
+def wait_for_ranks(mark: str) -> bool:
+    """Wait until the ranks of a start have ended that their runner left behind; whether there were any.
+
+    They were told to stop, and a save may take minutes: no limit but that of whoever sent the signal.
+    """
+    ranks = [process for process in marked_processes(mark) if _is_rank(process)]
+    while any(map(is_alive, ranks)):
+        time.sleep(0.2)
+    return bool(ranks)
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return bool(RANK_MODULES & set(words)) and "deepspeed.launcher.launch" not in words

@@ -1,0 +1,200 @@
+"""Ranks that are started again: after a failure from the newest checkpoint, after running out of memory with less.
+
+What will not change by itself is not tried again: faults of configuration, data, environment and checkpoints,
+a run that diverged, and a stop that was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import psutil
+
+from lumina_ds.checkpoint.format import step_folders
+from lumina_ds.config.load import read_yaml
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    MachineError,
+    OutOfMemory,
+    StalledError,
+    UnstableError,
+)
+from lumina_ds.monitor.writers import append_record, read_records
+from lumina_ds.plan.batch import next_smaller
+from lumina_ds.ranks.runner import Ended, Signals, marked_processes, run_until_done, wait_for_ranks
+from lumina_ds.train.run_folder import RunFolder
+from lumina_ds.train.watch.heartbeat import Beat, beat_path, cause_of_end, read_beats, tells_of_another_end
+from lumina_ds.train.watch.orphans import START_MARK
+
+FINAL = {0} | {
+    error.exit_code for error in (ConfigError, DataError, MachineError, CheckpointError, UnstableError, Interrupted)
+}
+MAX_BACKOFF_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How far a start got: the newest checkpoint and the last step that any rank or the metrics tell of."""
+
+    code: int
+    reason: str
+    checkpoint: str | None
+    step: int
+
+
+def supervise(config: RunConfig, make_command: Callable[[list[str]], list[str]], environment: dict[str, str]) -> int:
+    """Start the ranks, and again as the configuration says; the exit code of the last start.
+
+    `make_command` gives the deepspeed command with additional options for the ranks, each time with a fresh port.
+    """
+    folder = RunFolder.of(config)
+    at_first = _newest(folder)
+    options, restarts, before = _Options(config), 0, None
+    with Signals() as signals:
+        while True:
+            ended = _start(make_command(options.words(_newest(folder) != at_first)), environment, signals)
+            failure = _failure(folder, ended)
+            if failure.code == 0 or ended.signalled:
+                return failure.code
+            if failure.code == OutOfMemory.exit_code and options.halve_micro_batch():
+                click.echo(f"out of memory; starting again with {options.batch}, the same rows per step", err=True)
+                continue
+            if failure.code in FINAL or restarts >= config.run.max_restarts:
+                return failure.code
+            if before is not None and (before.checkpoint, before.step) == (failure.checkpoint, failure.step):
+                click.echo(
+                    f"no progress: the run failed twice at step {failure.step} from the same checkpoint "
+                    f"({failure.checkpoint or 'none'}); not started again",
+                    err=True,
+                )
+                return failure.code
+            before, restarts = failure, restarts + 1
+            if not _wait(folder, failure, restarts, config, signals):
+                return Interrupted.exit_code
+
+
+class _Options:
+    """What the ranks are given besides the user's own words, which stand before it and lose."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.policy = config.health.out_of_memory
+        self.micro = config.train.micro_batch_size
+        self.accumulation = config.train.gradient_accumulation_steps
+        self._automatic = config.train.auto_micro_batch
+        self._written = RunFolder.of(config).path / "config.yaml"
+        self._halved = False
+
+    @property
+    def batch(self) -> str:
+        return f"--batch-size {self.micro} --grad-accum {self.accumulation}"
+
+    def halve_micro_batch(self) -> bool:
+        """Half the micro-batch and twice the accumulation, or the next divisor; False when that cannot be."""
+        if self.policy != "halve":
+            return False
+        if self._automatic and not self._halved:
+            # What the ranks chose.
+            train = self._chosen()
+            self.micro, self.accumulation = train["micro_batch_size"], train["gradient_accumulation_steps"]
+        if self.micro == 1:
+            return False
+        micro = next_smaller(self.micro)
+        self.micro, self.accumulation, self._halved = micro, self.accumulation * (self.micro // micro), True
+        return True
+
+    def _chosen(self) -> dict[str, int]:
+        """The batch in the run folder; one row, which cannot be halved, when the ranks came to none."""
+        none = {"micro_batch_size": 1, "gradient_accumulation_steps": 1}
+        return none | read_yaml(self._written).get("train", {}) if self._written.is_file() else none
+
+    def words(self, has_own_checkpoint: bool) -> list[str]:
+        """`has_own_checkpoint`: this run has saved since it was first started, whatever --resume named then."""
+        words = ["--run.resume", "auto"] if has_own_checkpoint else []
+        if self._halved:
+            words += ["--train.micro_batch_size", str(self.micro)]
+            words += ["--train.gradient_accumulation_steps", str(self.accumulation)]
+        return words
+
+
+def _start(command: list[str], environment: dict[str, str], signals: Signals) -> Ended:
+    """One start of the ranks, until none of its processes is left."""
+    click.echo("+ " + shlex.join(["deepspeed", *command[3:]]), err=True)
+    mark = uuid.uuid4().hex
+    started = time.time()
+    try:
+        ended = run_until_done(command, {**environment, START_MARK: mark}, signals, started)
+        if ended.without_ranks and not wait_for_ranks(mark):
+            print("stopped by a signal before there was anything to save", file=sys.stderr)
+        return ended
+    finally:
+        end_marked(mark)
+
+
+def end_marked(mark: str) -> int:
+    """End what a start has left on this host, such as ranks whose launcher was killed; how many that were."""
+    _, alive = psutil.wait_procs(marked_processes(mark), timeout=3)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=10)
+    return len(alive)
+
+
+def _failure(folder: RunFolder, ended: Ended) -> Failure:
+    """The cause of an end, from what the ranks wrote last: the runner reports whichever rank it saw end first."""
+    beats = [beat for beat in read_beats(folder.logs) if _written_since(folder.logs, beat, ended.started)]
+    is_told = ended.code in (0, Interrupted.exit_code) and not ended.without_ranks
+    cause = None if is_told else cause_of_end(beats)
+    recorded = [record["step"] for record in read_records(folder.path / "metrics.jsonl")[-1:]]
+    step = max([beat.step for beat in beats] + recorded, default=0)
+    code, reason = ended.code, f"the ranks ended with {ended.code}"
+    if cause is not None and cause.end_code is not None:
+        if not tells_of_another_end(cause.end_reason):
+            code = cause.end_code
+        # A stall's line tells of all ranks already.
+        reason = cause.end_reason if code == StalledError.exit_code else f"rank {cause.rank}: {cause.end_reason}"
+    elif cause is not None and not ended.signalled:
+        reason = f"rank {cause.rank} was killed around step {step}"
+        click.echo(f"error: {reason} (exit code {code}); its log is {folder.logs}/rank-{cause.rank}.log", err=True)
+    return Failure(code, reason, _newest(folder), step)
+
+
+def _written_since(logs: Path, beat: Beat, started: float) -> bool:
+    try:
+        return beat_path(logs, beat.rank).stat().st_mtime >= started - 1
+    except OSError:
+        return False
+
+
+def _wait(folder: RunFolder, failure: Failure, restart: int, config: RunConfig, signals: Signals) -> bool:
+    """Record and announce a restart, and wait its time; False when a signal came meanwhile."""
+    seconds = min(config.run.restart_backoff_seconds * 2 ** (restart - 1), MAX_BACKOFF_SECONDS)
+    record = {"time": time.time(), "restart": restart, "exit_code": failure.code, "reason": failure.reason}
+    append_record(folder.logs / "restarts.jsonl", record | {"step": failure.step, "checkpoint": failure.checkpoint})
+    click.echo(
+        f"restart {restart} of {config.run.max_restarts} in {seconds:g} s, from {failure.checkpoint or 'the start'}, "
+        f"after step {failure.step}: {failure.reason}",
+        err=True,
+    )
+    if signals.wait(seconds):
+        print("stopped by a signal before the restart; start the same command again to go on", file=sys.stderr)
+        return False
+    return True
+
+
+def _newest(folder: RunFolder) -> str | None:
+    """Name of the newest step folder; whether it is sound is judged when it is resumed from."""
+    folders = step_folders(folder.checkpoints)
+    return folders[-1].name if folders else None

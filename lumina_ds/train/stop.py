@@ -1,0 +1,90 @@
+"""SIGTERM, SIGINT and SIGUSR1, or the end of the launcher, as a flag that the training loop reads."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from lumina_ds.errors import Interrupted
+from lumina_ds.train.watch.orphans import Launchers
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def ending_when_told(rank: int = 0) -> Iterator[None]:
+    """Until somebody else handles them, SIGTERM and SIGUSR1 end this process with 75: there is nothing to save yet.
+
+    Without it a rank that is still importing would die of SLURM's SIGUSR1, and its job would not be queued again.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if rank == 0:
+            os.write(2, b"stopped by a signal before there was anything to save\n")
+        os._exit(Interrupted.exit_code)
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class StopRequest:
+    """Set by a signal. Ranks agree on it before every step, and between micro-batches where steps are long."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._launchers = Launchers()
+        # Python calls a handler only when the main thread next runs Python, perhaps at the end of a backward pass or
+        # of a collective; the number is in this pipe at once.
+        self._arrived, self._written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._previous_pipe = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
+        self._previous = {number: signal.signal(number, self._handle) for number in HANDLED}
+
+    @property
+    def requested(self) -> bool:
+        return self._since is not None
+
+    @property
+    def waiting_seconds(self) -> float:
+        """For how long a stop has been asked for; 0 when it has not."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
+    def notice(self) -> None:
+        """For the watchdog's thread: see signals that the main thread has not come to, and launchers that are gone."""
+        with contextlib.suppress(BlockingIOError):
+            if set(os.read(self._arrived, 4096)) & set(HANDLED):
+                self._ask()
+        if not self.requested and (gone := self._launchers.first_gone()) is not None:
+            log.warning("%s has gone, so this run saves and ends", gone)
+            self._ask()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def restore(self) -> None:
+        """Give the signals back their earlier handlers."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_pipe)
+        for descriptor in (self._arrived, self._written):
+            os.close(descriptor)
+
+
+def resumable_message(step: int, num_steps: int) -> str:
+    """What a stopped run says at its end, before the first step and later."""
+    saved = "the checkpoint is saved, start the same command again to go on" if step else "nothing was trained yet"
+    return f"stopped by a signal at step {step} of {num_steps}; {saved}"

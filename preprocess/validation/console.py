@@ -1,0 +1,148 @@
+"""Findings of validation on a terminal: tables and histograms that fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lumina_ds.report.data.distribution import Distribution
+from preprocess.validation.bars import histogram_lines
+from preprocess.validation.findings import Findings, RuleCount
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_STYLES = {"error": "bold red", "warning": "yellow"}
+_MAX_INPUTS = 10
+_WIDEST = 100
+_TERMINAL_BINS = 14
+_PERCENTILES = (50, 95, 99)
+
+
+def print_findings(findings: Findings, console: Console) -> None:
+    """Print everything: totals, rules with examples, lengths, rows, repeats."""
+    width = min(console.width, _WIDEST)
+    _print_totals(findings, console)
+    if len(findings.inputs) > 1:
+        console.print(_inputs_table(findings))
+    _print_rules(findings, console)
+    for title, distribution in _distributions(findings):
+        _print_distribution(title, distribution, console, width)
+    if findings.tokens:
+        console.print(_rows_table(findings))
+    if findings.repeats:
+        console.print(_repeats_table(findings))
+
+
+def _print_totals(findings: Findings, console: Console) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    for name, value in _totals(findings):
+        grid.add_row(name, value)
+    console.print(grid)
+
+
+def _totals(findings: Findings) -> Iterator[tuple[str, str]]:
+    refused = findings.num_errors
+    yield "conversations", f"{findings.conversations:,} of {findings.lines:,} lines; {refused:,} refused"
+    yield "turns", ", ".join(f"{count:,} {role}" for role, count in findings.turns_by_role.most_common())
+    yield "characters", f"{findings.characters.sum:,}; {findings.assistant_share:.1%} by assistants"
+    if findings.tokens:
+        yield "tokens", f"{findings.tokens.sum:,}; {findings.trained_share:.1%} trained"
+    if loss := findings.row_loss:
+        assert findings.tokens is not None
+        lost = loss.tokens / max(1, findings.tokens.sum)
+        yield (
+            "overlong",
+            f"{loss.conversations:,} above {loss.seq_length:,} tokens; truncation loses {lost:.1%} of the tokens",
+        )
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A plain table whose first column is text and whose others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _inputs_table(findings: Findings) -> Table:
+    table = _table("\nInputs", "input", "lines", "refused", *(["tokens"] if findings.tokens else []))
+    for entry in findings.inputs[:_MAX_INPUTS]:
+        tokens = [f"{entry.tokens:,}"] if findings.tokens else []
+        table.add_row(Text(entry.name), f"{entry.lines:,}", f"{entry.refused:,}", *tokens)
+    if len(findings.inputs) > _MAX_INPUTS:
+        table.add_row(f"and {len(findings.inputs) - _MAX_INPUTS:,} more")
+    return table
+
+
+def _print_rules(findings: Findings, console: Console) -> None:
+    if not findings.rules:
+        console.print("\nNo rule is broken.", style="green")
+        return
+    table = _table("\nRules broken", "rule", "lines", "share")
+    table.add_column("level")
+    for entry in findings.sorted_rules():
+        share = f"{entry.count / findings.lines:.2%}"
+        table.add_row(entry.rule, f"{entry.count:,}", share, Text(entry.level, _STYLES[entry.level]))
+    console.print(table)
+    console.print("Examples", style="bold")
+    for entry in findings.sorted_rules():
+        _print_examples(entry, console)
+
+
+def _print_examples(entry: RuleCount, console: Console) -> None:
+    console.print(Text(entry.rule, _STYLES[entry.level]))
+    for example in entry.examples:
+        place = Text(f"{example.source} line {example.line}: ", "cyan").append(example.reason, "default")
+        console.print(Padding(place, (0, 0, 0, 2)))
+        if example.excerpt:
+            console.print(Padding(Text(example.excerpt, "dim", overflow="ellipsis", no_wrap=True), (0, 0, 0, 4)))
+
+
+def _distributions(findings: Findings) -> Iterator[tuple[str, Distribution]]:
+    if not findings.conversations:
+        return
+    if findings.tokens and findings.trained_percent:
+        yield "Tokens per conversation", findings.tokens
+        yield "Trained tokens per conversation, in percent", findings.trained_percent
+    else:
+        yield "Characters per conversation", findings.characters
+    yield "Turns per conversation", findings.turns
+
+
+def _print_distribution(title: str, distribution: Distribution, console: Console, width: int) -> None:
+    console.print(f"\n{title}", style="bold")
+    shown = [("mean", f"{distribution.mean:,.1f}"), ("min", f"{distribution.minimum:,}")]
+    shown += [(f"p{percent}", f"{distribution.percentile(percent):,}") for percent in _PERCENTILES]
+    shown.append(("max", f"{distribution.maximum:,}"))
+    console.print(Text("  ".join(f"{name} {value}" for name, value in shown), "dim"))
+    for line in histogram_lines(distribution.bins(_TERMINAL_BINS), width, console.options.ascii_only):
+        console.print(Text(line), no_wrap=True)
+
+
+def _rows_table(findings: Findings) -> Table:
+    assert findings.tokens is not None
+    table = _table("\nWhat truncation loses", "row length", "conversations cut", "share", "tokens lost", "share")
+    for row in findings.row_losses():
+        cut, lost = row.conversations / max(1, findings.conversations), row.tokens / max(1, findings.tokens.sum)
+        table.add_row(f"{row.seq_length:,}", f"{row.conversations:,}", f"{cut:.1%}", f"{row.tokens:,}", f"{lost:.1%}")
+    return table
+
+
+def _repeats_table(findings: Findings) -> Table:
+    table = Table(
+        title="\nMost repeated", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("times", justify="right")
+    table.add_column("first at", overflow="fold")
+    table.add_column("conversation", overflow="ellipsis", no_wrap=True)
+    for repeat in findings.repeats:
+        table.add_row(f"{repeat.times:,}", Text(findings.place(repeat.places[0])), Text(repeat.excerpt))
+    return table

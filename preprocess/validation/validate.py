@@ -1,0 +1,201 @@
+"""`lumina validate`: everything there is to say about JSONL conversations before they are preprocessed.
+
+    inputs -> blocks -> parse_line -> rules, distributions, duplicates -> Findings -> console, JSON, report
+
+One pass, in the memory of one block whatever the size of the input. With a tokenizer the conversations are
+encoded by the chat template, so lengths and trained shares are those that training will see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from lumina_ds.data.conversation import (
+    RejectedLine,
+    is_blank,
+    split_lines,
+)
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.errors import DataError
+from lumina_ds.report.data.distribution import Distribution
+from lumina_ds.report.data.visible import excerpt
+from preprocess.layout import lay_out
+from preprocess.parse import Turns, parse_line
+from preprocess.scan import Conversations
+from preprocess.sources import BLOCK_BYTES, Block, resolve_inputs
+from preprocess.validation.duplicates import DuplicateFinder
+from preprocess.validation.findings import Example, Findings, InputCount, RowLoss, RuleCount
+from preprocess.validation.rules import (
+    DUPLICATE,
+    NO_TRAINED_END,
+    NOTHING_TRAINED,
+    OVERLONG,
+    conversation_faults,
+    describe,
+)
+
+NUM_EXAMPLES = 3
+_NUM_REPEATS = 5
+# Conversations tokenized in one call.
+_BATCH = 256
+_EXCERPT_BYTES = 300
+
+
+Progress = Callable[[int], None]
+
+
+def validate_files(
+    patterns: Sequence[str],
+    tokenizer_path: str | Path | None = None,
+    seq_length: int | None = None,
+    *,
+    num_examples: int = NUM_EXAMPLES,
+    on_progress: Progress | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> Findings:
+    """Check JSONL files, globs or `-`. `seq_length` needs a tokenizer; `on_progress` gets the bytes read so far.
+
+    Raises DataError: input missing or damaged, no line in it, or a tokenizer that cannot be read.
+    """
+    assert seq_length is None or tokenizer_path is not None
+    files = resolve_inputs(patterns)
+    tokenizer = Tokenizer.load(tokenizer_path) if tokenizer_path is not None else None
+    with DuplicateFinder() as duplicates:
+        run = _Validation(tokenizer, seq_length, num_examples, duplicates)
+        for file in files:
+            run.begin(file.name)
+            for block in file.blocks(block_bytes):
+                run.check(block)
+                if on_progress:
+                    on_progress(sum(each.bytes_read for each in files))
+        run.finish()
+    if not run.findings.lines:
+        raise DataError(f"{', '.join(str(file.path or 'standard input') for file in files)} holds no line to validate")
+    return run.findings
+
+
+class _Validation:
+    """The pass over the inputs: what was found so far."""
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, seq_length: int | None, num_examples: int, duplicates: DuplicateFinder
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._seq_length = seq_length
+        self._num_examples = num_examples
+        self._duplicates = duplicates
+        self.findings = Findings(str(tokenizer.path) if tokenizer else None, seq_length)
+        if tokenizer:
+            self.findings.tokens, self.findings.trained_percent = Distribution(), Distribution()
+        if seq_length:
+            self.findings.row_loss = RowLoss(seq_length, 0, 0)
+
+    def begin(self, name: str) -> None:
+        """The blocks that follow are those of the input `name`."""
+        self.findings.inputs.append(InputCount(name))
+
+    def check(self, block: Block) -> None:
+        accepted = self._conversations(block)
+        while batch := list(islice(accepted, _BATCH)):
+            self._measure_text([turns for _, turns in batch])
+            if self._tokenizer:
+                self._measure_tokens(batch, self._tokenizer)
+
+    def finish(self) -> None:
+        """Look for duplicates, which takes all conversations."""
+        num_duplicates, self.findings.repeats = self._duplicates.repeats(max(_NUM_REPEATS, self._num_examples))
+        if num_duplicates:
+            self.findings.rules[DUPLICATE] = RuleCount(DUPLICATE, num_duplicates)
+        for repeat in self.findings.repeats[: self._num_examples]:
+            first, second = repeat.places[:2]
+            example = Example(
+                self.findings.inputs[second[0]].name,
+                second[1],
+                f"same as {self.findings.place(first)}; stands {repeat.times} times",
+                repeat.excerpt,
+            )
+            self.findings.rules[DUPLICATE].examples.append(example)
+
+    def _conversations(self, block: Block) -> Iterator[tuple[int, Turns]]:
+        """(line, turns) of every line that can be used; breaches of all of them are counted on the way."""
+        count = self.findings.inputs[-1]
+        if block.fault is not None:
+            rule, reason = block.fault
+            count.lines += 1
+            self._count(rule, block.first_line, reason, "")
+        if block.is_blank:
+            return
+        for line, (_, text) in enumerate(split_lines(block.data), block.first_line):
+            if is_blank(text):
+                continue
+            count.lines += 1
+            try:
+                turns = parse_line(text)
+            except RejectedLine as fault:
+                self._count(fault.rule, line, fault.reason, _line_excerpt(text))
+                continue
+            count.conversations += 1
+            for breach in conversation_faults(turns):
+                self._count(breach.rule, line, breach.reason, breach.excerpt)
+            self._duplicates.add(turns, len(self.findings.inputs) - 1, line)
+            yield line, turns
+
+    def _measure_text(self, conversations: list[Turns]) -> None:
+        findings = self.findings
+        characters = []
+        for turns in conversations:
+            lengths = [len(content) for _, content in turns]
+            for (role, _), length in zip(turns, lengths, strict=True):
+                findings.turns_by_role[role] += 1
+                findings.characters_by_role[role] += length
+            characters.append(sum(lengths))
+        findings.turns.add([len(turns) for turns in conversations])
+        findings.characters.add(characters)
+
+    def _measure_tokens(self, batch: list[tuple[int, Turns]], tokenizer: Tokenizer) -> None:
+        findings = self.findings
+        assert findings.tokens is not None and findings.trained_percent is not None
+        ids, mask, lengths, _ = lay_out(Conversations.join(turns for _, turns in batch), tokenizer, np.dtype(np.uint32))
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = ends - lengths
+        trained = np.add.reduceat(mask, starts, dtype=np.int64)
+        findings.tokens.add(lengths)
+        findings.trained_percent.add(trained * 100 // lengths)
+        findings.trained_tokens += int(trained.sum())
+        findings.inputs[-1].tokens += len(ids)
+        # Nearly every conversation fits and ends with a trained end of turn; only the others are looked at closely.
+        ends_well = (mask[ends - 1] == 1) & (ids[ends - 1] == tokenizer.end_id)
+        excess = np.maximum(0, lengths - (self._seq_length or np.iinfo(np.int32).max))
+        for number in np.flatnonzero(~ends_well | (excess > 0)).tolist():
+            line, turns = batch[number]
+            begin, end = starts[number], ends[number]
+            for rule, reason in _row_faults(ids[begin:end], mask[begin:end], tokenizer.end_id, self._seq_length):
+                self._count(rule, line, reason, describe(turns))
+        if findings.row_loss:
+            findings.row_loss.conversations += int((excess > 0).sum())
+            findings.row_loss.tokens += int(excess.sum())
+
+    def _count(self, rule: str, line: int, reason: str, shown: str) -> None:
+        entry = self.findings.rules.setdefault(rule, RuleCount(rule))
+        entry.count += 1
+        if len(entry.examples) < self._num_examples:
+            entry.examples.append(Example(self.findings.inputs[-1].name, line, reason, shown))
+
+
+def _row_faults(ids: np.ndarray, mask: np.ndarray, end_id: int, seq_length: int | None) -> Iterator[tuple[str, str]]:
+    """(rule, reason) for what a row of `seq_length` tokens (None: of any length) does to one conversation."""
+    kept = len(ids) if seq_length is None else min(seq_length, len(ids))
+    if kept < len(ids):
+        yield OVERLONG, f"{len(ids):,} tokens, {len(ids) - kept:,} beyond {seq_length:,}"
+    if not mask[:kept].any():
+        yield NOTHING_TRAINED, f"the first trained token is number {int(mask.argmax()) + 1:,}"
+    elif not (mask[:kept] & (ids[:kept] == end_id)).any():
+        yield NO_TRAINED_END, f"no assistant turn ends within the first {kept:,} tokens"
+
+
+def _line_excerpt(line: bytes) -> str:
+    return excerpt(line[:_EXCERPT_BYTES].decode("utf-8", "backslashreplace"))
