@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -37,7 +38,7 @@ from lumina_ds.train.environment import write_environment
 from lumina_ds.train.evaluate import evaluate
 from lumina_ds.train.health import StepHealth, Verdict
 from lumina_ds.train.long_steps import LongStepStop
-from lumina_ds.train.record import step_record, step_samples
+from lumina_ds.train.record import peak_memory, step_record
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, layout_changes, run_identity
 from lumina_ds.train.rollback import go_back
 from lumina_ds.train.run_folder import RunFolder, effective_config
@@ -427,12 +428,29 @@ class TrainingRun:
     def _record(
         self, outcome: StepOutcome, counts: StepCounts, seconds: float, data_seconds: float, anomaly_score: float
     ) -> None:
-        samples = step_samples(self) if self.config.run.record_samples else None
-        if not self.leads or self.progress.step % self.config.train.log_every_n_batches:
+        step = self.progress.step
+        if not self.leads or step % self.config.train.log_every_n_batches:
             return
-        record = step_record(self, outcome, counts, seconds, data_seconds, anomaly_score)
-        if samples is not None:
-            record["samples"] = samples
+        positions = self.order.num_positions
+        record = step_record(
+            outcome,
+            counts,
+            step=step,
+            epoch=self.order.epoch_at(min(step * self.batch_rows, positions or sys.maxsize)),
+            learning_rate=learning_rate(step - 1, self.num_steps, self.config.train),
+            tokens=self.progress.tokens,
+            skipped=self.progress.skipped,
+            seconds=seconds,
+            data_seconds=data_seconds,
+            anomaly_score=anomaly_score,
+            memory_bytes=peak_memory(self.world),
+            machine=self.watchdog.metrics,
+            overflows=self.config.model.overflow_policy != "dropless",
+        )
+        if self.config.run.record_samples:
+            record["samples"] = [
+                self.order.row_at(step * self.batch_rows - back) for back in range(self.batch_rows, 0, -1)
+            ]
         self.metrics.write(record)
         self.console.show(record)
 
