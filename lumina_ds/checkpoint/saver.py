@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -24,10 +24,11 @@ from lumina_ds.checkpoint.publish import begin, publish
 from lumina_ds.checkpoint.state import engine_counters, own_files, rank_files
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
 from lumina_ds.checkpoint.whole_weights import weight_files_from_pieces
-from lumina_ds.engine.world import World
+from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import LuminaError, MachineError, UnstableError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # The copies may take this share of the memory that is free.
 MEMORY_SHARE = 0.8
@@ -140,11 +141,11 @@ class _Save:
 
     def begin(self) -> bool:
         """Make the folder if there is room; otherwise the save has ended already. A collective."""
-        answer = self._on_rank_0(self._make_folder)
-        if isinstance(answer, LuminaError):
-            self._end(answer)
+        try:
+            self.staging = self._on_rank_0(self._make_folder)
+        except LuminaError as error:
+            self._end(error)
             return False
-        self.staging = answer
         return True
 
     def write(self, *parts: Callable[[], Iterable[CheckpointFile]]) -> None:
@@ -163,8 +164,12 @@ class _Save:
                 return
             found |= dict(item for entries, _ in gathered for item in entries.items())
         self.manifest["files"] = dict(sorted(found.items()))
-        answer = self._on_rank_0(lambda: publish(self.staging, self.manifest, self.saver.keep))
-        self._end(answer if isinstance(answer, LuminaError) else None)
+        try:
+            self._on_rank_0(lambda: publish(self.staging, self.manifest, self.saver.keep))
+        except LuminaError as error:
+            self._end(error)
+            return
+        self._end(None)
 
     def write_beside_training(self, files: Iterable[CheckpointFile]) -> None:
         """`write` in a thread, where an error must not pass unheard."""
@@ -214,20 +219,18 @@ class _Save:
         self.manifest["files"] = {tokenizer.name: tokenizer.write(staging)}
         return staging
 
-    def _on_rank_0(self, action: Callable[[], Any]) -> Any:
-        """The answer of rank 0, or its error, on every rank."""
-        import torch.distributed as dist
+    def _on_rank_0(self, action: Callable[[], T]) -> T:
+        """on_rank_0 in the saver's group, where a disk that refuses is a MachineError."""
 
-        answer: list[Any] = [None]
-        if self.saver.world.rank == 0:
+        def act() -> T:
             try:
-                answer[0] = action()
-            except LuminaError as error:
-                answer[0] = error
+                return action()
             except OSError as error:
-                answer[0] = MachineError(f"no checkpoint can be made in {self.saver.checkpoints}: {error.strerror}")
-        dist.broadcast_object_list(answer, src=0, group=self.saver._group)
-        return answer[0]
+                raise MachineError(
+                    f"no checkpoint can be made in {self.saver.checkpoints}: {error.strerror}"
+                ) from error
+
+        return on_rank_0(self.saver.world, act, self.saver._group)
 
     def _end(self, error: LuminaError | None) -> None:
         total = time.perf_counter() - self.started

@@ -21,7 +21,7 @@ from torch._C._profiler import _EventType
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import MicroBatch
-from lumina_ds.engine.build import build_engine
+from lumina_ds.engine.build import build_engine, release
 from lumina_ds.engine.deepspeed.expert_parallel import autoep_layers
 from lumina_ds.engine.world import World
 from lumina_ds.measure.live_tensors import (
@@ -69,7 +69,7 @@ def measure_memory(
             "master weights": num_bytes(master_tensors(engine.optimizer)),
             "moments": num_bytes(moment_tensors(engine.optimizer)),
         }
-    _destroy(engine)
+    release(engine)
     live, peaks = marks.read()
     measured = {
         "components": components,
@@ -258,13 +258,6 @@ def _synchronize(world: World) -> None:
     if world.device == "cuda":
         torch.cuda.synchronize()
     dist.barrier()
-
-
-def _destroy(engine: Any) -> None:
-    engine.destroy()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _fullest(measured: dict[str, Any], world: World) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.world import World, free_port, start, stop
+from lumina_ds.engine.world import World, free_port, on_rank_0, start, stop
 from lumina_ds.errors import LuminaError, OutOfMemory, SharedFault
 from lumina_ds.train.out_of_memory import is_out_of_memory
 
@@ -34,12 +34,11 @@ def step_fits(config: RunConfig, world: World, precision: str, logs: Path) -> bo
     """
     import torch.distributed as dist
 
-    shared: list[Any] = [free_port() if world.rank == 0 else None]
-    dist.broadcast_object_list(shared, src=0)
+    port = on_rank_0(world, free_port)
     path = logs / f"probe-rank-{world.rank}.log"
     task = {"config": config.model_dump(), "precision": precision}
     verdicts: list[Any] = [None] * world.size
-    dist.all_gather_object(verdicts, _run_child(task, world, shared[0], path))
+    dist.all_gather_object(verdicts, _run_child(task, world, port, path))
     if "memory" in verdicts:
         return False
     if "failed" in verdicts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import statistics
 import tempfile
@@ -15,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.build import build_engine
+from lumina_ds.engine.build import build_engine, release
 from lumina_ds.engine.world import World
 from lumina_ds.measure.memory import timed_step
 
@@ -29,11 +28,7 @@ def measure_step_seconds(
     """Median seconds of an optimizer step with random tokens, after one that warms up. A collective."""
     engine = build_engine(config, world, precision, dict(deepspeed_json))
     seconds = [timed_step(engine, config, world) for _ in range(steps + 1)][1:]
-    engine.destroy()
-    del engine
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release(engine)
     return statistics.median(seconds)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.world import World, start, stop
+from lumina_ds.engine.world import World, on_rank_0, start, stop
 from lumina_ds.errors import ConfigError, DataError, Interrupted, LuminaError, MachineError, OutOfMemory, SharedFault
 from lumina_ds.logs import CONSOLE_LOGGER, configure_logging
 from lumina_ds.train.out_of_memory import is_out_of_memory
@@ -92,22 +92,16 @@ def verify_shards(folders: Sequence[ShardFolder], world: World) -> None:
 
     Rank 0 reads every byte of up to MAX_VERIFIED_BYTES; a larger corpus is left to `lumina data verify`.
     """
-    import torch.distributed as dist
 
-    fault: list[DataError | None] = [None]
-    if world.rank == 0:
+    def verify() -> None:
         for folder in folders:
             size = sum(shard.size_bytes for shard in folder.manifest.shards)
             if size > MAX_VERIFIED_BYTES:
                 log.info("%s is large and is not verified here; see lumina data verify", folder.path)
-                continue
-            try:
+            else:
                 folder.verify()
-            except DataError as error:
-                fault[0] = error
-    dist.broadcast_object_list(fault, src=0)
-    if fault[0] is not None:
-        raise fault[0]
+
+    on_rank_0(world, verify)
 
 
 def report_error(rank: int, error: LuminaError) -> None:
