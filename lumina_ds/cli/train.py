@@ -144,10 +144,11 @@ def _train_as_rank(config: RunConfig, rank: int) -> None:
     from lumina_ds.train.stop import ending_when_told
 
     with ending_when_told(rank):
+        from lumina_ds.measure.batch_size import settle_batch
         from lumina_ds.train.start import run_rank
 
         data = _prepare(config)
-        run_rank(config, data.shards, data.eval_shards)
+        run_rank(config, data.shards, data.eval_shards, settle_batch)
 
 
 if __name__ == "__main__":

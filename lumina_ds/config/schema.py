@@ -23,6 +23,7 @@ Compile = Annotated[
 FusedKernel = Literal["rms_norm", "rope", "swiglu", "cross_entropy", "combine"]
 AttentionBackend = Literal["auto", "flash", "varlen", "flex", "sdpa", "reference"]
 InferencePrecision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16", "dynamic"]
+ZeroStage = Literal[0, 1, 2, 3]
 Schedule = Literal["cosine", "linear", "onecycle", "wsd", "constant"]
 Offload = Literal["none", "optimizer", "optimizer+params"]
 
@@ -241,7 +242,7 @@ class DeepSpeedConfig(Section):
     """What is handed to DeepSpeed beside the batch, the optimizer and the precision."""
 
     config: str | None = Field(None, description="DeepSpeed JSON: a file, or a name in ds_configs")
-    zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="ZeRO stage; overrides the JSON's")
+    zero_stage: ZeroStage | None = Field(None, description="ZeRO stage; overrides the JSON's")
     offload: Offload | None = Field(
         None, description="states kept in host memory: optimizer at ZeRO-1 to 3, parameters too at ZeRO-3"
     )

@@ -15,7 +15,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from lumina_ds.checkpoint.format import find_checkpoint, read_manifest, step_folders
+from lumina_ds.checkpoint.format import find_checkpoint, step_folders
+from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.config.load import read_yaml
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.world import World, on_rank_0
@@ -101,7 +102,7 @@ def _earlier_life(config: RunConfig, readers: int) -> tuple[int | None, BatchCho
         chosen = steps[-1]
     else:
         return None, None
-    rows = int(read_manifest(chosen)["schedule"]["rows_per_step"])
+    rows = read_manifest(chosen).schedule.rows_per_step
     path = folder.path / "config.yaml"
     train = read_yaml(path).get("train", {}) if path.is_file() else {}
     micro, accumulation = train.get("micro_batch_size", 0), train.get("gradient_accumulation_steps", 0)

@@ -19,7 +19,7 @@ from typing import Any
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.world import World, free_port, on_rank_0, start, stop
 from lumina_ds.errors import LuminaError, OutOfMemory, SharedFault
-from lumina_ds.train.out_of_memory import is_out_of_memory
+from lumina_ds.train.ending import is_out_of_memory
 
 # A rank that has lost another one to the lack of memory gets so long to notice by itself.
 _GRACE_SECONDS = 10
