@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lumina_ds.config.compile import choose_compile
+from lumina_ds.config.precision import choose_compile
 from lumina_ds.config.schema import RunConfig, TrainConfig
-from lumina_ds.engine.allocate import allocate, without_storage
+from lumina_ds.engine.allocate import allocate
 from lumina_ds.engine.deepspeed.expert_parallel import fuse_combination, install_cpu_experts, install_routers
 from lumina_ds.engine.deepspeed.gradient_norm import measure_in_blocks
+from lumina_ds.engine.deepspeed.log_level import deepspeed_log_level
+from lumina_ds.engine.deepspeed.meta_parameters import without_storage
 from lumina_ds.engine.deepspeed.muon import muon_groups, use_plain_kernels
 from lumina_ds.engine.deepspeed.one_rank import skip_reduction
 from lumina_ds.engine.deepspeed.sequence_parallel import share_rows
@@ -65,13 +67,11 @@ def build_engine(
     allocate(model, PARAMETER_DTYPES[precision], world.torch_device, deepspeed_json)
     if config.train.optimizer == "muon":
         use_plain_kernels(world.device)
-    level = deepspeed.utils.logger.level
     # AutoEP warns that its router has no z-loss; ours, which replaces it below, has.
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    engine, _, _, _ = deepspeed.initialize(
-        model=model, model_parameters=_filled_groups(model, weights, config.train), config=deepspeed_json
-    )
-    deepspeed.utils.logger.setLevel(level)
+    with deepspeed_log_level():
+        engine, _, _, _ = deepspeed.initialize(
+            model=model, model_parameters=_filled_groups(model, weights, config.train), config=deepspeed_json
+        )
     skip_reduction(engine)
     if world.device == "cpu":
         measure_in_blocks(engine)

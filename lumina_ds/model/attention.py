@@ -17,7 +17,6 @@ from lumina_ds.config.schema import ModelConfig
 from lumina_ds.model.attention_backends import BACKENDS, DocumentLayout
 from lumina_ds.model.feed_forward import RMSNorm
 from lumina_ds.model.kernels import PLAIN, Kernels
-from lumina_ds.model.kv_cache import LayerCache
 
 
 class Attention(nn.Module):
@@ -57,6 +56,31 @@ class Attention(nn.Module):
         else:
             out = attend_rows(q_BSHC, k_BSKC, v_BSKC, cache)
         return self.o_proj(out.reshape(rows, length, -1))
+
+
+class LayerCache:
+    """Keys and values [B, K, length, C] of the tokens that generation has read, in one layer.
+
+    They stand in buffers of `capacity` tokens that are filled in place.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the new tokens' [B, K, S, C] and return all keys and values so far."""
+        end = self.length + keys.shape[2]
+        assert end <= self.capacity, "generation stops at the context length before the cache is full"
+        if self._keys is None or self._values is None:
+            shape = (keys.shape[0], keys.shape[1], self.capacity, keys.shape[3])
+            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        self._keys[:, :, self.length : end] = keys
+        self._values[:, :, self.length : end] = values
+        self.length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
 
 
 def _head_norm(config: ModelConfig, kernels: Kernels) -> nn.Module:

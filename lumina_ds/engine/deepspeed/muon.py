@@ -10,11 +10,18 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import torch
 from torch import nn
 
 from lumina_ds.config.schema import TrainConfig
+from lumina_ds.engine.deepspeed.changes import Need, existing, replace
+from lumina_ds.errors import MachineError
 
 _KERNELS = ("zeropower_via_newtonschulz5", "zeropower_via_gram_newtonschulz", "muon_update")
+NEEDS = (
+    *(Need(f"deepspeed.runtime.zero.muon.original_muon:{name}") for name in _KERNELS),
+    Need("deepspeed:DeepSpeedEngine._muon_param_groups", contains="use_muon"),
+)
 _ADAMW_NAMES = ("embed_tokens", "lm_head", "router")
 
 
@@ -45,5 +52,9 @@ def use_plain_kernels(device: str) -> None:
     from deepspeed.runtime.zero.muon import original_muon
 
     for name in _KERNELS:
-        kernel = getattr(original_muon, name)
-        setattr(original_muon, name, getattr(kernel, "_torchdynamo_orig_callable", kernel))
+        kernel = existing(original_muon, name)
+        # Where torch keeps what it compiles (torch/_dynamo/eval_frame.py).
+        plain = getattr(kernel, "_torchdynamo_orig_callable", kernel)
+        if plain.__code__.co_filename != original_muon.__file__:
+            raise MachineError(f"torch {torch.__version__} hides DeepSpeed's {name} behind torch.compile; use adamw")
+        replace(original_muon, name, plain)
