@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lumina_ds.config.attention import ATTENTION_BACKENDS
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.model.attention_backends import BACKENDS, DocumentLayout
+from lumina_ds.model.attention_backends import DocumentLayout
 from lumina_ds.model.feed_forward import RMSNorm
 from lumina_ds.model.kernels import PLAIN, Kernels
 
@@ -29,7 +30,7 @@ class Attention(nn.Module):
         self.head_dim = head_dim
         self.num_key_value_heads = config.num_key_value_heads
         # Sequence parallelism puts an exchange between ranks around it.
-        self.attend: Callable[..., Tensor] = partial(attend_packed_rows, BACKENDS[backend])
+        self.attend: Callable[..., Tensor] = partial(attend_packed_rows, ATTENTION_BACKENDS[backend].load())
         self.q_proj = nn.Linear(width, config.num_attention_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, config.num_key_value_heads * head_dim, bias=False)
@@ -92,7 +93,7 @@ def _head_norm(config: ModelConfig, kernels: Kernels) -> nn.Module:
 def attend_packed_rows(
     backend: Callable[..., Tensor], q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, documents: DocumentLayout
 ) -> Tensor:
-    """Causal attention within each document of packed rows, by one of BACKENDS; [B, S, H, C]."""
+    """Causal attention within each document of packed rows, by one of ATTENTION_BACKENDS; [B, S, H, C]."""
     out_THC = backend(q_BSHC.flatten(0, 1), k_BSKC.flatten(0, 1), v_BSKC.flatten(0, 1), documents)
     return out_THC.view(q_BSHC.shape)
 

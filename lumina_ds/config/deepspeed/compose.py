@@ -18,6 +18,7 @@ from lumina_ds.config.deepspeed.keys import TOP_LEVEL
 from lumina_ds.config.deepspeed.merge import Merger
 from lumina_ds.config.deepspeed.optimizer import merge_optimizer, optimizer_faults
 from lumina_ds.config.deepspeed.tree import AUTO, is_above, is_enabled, section_of, value_at
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.suggest import nearest
 from lumina_ds.config.tensors import moe_layers, parameter_tensors
@@ -72,7 +73,7 @@ def compose_deepspeed(config: RunConfig, world_size: int, precision: str) -> dic
 
 
 def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> int:
-    """ZeRO stage of the run: --zero, else the file's, else 0 on one rank and 1 on several, or with Muon.
+    """ZeRO stage of the run: --zero, else the file's, else 0 on one rank and 1 on several, or for an optimizer that needs ZeRO.
 
     Pure half precision never runs at stage 0, where DeepSpeed's unfused optimizer diverges: by default
     it takes stage 1, and asking for 0 raises ConfigError.
@@ -89,7 +90,7 @@ def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> in
             f"ZeRO stage 0 with {precision} takes an optimizer path that diverges from the other stages; "
             "use --zero 1, or --precision mixed_bf16"
         )
-    sharded = world_size > 1 or half or config.train.optimizer == "muon"
+    sharded = world_size > 1 or half or 0 not in OPTIMIZERS[config.train.optimizer].stages
     return asked if asked is not None else int(sharded)
 
 

@@ -13,30 +13,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import TrainConfig
+from lumina_ds.config.tensors import parameter_tensors
 from lumina_ds.engine.deepspeed.changes import Need, existing, replace
 from lumina_ds.errors import MachineError
+from lumina_ds.model.transformer import CausalLM
 
 _KERNELS = ("zeropower_via_newtonschulz5", "zeropower_via_gram_newtonschulz", "muon_update")
 NEEDS = (
     *(Need(f"deepspeed.runtime.zero.muon.original_muon:{name}") for name in _KERNELS),
     Need("deepspeed:DeepSpeedEngine._muon_param_groups", contains="use_muon"),
 )
-_ADAMW_NAMES = ("embed_tokens", "lm_head", "router")
 
 
-def muon_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+def muon_groups(model: CausalLM, train: TrainConfig) -> list[dict[str, Any]]:
     """Groups for DeepSpeed's Muon, whose parameters are marked for one half or the other.
 
     Decay is decoupled: a step takes off rate x weight_decay. Muon's rate is far above AdamW's, so its weight_decay
     is lowered by their ratio, and every matrix decays alike.
     """
+    own_kinds = OPTIMIZERS[train.optimizer].own_kinds
+    takes = {tensor.name: tensor.kind in own_kinds for tensor in parameter_tensors(model.config)}
     parts: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "no_decay": []}
     for name, parameter in model.named_parameters():
-        parameter.use_muon = parameter.dim() > 1 and not any(  # type: ignore[attr-defined]
-            part in name.split(".") for part in _ADAMW_NAMES
-        )
-        part = "muon" if parameter.use_muon else "decay" if parameter.dim() > 1 else "no_decay"  # type: ignore[attr-defined]
+        parameter.use_muon = takes[name]  # type: ignore[attr-defined]
+        part = "muon" if takes[name] else "decay" if parameter.dim() > 1 else "no_decay"
         parts[part].append(parameter)
     decay = {"muon": train.weight_decay / train.muon_rate_factor, "decay": train.weight_decay, "no_decay": 0.0}
     return [{"name": part, "params": params, "weight_decay": decay[part]} for part, params in parts.items() if params]
