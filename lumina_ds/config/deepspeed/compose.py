@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 # Installed inside the package, or beside it in a checkout.
-_FOLDERS = (Path(__file__).parents[1] / "ds_configs", Path(__file__).parents[2] / "ds_configs")
+_FOLDERS = (Path(__file__).parents[2] / "ds_configs", Path(__file__).parents[3] / "ds_configs")
 _MAX_JSON_BYTES = 1 << 20
 
 # DeepSpeed's default of 5e8 elements costs gigabytes of buffers; larger than 2e8 gains no speed.
