@@ -1,6 +1,6 @@
 """The import order of the packages, read from the source, so that nothing has to be importable or installed.
 
-errors, logs, files < config < plan | model | data < engine < checkpoint < generate | export | monitor < report
+errors, files, logs, text < config < plan | model | data < engine < checkpoint < generate | export | monitor < report
 < train | doctor < ranks < measure < preprocess, cli, launch. Imports inside functions count too: laziness is no licence to point upward.
 """
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 # Packages of one line stand beside each other and do not import one another.
 LAYERS: tuple[set[str], ...] = (
-    {"lumina_ds.errors", "lumina_ds.logs", "lumina_ds.files"},
+    {"lumina_ds.errors", "lumina_ds.logs", "lumina_ds.files", "lumina_ds.text"},
     {"lumina_ds.config"},
     {"lumina_ds.plan", "lumina_ds.model", "lumina_ds.data"},
     {"lumina_ds.engine"},
@@ -39,6 +39,7 @@ NEVER_IMPORT_TORCH = (
     "lumina_ds.errors",
     "lumina_ds.logs",
     "lumina_ds.files",
+    "lumina_ds.text",
     "lumina_ds.config",
     "lumina_ds.plan",
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lumina_ds.cli.presets import format_bytes, format_count
 from lumina_ds.plan.hardware import cards_that_fit
 from lumina_ds.plan.memory import COMPONENTS, PHASES, MemoryPlan
+from lumina_ds.text import counted, format_bytes, format_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ def render_plan(plan: MemoryPlan, console: Console, gpus_per_node: int | None = 
         highlight=False,
     )
     console.print(
-        f"{plan.world_size} rank(s), ZeRO {plan.zero_stage}, expert parallel {plan.expert_parallel_size}, "
+        f"{counted(plan.world_size, 'rank')}, ZeRO {plan.zero_stage}, expert parallel {plan.expert_parallel_size}, "
         f"{plan.precision}, {plan.micro_batch_size} x {plan.seq_length} tokens, accumulation "
         f"{plan.gradient_accumulation_steps}, activation checkpointing {plan.activation_checkpointing}",
         highlight=False,
@@ -43,7 +43,11 @@ def render_plan(plan: MemoryPlan, console: Console, gpus_per_node: int | None = 
     console.print(peak, highlight=False)
     if plan.host_bytes:
         ranks = gpus_per_node or 1
-        node = f" per node: {format_bytes(ranks * plan.host_bytes)} for {ranks} ranks," if gpus_per_node else ":"
+        node = (
+            f" per node: {format_bytes(ranks * plan.host_bytes)} for {counted(ranks, 'rank')},"
+            if gpus_per_node
+            else ":"
+        )
         console.print(f"Host memory{node} {format_bytes(plan.host_bytes)} for each.", highlight=False)
     if plan.device == "cuda":
         fitting = ", ".join(card.label for card in cards_that_fit(plan.peak_bytes))
