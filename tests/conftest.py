@@ -17,7 +17,6 @@ import pytest
 from tiny_corpus import write_conversations
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.engine.world import free_port
 
 TESTS = Path(__file__).parent
 CHECKOUT = TESTS.parent
@@ -37,6 +36,13 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])),
     }
     return os.environ | {name: str(value) for name, value in values.items()}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start ranks are slow, but for the one spawn that --quick keeps."""
+    for item in items:
+        if "run_ranks" in getattr(item, "fixturenames", ()) and item.get_closest_marker("quick") is None:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -61,6 +67,8 @@ def run_ranks(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def run(script: Path, *arguments: str, world_size: int = 2, timeout: float = 300) -> dict[str, Any]:
         result = tmp_path / "result.json"
         result.unlink(missing_ok=True)
+        from lumina_ds.engine.world import free_port  # torch: not for tests that need none
+
         port = free_port()
         ranks, logs = [], []
         for rank in range(world_size):
