@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import PydanticCustomError, core_schema
 
-from lumina_ds.config.suggest import nearest
+from lumina_ds.text import nearest
 
 
 @dataclass(frozen=True, eq=False)
