@@ -22,7 +22,6 @@ from lumina_ds.errors import ConfigError
 from lumina_ds.plan.cluster import cluster_findings
 from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.plan.hardware import find_gpu
-from lumina_ds.plan.layout import OFFLOADS, with_offload
 from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan, plan_memory
 from lumina_ds.plan.states import ZeroSettings, moment_bytes, optimizer_groups
 from lumina_ds.text import counted, format_bytes
@@ -50,7 +49,6 @@ class Check:
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")
 @click.option("--gpu", "gpu_name", help="A card, such as h100-80: does a rank fit it?")
 @click.option("--host-memory", type=click.FloatRange(min=1), help="GB of a machine: do offloaded states fit it?")
-@click.option("--offload", type=click.Choice(OFFLOADS), help="Keep states in host memory.")
 @setting_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def rehearse(
@@ -59,7 +57,6 @@ def rehearse(
     nodes: int,
     gpu_name: str | None,
     host_memory: float | None,
-    offload: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -74,7 +71,7 @@ def rehearse(
     world_size = gpus * nodes
     bf16 = gpu is None or gpu.bf16
     precision, _ = resolve_precision(config.train.precision, "cuda", bf16, num_parameters(config.model))
-    composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
+    composed = compose_deepspeed(config, world_size, precision)
     plan = plan_memory(config, world_size, precision, "cuda", composed)
     from lumina_ds.measure.rehearsal import rehearse as rehearse_ranks
     from lumina_ds.measure.rehearsal import substituted
