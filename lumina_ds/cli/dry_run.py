@@ -8,7 +8,7 @@ import shlex
 from rich.console import Console
 from rich.table import Table
 
-from lumina_ds.cli.plan.plan import plan_record, render_plan
+from lumina_ds.cli.plan.render import plan_record, render_plan
 from lumina_ds.cli.train import check_run
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import ResolvedConfig
