@@ -26,6 +26,7 @@ from lumina_ds.checkpoint.state import engine_counters, own_files, random_state
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import LuminaError, MachineError, UnstableError
+from lumina_ds.text import format_bytes
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -223,8 +224,8 @@ class _Save:
         free = shutil.disk_usage(self.saver.checkpoints).free
         if free < self.saver.num_bytes:
             raise MachineError(
-                f"a checkpoint takes {_mib(self.saver.num_bytes)} and {self.saver.checkpoints} has {_mib(free)} free; "
-                "free some space, or lower --train.keep_checkpoints"
+                f"a checkpoint takes {format_bytes(self.saver.num_bytes)} and {self.saver.checkpoints} has "
+                f"{format_bytes(free)} free; free some space, or lower --train.keep_checkpoints"
             )
         staging = begin(self.saver.checkpoints, self.run.step)
         tokenizer = CheckpointFile(self.saver.tokenizer.name, content=self.saver.tokenizer.read_bytes())
@@ -249,7 +250,3 @@ class _Save:
         stalled = total if self.stalled_seconds is None else self.stalled_seconds
         folder = self.saver.checkpoints / step_name(self.run.step)
         self.saver._outcome = SaveOutcome(self.run.step, folder, error, stalled, total)
-
-
-def _mib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lumina_ds.errors import CheckpointError, ConfigError
+from lumina_ds.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from lumina_ds.checkpoint.format import StepSummary
@@ -36,7 +37,7 @@ def list_command(run: Path, as_json: bool) -> None:
             click.echo(f"{found.name}  {found.fault}{marks}")
             continue
         loss = "" if found.eval_loss is None else f"  evaluation loss {found.eval_loss:.4f}"
-        click.echo(f"{found.name}  {found.num_bytes / 2**20:.1f} MiB{loss}{marks}")
+        click.echo(f"{found.name}  {format_bytes(found.num_bytes)}{loss}{marks}")
 
 
 def _row(found: StepSummary) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def consolidate_command(run: Path, out: Path, dtype: str, as_json: bool) -> None
     if as_json:
         click.echo(json.dumps({"checkpoint": str(folder), "out": str(out), "dtype": dtype, "bytes": num_bytes}))
     else:
-        click.echo(f"{out}: {num_bytes / 2**20:.1f} MiB of {dtype} weights of {folder}")
+        click.echo(f"{out}: {format_bytes(num_bytes)} of {dtype} weights of {folder}")
 
 
 @command.command(
@@ -150,7 +151,7 @@ def reshard_command(
         click.echo(json.dumps({"checkpoint": str(folder), **topologies}))
         return
     click.echo(
-        f"{folder} is divided for {world_size} rank{'s' if world_size > 1 else ''}; go on with --zero "
+        f"{folder} is divided for {counted(world_size, 'rank')}; go on with --zero "
         f"{wanted.zero_stage} --expert-parallel {wanted.expert_parallel_size} --batch-size "
         f"{config.train.micro_batch_size} --grad-accum {accumulation}"
     )

@@ -21,6 +21,7 @@ from lumina_ds.checkpoint.publish import restore_replaced
 from lumina_ds.config.schema import ModelConfig, RunConfig, ZeroStage
 from lumina_ds.data.sampler import ORDER_VERSION
 from lumina_ds.data.shards.folder import ShardFolder
+from lumina_ds.data.shards.manifest import MANIFEST_FILE
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import CheckpointError
 from lumina_ds.files import file_digest
@@ -54,7 +55,7 @@ def run_identity(
         tokenizer=Digest(sha256=shards.manifest.tokenizer.digest),
         template=Digest(sha256=shards.manifest.template.digest),
         data=SavedData(
-            sha256=file_digest(shards.path / "manifest.json"),
+            sha256=file_digest(shards.path / MANIFEST_FILE),
             seq_length=config.seq_length,
             seed=train.seed,
             order=ORDER_VERSION,

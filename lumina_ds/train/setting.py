@@ -13,6 +13,7 @@ from lumina_ds.data.loader import PackedRows, TrainingOrder
 from lumina_ds.engine.world import World
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.plan.duration import checkpoint_bytes
+from lumina_ds.text import counted
 from lumina_ds.train.health import StepHealth
 from lumina_ds.train.resume import run_identity
 from lumina_ds.train.run_folder import effective_config
@@ -62,11 +63,11 @@ class Setting:
     @property
     def banner(self) -> str:
         """The first line of a run."""
-        length, size = self.length, self.world.size
+        length = self.length
         return (
             f"{self.config.run_name}: {length.num_steps} steps of {length.rows_per_step} rows x "
-            f"{self.config.seq_length} tokens, {self.strategy} ({self.why_precision}), {size} "
-            f"rank{'s' if size > 1 else ''} on {self.world.device}"
+            f"{self.config.seq_length} tokens, {self.strategy} ({self.why_precision}), "
+            f"{counted(self.world.size, 'rank')} on {self.world.device}"
         )
 
     @cached_property

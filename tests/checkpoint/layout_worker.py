@@ -5,7 +5,7 @@ import sys
 import weakref
 from pathlib import Path
 
-from run_worker import configuration
+from tiny_run import configuration
 
 from lumina_ds.checkpoint.format import find_checkpoint, step_folders
 from lumina_ds.checkpoint.manifest import read_manifest
