@@ -51,10 +51,7 @@ KNOWN_CIRCLES: list[set[str]] = [
         "lumina_ds.train.long_steps", "lumina_ds.train.precision_fallback", "lumina_ds.train.record",
         "lumina_ds.train.resume", "lumina_ds.train.rollback", "lumina_ds.train.run", "lumina_ds.train.start",
     },
-    {
-        "lumina_ds.cli.dry_run", "lumina_ds.cli.plan.calibrate", "lumina_ds.cli.plan.plan", "lumina_ds.cli.plan.time",
-        "lumina_ds.cli.plan.verify", "lumina_ds.cli.train", "lumina_ds.ranks.ask", "lumina_ds.ranks.measure",
-    },
+    {"lumina_ds.cli.dry_run", "lumina_ds.cli.train"},
 ]  # fmt: skip
 KNOWN_UPWARD: dict[str, set[str]] = {
     "lumina_ds.measure.selftest.corpus": {"preprocess"},

@@ -20,7 +20,7 @@ from preprocess.prepare import check_sources
 def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
     """Print the resolved configuration with origins, the DeepSpeed JSON, the memory plan and the command."""
     from lumina_ds.engine.kernel_choice import choose_kernels
-    from lumina_ds.model.attention_choice import choose_attention
+    from lumina_ds.model.attention_backends import choose_attention
 
     config = resolved.config
     world_size = planned_world_size(runner)

@@ -118,7 +118,7 @@ def check_run(config: RunConfig, world_size: int) -> tuple[str, str, str]:
     """Refuse everything that can be refused before a rank starts; (device, precision, why that precision)."""
     from lumina_ds.config.deepspeed.compose import compose_deepspeed
     from lumina_ds.engine.kernel_choice import choose_kernels
-    from lumina_ds.model.attention_choice import choose_attention
+    from lumina_ds.model.attention_backends import choose_attention
     from lumina_ds.model.device import device_and_precision
     from lumina_ds.monitor.trackers import missing_trackers
 

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch._C._profiler import _EventType
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import MicroBatch
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.deepspeed.expert_parallel import autoep_layers
+from lumina_ds.engine.deepspeed.linear import own_linear
+from lumina_ds.engine.deepspeed.phases import wrap_phases
+from lumina_ds.engine.deepspeed.waited_collectives import waited_collectives
 from lumina_ds.engine.world import World
 from lumina_ds.measure.live_tensors import (
     gradient_tensors,
@@ -31,7 +33,6 @@ from lumina_ds.measure.live_tensors import (
     num_bytes,
     parameter_tensors,
 )
-from lumina_ds.measure.waited_collectives import waited_collectives
 from lumina_ds.train.step import StepCounts, run_step
 
 _PREFIX = "lumina memory mark "
@@ -46,11 +47,10 @@ def measure_memory(
     parameters included), `peaks` the most that was alive in each phase, and `seconds` the steps' times. The forward
     phase ends where the gradient leaves the head, as in lumina_ds/plan/memory.py.
     """
-    with _marked(world.device) as marks, _own_linear():
+    with _marked(world.device) as marks, own_linear():
         engine = build_engine(config, world, precision, dict(deepspeed_json))
         components: dict[str, int] = {}
-        for phase in ("forward", "backward", "step"):
-            setattr(engine, phase, _in_phase(getattr(engine, phase), phase, marks, engine, components))
+        wrap_phases(engine, lambda run, phase: _in_phase(run, phase, marks, engine, components))
         seconds = []
         hooks = [engine.module.model.register_forward_hook(lambda _, __, out: _watch_head(out[0], marks))]
         loads: list[list[int]] = []
@@ -217,16 +217,6 @@ def _marked(device: str) -> Iterator[Any]:
     marks = _CpuMarks()
     with waited_collectives(), marks.profile:
         yield marks
-
-
-@contextmanager
-def _own_linear() -> Iterator[None]:
-    """Undo what ZeRO-3 does to torch.nn.functional.linear, which would change the next engine's memory."""
-    linear = F.linear
-    try:
-        yield
-    finally:
-        F.linear = linear
 
 
 def _in_phase(

@@ -123,14 +123,16 @@ def _rehearse_rank(
     torch.set_num_threads(1)
     import deepspeed
 
-    from lumina_ds.engine.world import World, skip_shared_memory_op
+    from lumina_ds.engine.deepspeed.fake_tensors import modules_stay_in_place
+    from lumina_ds.engine.deepspeed.shared_memory_op import skip_shared_memory_op
+    from lumina_ds.engine.world import World
 
     logging.disable(logging.ERROR)
     skip_shared_memory_op()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     deepspeed.init_distributed(dist_backend="gloo")
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True), modules_stay_in_place():
             engine = _engine(config, World(rank, 0, world_size, "cpu"), precision, deepspeed_json)
             _take_one_step(engine.optimizer)
             return _describe(engine, rank, _saved_files(engine, rank))
@@ -143,16 +145,9 @@ def _rehearse_rank(
 
 
 def _engine(config: RunConfig, world: Any, precision: str, deepspeed_json: dict[str, Any]) -> Any:
-    """The run's own engine, empty: build_engine with tensors that are made in their type and place.
-
-    A fake tensor cannot be cast or moved in place, which is what DeepSpeed does to every parameter; here it has
-    nothing to do, because allocate has made them right.
-    """
-    from torch import nn
-
+    """The run's own engine, empty: build_engine with tensors that are made in their type and place."""
     from lumina_ds.engine.build import build_engine
 
-    nn.Module._apply = lambda self, fn, recurse=True: self  # type: ignore[method-assign]
     config = config.model_copy(deep=True)
     config.train.compile = "off"
     config.train.flash_attention, config.train.attention_backend = "off", "auto"

@@ -1,14 +1,14 @@
 """Collectives that return once gloo's threads have let their tensors go.
 
 A tensor whose last reference is dropped by such a thread is freed there, where torch's profiler records nothing, and
-a record of allocations would count it as alive for ever. Only measure.py needs that, on CPUs.
+a record of allocations would count it as alive for ever. Only measure/memory.py needs that, on CPUs.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-# all_to_all_single is alltoall_base's name from torch 2.13 on. Its new names for the others are left out: their outputs
-# are referred to for longer, and few bytes are lost.
+from lumina_ds.engine.deepspeed.changes import Need, existing, replaced
+
 _METHODS = (
     "allreduce",
     "reduce",
@@ -27,8 +27,15 @@ _METHODS = (
     "reduce_scatter",
     "_reduce_scatter_base",
     "alltoall",
-    "all_to_all_single",
     "alltoall_base",
+)
+# alltoall_base's name from torch 2.13 on. torch's new names for the others are left out: their outputs are referred to
+# for longer, and few bytes are lost.
+_LATER_METHODS = ("all_to_all_single",)
+NEEDS = (
+    *(Need(f"torch.distributed:ProcessGroup.{name}") for name in _METHODS),
+    Need("torch:Tensor._use_count"),
+    Need("torch:_C._storage_Use_Count"),
 )
 # The threads need microseconds; a busy machine may not run them at once.
 _PATIENCE_SECONDS = 10.0
@@ -38,15 +45,10 @@ _PATIENCE_SECONDS = 10.0
 def waited_collectives() -> Iterator[None]:
     """Inside, waiting for a collective of any process group also waits for the threads behind it."""
     group = torch.distributed.ProcessGroup
-    # Not getattr, which unwraps the methods of C++ classes.
-    before = {name: vars(group)[name] for name in _METHODS if name in vars(group)}
-    for name in before:
-        setattr(group, name, _waited(getattr(group, name)))
-    try:
+    with ExitStack() as changes:
+        for name in (*_METHODS, *(name for name in _LATER_METHODS if hasattr(group, name))):
+            changes.enter_context(replaced(group, name, _waited(existing(group, name))))
         yield
-    finally:
-        for name, method in before.items():
-            setattr(group, name, method)
 
 
 class _Work:
