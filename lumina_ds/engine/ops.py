@@ -7,12 +7,12 @@ import io
 import logging
 import os
 
-import torch
+from lumina_ds.engine.resources import name_accelerator
 
 
 def compatible_ops() -> dict[str, bool]:
     """Every op by name, as its own builder judges; nothing is compiled."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    name_accelerator(os.environ)
     import deepspeed
 
     level = deepspeed.utils.logger.level

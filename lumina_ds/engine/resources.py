@@ -5,15 +5,26 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import MutableMapping
 
 import torch
 
 from lumina_ds.errors import ConfigError
 
 
+def name_accelerator(environment: MutableMapping[str, str], device: str | None = None) -> None:
+    """Name DeepSpeed's accelerator, before it is imported with this environment: it neither searches nor warns then.
+
+    It is `device`, or else what the user has named, or else this machine's.
+    """
+    if device is not None:
+        environment["DS_ACCELERATOR"] = device
+    environment.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def planned_resources(arguments: list[str]) -> dict[str, list[int]]:
     """Slots by host, through the functions of deepspeed/launcher/runner.py that the runner itself uses."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    name_accelerator(os.environ)
     from deepspeed.launcher import runner
 
     complaint = io.StringIO()
