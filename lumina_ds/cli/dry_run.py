@@ -9,38 +9,32 @@ from rich.console import Console
 from rich.table import Table
 
 from lumina_ds.cli.plan.plan import plan_record, render_plan
-from lumina_ds.cli.train import check_run
-from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.plan.memory import plan_memory
+from lumina_ds.ranks.check_run import check_run
 from lumina_ds.ranks.runner import planned_world_size, runner_command
 from preprocess.prepare import check_sources
 
 
 def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
     """Print the resolved configuration with origins, the DeepSpeed JSON, the memory plan and the command."""
-    from lumina_ds.engine.kernel_choice import choose_kernels
-    from lumina_ds.model.attention_choice import choose_attention
-
     config = resolved.config
     world_size = planned_world_size(runner)
-    device, precision, reason = check_run(config, world_size)
-    attention = choose_attention(config, device, precision)
-    fused = choose_kernels(config, device, precision, compares=False)
+    checked = check_run(config, world_size)
     check_sources(config)
-    composed = compose_deepspeed(config, world_size, precision)
-    plan = plan_memory(config, world_size, precision, device)
+    plan = plan_memory(config, world_size, checked.precision, checked.device, checked.deepspeed_json)
     started = [word for word in arguments if word not in ("--dry-run", "--json")]
     command = shlex.join(["deepspeed", *runner_command(runner, started)[3:]])
-    values = {name: _value(config.model_dump(), name) for name in resolved.origins}
+    tree = config.model_dump()
+    values = {name: _value(tree, name) for name in resolved.origins}
     if as_json:
         document = {
             "config": {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()},
-            "deepspeed": composed,
+            "deepspeed": checked.deepspeed_json,
             "plan": plan_record(plan),
-            "precision": {"value": precision, "reason": reason},
-            "attention": {"value": attention.backend, "reason": attention.reason},
-            "fused_kernels": {"value": list(fused.names), "reason": fused.reason},
+            "precision": {"value": checked.precision, "reason": checked.precision_reason},
+            "attention": {"value": checked.attention.backend, "reason": checked.attention.reason},
+            "fused_kernels": {"value": list(checked.kernels.names), "reason": checked.kernels.reason},
             "command": command,
         }
         print(json.dumps(document, indent=2))
@@ -54,9 +48,12 @@ def show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[st
         style = "dim" if resolved.origins[name] == "default" else None
         table.add_row(name, "" if value is None else str(value), resolved.origins[name], style=style)
     console.print(table)
-    console.print(f"\nPrecision: {reason}\nAttention: {attention.reason}\nFused kernels: {fused.reason}\n")
+    console.print(
+        f"\nPrecision: {checked.precision_reason}\nAttention: {checked.attention.reason}\n"
+        f"Fused kernels: {checked.kernels.reason}\n"
+    )
     console.print("DeepSpeed JSON:")
-    console.print_json(data=composed)
+    console.print_json(data=checked.deepspeed_json)
     render_plan(plan, console)
     if config.train.auto_micro_batch:
         console.print("The micro-batch is chosen and tried when the ranks start; planned here is the configured one.")
