@@ -52,6 +52,7 @@ EXTRAS = {
     "wandb": [WANDB],
     "test": [
         "pytest>=8.3",
+        "pytest-timeout>=2.4",
         "hypothesis>=6.100",
         "ruff==0.17.6",
         "mypy==2.4.1",

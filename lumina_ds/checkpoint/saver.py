@@ -26,6 +26,7 @@ from lumina_ds.checkpoint.tensor_file import CheckpointFile
 from lumina_ds.checkpoint.whole_weights import weight_files_from_pieces
 from lumina_ds.engine.world import World
 from lumina_ds.errors import LuminaError, MachineError, UnstableError
+from lumina_ds.text import format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ class _Save:
         free = shutil.disk_usage(self.saver.checkpoints).free
         if free < self.saver.num_bytes:
             raise MachineError(
-                f"a checkpoint takes {_mib(self.saver.num_bytes)} and {self.saver.checkpoints} has {_mib(free)} free; "
+                f"a checkpoint takes {format_bytes(self.saver.num_bytes)} and {self.saver.checkpoints} has {format_bytes(free)} free; "
                 "free some space, or lower --train.keep_checkpoints"
             )
         staging = begin(self.saver.checkpoints, self.manifest["step"])
@@ -234,7 +235,3 @@ class _Save:
         stalled = total if self.stalled_seconds is None else self.stalled_seconds
         folder = self.saver.checkpoints / step_name(self.manifest["step"])
         self.saver._outcome = SaveOutcome(self.manifest["step"], folder, error, stalled, total)
-
-
-def _mib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB"

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from lumina_ds.cli.config_options import ConfigCommand, complete_config, resolve
-from lumina_ds.cli.presets import format_bytes
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.text import format_bytes
 
 EXAMPLES = """Examples:
 

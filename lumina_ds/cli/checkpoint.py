@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lumina_ds.errors import CheckpointError, ConfigError
+from lumina_ds.text import counted, format_bytes
 
 
 @click.group(epilog="Example: lumina checkpoint verify runs/debug")
@@ -51,7 +52,7 @@ def list_command(run: Path, as_json: bool) -> None:
             click.echo(f"{row['name']}  {row['fault']}{marks}")
             continue
         loss = "" if row["eval_loss"] is None else f"  evaluation loss {row['eval_loss']:.4f}"
-        click.echo(f"{row['name']}  {row['bytes'] / 2**20:.1f} MiB{loss}{marks}")
+        click.echo(f"{row['name']}  {format_bytes(row['bytes'])}{loss}{marks}")
 
 
 @command.command(
@@ -95,7 +96,7 @@ def consolidate_command(run: Path, out: Path, dtype: str, as_json: bool) -> None
     if as_json:
         click.echo(json.dumps({"checkpoint": str(folder), "out": str(out), "dtype": dtype, "bytes": num_bytes}))
     else:
-        click.echo(f"{out}: {num_bytes / 2**20:.1f} MiB of {dtype} weights of {folder}")
+        click.echo(f"{out}: {format_bytes(num_bytes)} of {dtype} weights of {folder}")
 
 
 @command.command(
@@ -153,7 +154,7 @@ def reshard_command(
         click.echo(json.dumps({"checkpoint": str(folder), "was": saved, "topology": saved | wanted}))
         return
     click.echo(
-        f"{folder} is divided for {world_size} rank{'s' if world_size > 1 else ''}; go on with --zero {wanted['zero_stage']} --expert-parallel "
+        f"{folder} is divided for {counted(world_size, 'rank')}; go on with --zero {wanted['zero_stage']} --expert-parallel "
         f"{wanted['expert_parallel_size']} --batch-size {config.train.micro_batch_size} --grad-accum {accumulation}"
     )
 

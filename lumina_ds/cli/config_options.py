@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config, preset_names
 from lumina_ds.config.options import SHORT_OPTIONS, ShortOption
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.config.suggest import nearest
 from lumina_ds.errors import ConfigError
+from lumina_ds.text import nearest
 
 
 class ConfigCommand(click.Command):

@@ -8,7 +8,7 @@ import shlex
 from rich.console import Console
 from rich.table import Table
 
-from lumina_ds.cli.plan.plan import plan_record, render_plan
+from lumina_ds.cli.plan.render import plan_record, render_plan
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.plan.memory import plan_memory
 from lumina_ds.ranks.check_run import check_run

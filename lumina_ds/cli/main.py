@@ -16,8 +16,8 @@ from typing import NoReturn
 import click
 
 from lumina_ds import __version__
-from lumina_ds.config.suggest import nearest
 from lumina_ds.errors import DataError, LuminaError, MachineError, OutOfMemory
+from lumina_ds.text import nearest
 
 VERBS: dict[str, str] = {
     "doctor": "check this machine, and say what to mend",

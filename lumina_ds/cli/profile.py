@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from lumina_ds.cli.config_options import ConfigCommand, config_options, resolve
-from lumina_ds.cli.presets import format_bytes
 from lumina_ds.errors import ConfigError, MachineError
+from lumina_ds.text import format_bytes
 
 EXAMPLES = """Examples:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lumina_ds.errors import ConfigError, MachineError
+from lumina_ds.text import format_bytes
 
 PRECISIONS = ("auto", "fp32", "bf16", "mixed_bf16", "fp16")
 # Below so many parameters, fp32 weights and gradients cost less than half a gigabyte more.
@@ -43,7 +44,7 @@ def _automatic(
     card = f"the GPU (compute capability {capability[0]}.{capability[1]})" if capability else "the GPU"
     size = f"{num_parameters / 1e6:,.1f} million parameters" if num_parameters is not None else ""
     if bf16_supported and num_parameters is not None and num_parameters < _SMALL_MODEL:
-        more = f"weights and gradients in fp32 take {4 * num_parameters / 1e6:,.0f} MB more and round less"
+        more = f"weights and gradients in fp32 take {format_bytes(4 * num_parameters)} more and round less"
         return "mixed_bf16", f"mixed_bf16 because {card} supports bf16, and with {size} {more}"
     if bf16_supported:
         return "bf16", f"bf16 because {card} supports it" + (f", and with {size} memory counts" if size else "")

@@ -18,11 +18,11 @@ from lumina_ds.errors import ConfigError
 from lumina_ds.plan.activations import activation_bytes
 from lumina_ds.plan.flops import flops_per_token
 from lumina_ds.plan.gathering import Gathered, Limits, Widths, gathered_bytes
-from lumina_ds.plan.hardware import GIB
 from lumina_ds.plan.parameters import ParameterCounts, count_parameters
 from lumina_ds.plan.peaks import GrowingGradients, Moment, backward_moments, decoder_end, forward_moments
 from lumina_ds.plan.shape import ExpertLoad, Setting
 from lumina_ds.plan.states import StateBytes, ZeroSettings, optimizer_groups, state_bytes
+from lumina_ds.text import GIB
 
 PHASES = ("forward", "backward", "step")
 COMPONENTS = (

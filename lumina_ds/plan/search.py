@@ -9,11 +9,12 @@ from typing import Any
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.communication import Communication, communication_bytes
-from lumina_ds.plan.hardware import GIB, cards_that_fit
+from lumina_ds.plan.hardware import cards_that_fit
 from lumina_ds.plan.layout import Fixed, Layout, apply_layout, layout_json, layouts
 from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan, plan_memory
 from lumina_ds.plan.parameters import count_parameters
 from lumina_ds.plan.states import ZeroSettings, optimizer_groups
+from lumina_ds.text import format_bytes
 
 # An expert's matrix products are bound by computation from about this many rows on.
 _ROWS_PER_EXPERT = 512
@@ -181,8 +182,8 @@ def _binding(
         return "the token budget: no larger micro-batch comes within 2 % of it"
     larger = _choice(config, choice.layout, world_size, precision, above[0])
     return (
-        f"memory: a micro-batch of {above[0][0]} peaks at {larger.plan.peak_bytes / GIB:.1f} GiB in "
-        f"{larger.plan.peak_phase}, and the card has {limit / GIB:.1f}"
+        f"memory: a micro-batch of {above[0][0]} peaks at {format_bytes(larger.plan.peak_bytes)} in "
+        f"{larger.plan.peak_phase}, and the card has {format_bytes(limit)}"
     )
 
 
@@ -231,7 +232,7 @@ def _less_communication(
     if best is None or best.communication.network_bytes > 0.7 * sent:
         return []
     return [
-        f"{best.communication.network_bytes / GIB:,.0f} instead of {sent / GIB:,.0f} GiB between the GPUs: "
+        f"{format_bytes(best.communication.network_bytes)} instead of {format_bytes(sent)} between the GPUs: "
         f"{best.layout.label}"
     ]
 
@@ -242,8 +243,8 @@ def _nothing_fits(
     plan = smallest.plan
     component, size = max(plan.breakdown.items(), key=lambda item: item[1])
     binding = (
-        f"memory: the smallest layout ({smallest.layout.label}) peaks at {plan.peak_bytes / GIB:.1f} GiB in "
-        f"{plan.peak_phase}, {size / GIB:.1f} of it {component}, and the card has {limit / GIB:.1f}"
+        f"memory: the smallest layout ({smallest.layout.label}) peaks at {format_bytes(plan.peak_bytes)} in "
+        f"{plan.peak_phase}, {format_bytes(size)} of it {component}, and the card has {format_bytes(limit)}"
     )
     advice = []
     cards = cards_that_fit(plan.peak_bytes)

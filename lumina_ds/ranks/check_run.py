@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError, MachineError
+from lumina_ds.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from lumina_ds.engine.kernel_choice import KernelChoice
@@ -78,12 +79,11 @@ def check_measurable(config: RunConfig, runner: Sequence[str]) -> str:
 def check_ranks(num_ranks: int, device: str, peak_bytes: int) -> None:
     """Raise ConfigError where this machine has no room for ranks that peak at `peak_bytes` each."""
     from lumina_ds.engine.resources import num_local_gpus
-    from lumina_ds.plan.hardware import GIB
 
     cores = os.cpu_count() or 1
     limit = num_local_gpus() if device == "cuda" else _RANKS_PER_CORE * cores
     if num_ranks > limit:
-        have = f"{limit} GPUs" if device == "cuda" else f"{cores} CPU cores"
+        have = counted(limit, "GPU") if device == "cuda" else counted(cores, "CPU core")
         raise ConfigError(f"--gpus {num_ranks} are more ranks than this machine with {have} runs; use at most {limit}")
     if device == "cpu":
         import psutil
@@ -91,6 +91,6 @@ def check_ranks(num_ranks: int, device: str, peak_bytes: int) -> None:
         free = psutil.virtual_memory().available
         if num_ranks * peak_bytes > free:
             raise ConfigError(
-                f"{num_ranks} ranks of {peak_bytes / GIB:.1f} GiB do not fit the {free / GIB:.1f} GiB that are free on "
-                "this machine; use a smaller preset, fewer --gpus or a smaller --micro-batch"
+                f"{counted(num_ranks, 'rank')} of {format_bytes(peak_bytes)} do not fit the {format_bytes(free)} that are "
+                "free on this machine; use a smaller preset, fewer --gpus or a smaller --micro-batch"
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from lumina_ds.checkpoint.format import step_folders
 from lumina_ds.config.schema import TrainConfig
 from lumina_ds.errors import SharedFault
+from lumina_ds.text import format_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,8 @@ def check_disk_space(checkpoints: Path, train: TrainConfig, checkpoint_bytes: in
     free = shutil.disk_usage(checkpoints).free
     if free < checkpoint_bytes + metrics:
         raise SharedFault(
-            f"{checkpoints} has {_size(free)} free, and one checkpoint with the metrics takes "
-            f"{_size(checkpoint_bytes + metrics)}; free some space, or set --runs-dir to another disk"
+            f"{checkpoints} has {format_bytes(free)} free, and one checkpoint with the metrics takes "
+            f"{format_bytes(checkpoint_bytes + metrics)}; free some space, or set --runs-dir to another disk"
         )
     count = checkpoints_at_once(train, num_steps)
     needed = max(0, count - len(step_folders(checkpoints))) * checkpoint_bytes + metrics
@@ -36,7 +37,7 @@ def check_disk_space(checkpoints: Path, train: TrainConfig, checkpoint_bytes: in
         logger.warning(
             "%s has %s free, and up to %d checkpoints with the metrics take %s more: saves will fail; free some space, "
             "or lower --train.keep_checkpoints",
-            *(checkpoints, _size(free), count, _size(needed)),
+            *(checkpoints, format_bytes(free), count, format_bytes(needed)),
         )
 
 
@@ -47,7 +48,3 @@ def checkpoints_at_once(train: TrainConfig, num_steps: int) -> int:
         return most
     saves = 1 + ((num_steps - 1) // train.save_every_n_batches if train.save_every_n_batches else 0)
     return min(saves, most)
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:,.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"

@@ -33,6 +33,7 @@ from lumina_ds.monitor.console import TrainingConsole
 from lumina_ds.monitor.trackers import open_trackers
 from lumina_ds.monitor.writers import MetricsWriter
 from lumina_ds.plan.duration import checkpoint_bytes
+from lumina_ds.text import counted
 from lumina_ds.train.environment import write_environment
 from lumina_ds.train.evaluate import evaluate
 from lumina_ds.train.health import StepHealth, Verdict
@@ -297,8 +298,8 @@ class TrainingRun:
         self.outputs.callback(self.metrics.close)
         self.console.say(
             f"{self.config.run_name}: {self.num_steps} steps of {self.batch_rows} rows x {self.config.seq_length} "
-            f"tokens, {self.console.strategy} ({self.precision_reason}), {self.world.size} "
-            f"rank{'s' if self.world.size > 1 else ''} on {self.world.device}"
+            f"tokens, {self.console.strategy} ({self.precision_reason}), "
+            f"{counted(self.world.size, 'rank')} on {self.world.device}"
         )
         losses = self.rows.describe_losses()
         if losses:

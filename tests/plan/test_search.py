@@ -15,11 +15,12 @@ from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.communication import communication_bytes
 from lumina_ds.plan.explain import explain
-from lumina_ds.plan.hardware import CARDS, GIB, GPUS, find_gpu
+from lumina_ds.plan.hardware import CARDS, GPUS, find_gpu
 from lumina_ds.plan.layout import Fixed, apply_layout, layout_json, layouts, with_offload
 from lumina_ds.plan.memory import PHASES, plan_memory
 from lumina_ds.plan.search import find_cheapest
 from lumina_ds.plan.states import OptimizerGroup, ZeroSettings
+from lumina_ds.text import format_bytes
 
 H100 = find_gpu("h100-80").usable_bytes
 
@@ -154,7 +155,7 @@ def test_the_batch_reaches_the_budget_with_the_largest_micro_batch():
     run = apply_layout(config, choice.layout, larger, choice.plan.gradient_accumulation_steps)
     plan = plan_memory(run, 8, "bf16", deepspeed_json=layout_json(run, choice.layout, 8, "bf16"))
     assert plan.peak_bytes > H100
-    assert result.binding.startswith(f"memory: a micro-batch of {larger} peaks at {plan.peak_bytes / GIB:.1f} GiB")
+    assert result.binding.startswith(f"memory: a micro-batch of {larger} peaks at {format_bytes(plan.peak_bytes)} in")
     assert result.advice[0].startswith(f"a micro-batch of {larger} fits with ZeRO-")
 
 
@@ -165,10 +166,10 @@ def test_advice_names_the_layout_that_communicates_less():
     [advice] = [line for line in result.advice if "between the GPUs" in line]
     kept = result.choice.layout.activation_checkpointing
     spread = find_cheapest(config, 128, "bf16", find_gpu("b200").usable_bytes, 8, Fixed(3, 8, kept, "none"))
-    sent = [found.choice.communication.network_bytes / GIB for found in (spread, result)]
+    sent = [found.choice.communication.network_bytes for found in (spread, result)]
     assert sent[0] < 0.5 * sent[1]
     assert not any("offload" in line for line in result.advice)
-    assert f"{sent[1]:,.0f} GiB between the GPUs: ZeRO-3, expert parallel" in advice
+    assert f"{format_bytes(sent[1])} between the GPUs: ZeRO-3, expert parallel" in advice
 
 
 def test_a_small_budget_binds_before_memory():

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.errors import ConfigError
-from lumina_ds.plan.hardware import GIB, usable_bytes
+from lumina_ds.plan.hardware import usable_bytes
 from lumina_ds.plan.layout import with_offload
 from lumina_ds.plan.memory import plan_memory
+from lumina_ds.text import GIB, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,7 +66,7 @@ def render_grid(grid: list[dict[str, Any]], gpu_memory: float, console: Console)
     if len(sizes) > 1:
         table.add_column("EP", justify="right", no_wrap=True)
     for gpus in counts:
-        table.add_column(f"{gpus} GPU{'s' if gpus > 1 else ''}", justify="right", no_wrap=True)
+        table.add_column(counted(gpus, "GPU"), justify="right", no_wrap=True)
     peaks = {(cell["zero_stage"], cell["expert_parallel_size"], cell["gpus"]): cell["peak_bytes"] for cell in grid}
     for stage in STAGES:
         valid = [size for size in sizes if any(peaks[stage, size, gpus] is not None for gpus in counts)]

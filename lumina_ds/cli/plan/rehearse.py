@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lumina_ds.cli.plan.options import overrides, setting_options
-from lumina_ds.cli.presets import format_bytes
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.deepspeed.report import batch_equation
 from lumina_ds.config.load import load_config
@@ -25,6 +24,7 @@ from lumina_ds.plan.hardware import find_gpu
 from lumina_ds.plan.layout import OFFLOADS, with_offload
 from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan, plan_memory
 from lumina_ds.plan.states import ZeroSettings, moment_elements, momentum_bytes, optimizer_groups
+from lumina_ds.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from lumina_ds.measure.rehearsal import RankRehearsal
@@ -215,7 +215,7 @@ def _print(
     console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
     ranks = ", ".join(str(each.rank) for each in rehearsed)
     console.print(
-        f"{plan.name} on {plan.world_size} ranks, ZeRO {plan.zero_stage}, expert parallel {plan.expert_parallel_size}, "
+        f"{plan.name} on {counted(plan.world_size, 'rank')}, ZeRO {plan.zero_stage}, expert parallel {plan.expert_parallel_size}, "
         f"{plan.precision}; rehearsed as ranks {ranks}"
     )
     for check in checks:

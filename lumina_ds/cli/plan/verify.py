@@ -11,13 +11,13 @@ from typing import Any
 import click
 
 from lumina_ds.cli.plan.options import overrides, setting_options
-from lumina_ds.cli.presets import format_bytes
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import load_config
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.plan.layout import OFFLOADS, with_offload
 from lumina_ds.plan.memory import PHASES, MemoryPlan, plan_memory
 from lumina_ds.plan.shape import ExpertLoad
+from lumina_ds.text import format_bytes
 
 STATES = ("parameters", "master weights", "moments", "gradients")
 # Outside the allocator, or not a prediction.

@@ -19,9 +19,9 @@ from lumina_ds.config.deepspeed.merge import Merger
 from lumina_ds.config.deepspeed.optimizer import merge_optimizer, optimizer_faults
 from lumina_ds.config.deepspeed.tree import AUTO, is_above, is_enabled, section_of, value_at
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.config.suggest import nearest
 from lumina_ds.config.tensors import moe_layers, parameter_tensors
 from lumina_ds.errors import ConfigError
+from lumina_ds.text import nearest
 
 __all__ = [
     "compose_deepspeed",
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 # Installed inside the package, or beside it in a checkout.
-_FOLDERS = (Path(__file__).parents[1] / "ds_configs", Path(__file__).parents[2] / "ds_configs")
+_FOLDERS = (Path(__file__).parents[2] / "ds_configs", Path(__file__).parents[3] / "ds_configs")
 _MAX_JSON_BYTES = 1 << 20
 
 # DeepSpeed's default of 5e8 elements costs gigabytes of buffers; larger than 2e8 gains no speed.

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from run_worker import configuration
+from tiny_run import configuration
 
 from lumina_ds.checkpoint.format import find_checkpoint, read_manifest, step_folders
 from lumina_ds.checkpoint.saver import CheckpointSaver

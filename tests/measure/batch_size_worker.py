@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import torch.distributed as dist
-from run_worker import configuration
+from tiny_run import configuration
 
 from lumina_ds.engine.world import start, stop
 from lumina_ds.measure.batch_size import settle_batch

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from two_rank_run import CHECKOUT, CONFIG
+from tiny_run import configuration
 
 from lumina_ds.checkpoint.format import checkpoint_faults, read_manifest
 from lumina_ds.checkpoint.pieces import optimizer_file_name
@@ -19,6 +19,7 @@ from lumina_ds.checkpoint.publish import begin, publish
 from lumina_ds.checkpoint.state import PIECES, SavedState, piece_record
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
 
+CHECKOUT = Path(__file__).parents[2]
 MIB = 1 << 20
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
 # The libraries are there before; which of their pages count depends on what else the machine has read.
@@ -52,8 +53,9 @@ def make_checkpoint(run, mib):
             tensors |= {f"{name}/{key}": torch.arange(start, end) * 0.5 + at for at, key in enumerate(KEYS)}
         file = CheckpointFile(optimizer_file_name(rank), tensors, {PIECES: json.dumps(records)})
         files[file.name] = file.write(staging)
+    config = configuration("r", 2, "fp32", str(run)).model_dump(mode="json")
     topology = {"world_size": 2, "zero_stage": 2, "expert_parallel_size": 2, "precision": "fp32"}
-    manifest = {"step": 3, "topology": topology, "files": files, "eval_loss": None, "config": CONFIG}
+    manifest = {"step": 3, "topology": topology, "files": files, "eval_loss": None, "config": config}
     return publish(staging, manifest | {"schedule": {"rows_per_step": 8}}, keep=1)
 
 
