@@ -6,17 +6,27 @@ rank. The ranks that `lumina train` starts get its resolved configuration instea
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import sys
+from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from lumina_ds.cli.config_options import ConfigCommand, config_options, resolve
 from lumina_ds.cli.main import run_command
+from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from lumina_ds.plan.memory import MemoryPlan
+    from lumina_ds.ranks.check_run import RunCheck
 
 EXAMPLES = """Examples:
 
@@ -60,10 +70,7 @@ def command(
         _train_what_is_handed_over(Path(resolved[0]), resolved[1], rank)
     found = resolve(ctx)
     if dry_run:
-        from lumina_ds.cli.dry_run import show_dry_run
-        from lumina_ds.ranks.runner import complete_runner_arguments
-
-        show_dry_run(found, complete_runner_arguments(runner), ctx.meta["arguments"], as_json)
+        _show_dry_run(found, runner, ctx.meta["arguments"], as_json)
         return 0
     if as_json:
         raise click.UsageError("--json goes with --dry-run; a run's figures are in its metrics.jsonl")
@@ -148,11 +155,79 @@ def _train_as_rank(config: RunConfig, rank: int) -> NoReturn:
 
 
 def _run(config: RunConfig) -> NoReturn:
+    from lumina_ds.measure.batch_size import settle_batch
     from lumina_ds.train.start import run_rank
 
     data = config.data
     assert data.shards is not None
-    run_rank(config, Path(data.shards), None if data.eval_shards is None else Path(data.eval_shards))
+    run_rank(config, Path(data.shards), None if data.eval_shards is None else Path(data.eval_shards), settle_batch)
+
+
+def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
+    """Print the configuration with origins, the DeepSpeed JSON, the memory plan, and the command that starts it."""
+    from lumina_ds.cli.plan.render import plan_record
+    from lumina_ds.plan.memory import plan_memory
+    from lumina_ds.ranks.check_run import check_run
+    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size, runner_command
+    from preprocess.prepare import check_sources
+
+    config, runner = resolved.config, complete_runner_arguments(runner)
+    world_size = planned_world_size(runner)
+    checked = check_run(config, world_size)
+    check_sources(config)
+    plan = plan_memory(config, world_size, checked.precision, checked.device, checked.deepspeed_json)
+    tree = config.model_dump()
+    values = {name: reduce(getitem, name.split("."), tree) for name in resolved.origins}
+    started = [word for word in arguments if word not in ("--dry-run", "--json")]
+    command = shlex.join(["deepspeed", *runner_command(runner, started)[3:]])
+    if as_json:
+        document = {
+            "config": {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()},
+            "deepspeed": checked.deepspeed_json,
+            "plan": plan_record(plan),
+            "precision": {"value": checked.precision, "reason": checked.precision_reason},
+            "attention": {"value": checked.attention.backend, "reason": checked.attention.reason},
+            "fused_kernels": {"value": list(checked.kernels.names), "reason": checked.kernels.reason},
+            "command": command,
+        }
+        click.echo(json.dumps(document, indent=2))
+    else:
+        _print_dry_run(values, resolved.origins, checked, plan, command, config.train.auto_micro_batch)
+
+
+def _print_dry_run(
+    values: Mapping[str, Any],
+    origins: Mapping[str, str],
+    checked: RunCheck,
+    plan: MemoryPlan,
+    command: str,
+    batch_is_open: bool,
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lumina_ds.cli.plan.render import render_plan
+
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("field", no_wrap=True)
+    table.add_column("value")
+    table.add_column("origin")
+    for name, value in values.items():
+        style = "dim" if origins[name] == "default" else None
+        table.add_row(name, "" if value is None else str(value), origins[name], style=style)
+    console.print(table)
+    console.print(
+        f"\nPrecision: {checked.precision_reason}\nAttention: {checked.attention.reason}\n"
+        f"Fused kernels: {checked.kernels.reason}\n"
+    )
+    console.print("DeepSpeed JSON:")
+    console.print_json(data=checked.deepspeed_json)
+    render_plan(plan, console)
+    if batch_is_open:
+        console.print("The micro-batch is chosen and tried when the ranks start; planned here is the configured one.")
+    console.print("Command (started from this folder; the data is prepared first):")
+    console.print(f"  {command}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":
