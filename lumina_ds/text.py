@@ -18,8 +18,10 @@ def format_bytes(num_bytes: float) -> str:
 def format_count(number: int) -> str:
     """A count as people say it: 501K, 69.8M, 7.06B, 15T."""
     for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
+        # What rounds to 1,000 of a unit is one of the next.
+        if number >= 0.9995 * size:
+            shown = number / size
+            return f"{shown:,.0f}{letter}" if shown >= 999.5 else f"{shown:.3g}{letter}"
     return str(number)
 
 

@@ -1,6 +1,6 @@
 """Start and end of a rank: the launcher's environment, DeepSpeed's process group, and a clean exit.
 
-Every known bite of DeepSpeed 0.19.8 around starting and stopping is handled here, and nowhere else.
+What DeepSpeed 0.19.8 gets wrong around starting and stopping is handled here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lumina_ds.data.loader import RowShare
+from lumina_ds.engine.deepspeed.shared_memory_op import skip_shared_memory_op
 from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, meet
 from lumina_ds.errors import MachineError
 
@@ -205,11 +206,3 @@ def _extensions_folder() -> Path:
         return folder
     except OSError:
         return Path(tempfile.mkdtemp(prefix="lumina-ds-ops-"))
-
-
-def skip_shared_memory_op() -> None:
-    """Keep init_distributed from building deepspeed_shm_comm: it needs a compiler, and leaks 69 MB of /dev/shm
-    per rank and run. gloo carries the same traffic."""
-    from deepspeed.ops import __compatible_ops__
-
-    __compatible_ops__["deepspeed_shm_comm"] = False

@@ -6,17 +6,17 @@ The measured side of `lumina plan verify`.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.deepspeed.expert_parallel import autoep_layers
+from lumina_ds.engine.deepspeed.linear import own_linear
+from lumina_ds.engine.deepspeed.phases import wrap_phases
 from lumina_ds.engine.world import World
 from lumina_ds.measure.allocations import marked_record
 from lumina_ds.measure.live_tensors import (
@@ -38,11 +38,10 @@ def measure_memory(
     parameters included), `peaks` the most that was alive in each phase, and `seconds` the steps' times. The forward
     phase ends where the gradient leaves the head, as in lumina_ds/plan/memory.py.
     """
-    with marked_record(world.device) as marks, _own_linear():
+    with marked_record(world.device) as marks, own_linear():
         engine = build_engine(config, world, precision, dict(deepspeed_json))
         components: dict[str, int] = {}
-        for phase in ("forward", "backward", "step"):
-            setattr(engine, phase, _in_phase(getattr(engine, phase), phase, marks, engine, components))
+        wrap_phases(engine, lambda run, phase: _in_phase(run, phase, marks, engine, components))
         seconds = []
         hooks = [engine.module.model.register_forward_hook(lambda _, __, out: _watch_head(out[0], marks))]
         loads: list[list[int]] = []
@@ -89,16 +88,6 @@ def _load(loads: list[list[int]], config: RunConfig) -> dict[str, float]:
     busiest = max(max(counts) for counts in counted)
     mean = sum(sum(counts) for counts in loads) / len(loads)
     return {"rank": mean / even, "expert": busiest * len(loads[0]) / even}
-
-
-@contextmanager
-def _own_linear() -> Iterator[None]:
-    """Undo what ZeRO-3 does to torch.nn.functional.linear, which would change the next engine's memory."""
-    linear = F.linear
-    try:
-        yield
-    finally:
-        F.linear = linear
 
 
 def _in_phase(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, record_function
 
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.engine.deepspeed.phases import around_collectives, around_phases
 from lumina_ds.engine.world import World
 from lumina_ds.measure.live_tensors import (
     gradient_tensors,
@@ -38,7 +39,8 @@ _OTHER = "other"
 # DeepSpeed's hooks on parameters run inside these nodes: it keeps, buckets and reduces the gradients there.
 _ACCUMULATE = "gradients"
 
-PHASES = {"forward": "forward", "backward": "backward", "step": "optimizer"}
+# What the engine's phases are called here.
+_PHASES = {"forward": "forward", "backward": "backward", "step": "optimizer"}
 # Parts of the model by the last word of a module's name; an MoE block's own share is moving tokens to experts.
 PARTS = {
     "embed_tokens": "embedding",
@@ -51,18 +53,6 @@ PARTS = {
     "post_attention_layernorm": "norms",
     "norm": "norms",
 }
-COLLECTIVES = (
-    "all_gather",
-    "all_gather_into_tensor",
-    "all_reduce",
-    "all_to_all",
-    "all_to_all_single",
-    "barrier",
-    "broadcast",
-    "reduce",
-    "reduce_scatter",
-    "reduce_scatter_tensor",
-)
 
 Place = tuple[str, str]
 
@@ -81,7 +71,7 @@ def profile_steps(
         for _ in range(max(1, num_warmup)):
             steps.take()
         memory = _Memory(steps)
-        with _snapshot(snapshot), _around_phases(steps.engine, memory.phase):
+        with _snapshot(snapshot), around_phases(steps.engine, lambda phase: memory.phase(_PHASES[phase])):
             plain = [steps.take() for _ in range(num_steps)]
         found = memory.read()
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (world.device == "cuda")
@@ -207,26 +197,6 @@ def _peak(device: str) -> int:
 
 
 @contextlib.contextmanager
-def _around_phases(engine: Any, around: Callable[[str], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
-    """Run the engine's forward, backward and step each inside `around(phase)`."""
-
-    def wrapped(run: Callable[..., Any], phase: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with around(phase):
-                return run(*args, **kwargs)
-
-        return call
-
-    for name, phase in PHASES.items():
-        setattr(engine, name, wrapped(getattr(engine, name), phase))
-    try:
-        yield
-    finally:
-        for name in PHASES:
-            delattr(engine, name)
-
-
-@contextlib.contextmanager
 def _ranges(engine: Any) -> Iterator[None]:
     """Named ranges around phases, modules and collectives."""
     hooks: list[Any] = []
@@ -236,7 +206,10 @@ def _ranges(engine: Any) -> Iterator[None]:
             part = "dispatch and combine" if hasattr(module, "experts") else "feed-forward"
         if part is not None:
             hooks += _range_of(module, part)
-    with _around_phases(engine, lambda phase: record_function(PHASE + phase)), _collectives():
+    with (
+        around_phases(engine, lambda phase: record_function(PHASE + _PHASES[phase])),
+        around_collectives(lambda: record_function(PART + "communication")),
+    ):
         yield
     for hook in hooks:
         hook.remove()
@@ -253,28 +226,6 @@ def _range_of(module: torch.nn.Module, part: str) -> tuple[Any, Any]:
         open_ranges.pop().__exit__(None, None, None)
 
     return module.register_forward_pre_hook(enter, prepend=True), module.register_forward_hook(leave)
-
-
-@contextlib.contextmanager
-def _collectives() -> Iterator[None]:
-    """A range around torch.distributed's collectives and around waiting for one: the CPU does nothing else then."""
-    places = [(dist, name) for name in COLLECTIVES if hasattr(dist, name)] + [(dist.Work, "wait")]
-    originals = [getattr(place, name) for place, name in places]
-
-    def wrapped(run: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with record_function(PART + "communication"):
-                return run(*args, **kwargs)
-
-        return call
-
-    for (place, name), original in zip(places, originals, strict=True):
-        setattr(place, name, wrapped(original))
-    try:
-        yield
-    finally:
-        for (place, name), original in zip(places, originals, strict=True):
-            setattr(place, name, original)
 
 
 @contextlib.contextmanager

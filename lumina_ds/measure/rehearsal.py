@@ -100,11 +100,12 @@ def rehearse_rank(
     """Set the run up as one rank, in this process, which can be nothing else afterwards."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from lumina_ds.engine.deepspeed.fake_tensors import modules_stay_in_place
     from lumina_ds.engine.world import start_rehearsal
 
     world = start_rehearsal(rank, world_size)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True), modules_stay_in_place():
             engine = _engine(config, world, precision, deepspeed_json)
             _take_one_step(engine.optimizer)
             return _describe(engine, rank, _saved_files(engine, rank))
@@ -117,16 +118,9 @@ def rehearse_rank(
 
 
 def _engine(config: RunConfig, world: Any, precision: str, deepspeed_json: dict[str, Any]) -> Any:
-    """The run's own engine, empty: build_engine with tensors that are made in their type and place.
-
-    A fake tensor cannot be cast or moved in place, which is what DeepSpeed does to every parameter; here it has
-    nothing to do, because allocate has made them right.
-    """
-    from torch import nn
-
+    """The run's own engine, empty: build_engine with tensors that are made in their type and place."""
     from lumina_ds.engine.build import build_engine
 
-    nn.Module._apply = lambda self, fn, recurse=True: self  # type: ignore[method-assign]
     config = config.model_copy(deep=True)
     config.train.compile = "off"
     config.train.flash_attention, config.train.attention_backend = "off", "auto"

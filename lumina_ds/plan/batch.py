@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
+from lumina_ds.plan.layout import Composer
 from lumina_ds.plan.memory import plan_memory
 from lumina_ds.text import counted, format_bytes
 
@@ -62,12 +63,13 @@ def largest_micro_batch(
     ConfigError when they cannot be dealt out evenly.
     """
     readers = world_size // config.deepspeed.sequence_parallel_size
+    composer = Composer(config, precision)
     own = _rows_of_reader(config, readers, rows)
     limited_by = f"the rows of a step, of which each rank has {own} (train.global_batch_size)"
     for micro in (micro for micro in range(own, 0, -1) if own % micro == 0):
         candidate = with_batch(config, micro, own // micro)
         candidate.train.global_batch_size = None
-        plan = plan_memory(candidate, world_size, precision, device)
+        plan = plan_memory(candidate, world_size, precision, device, composer.json(candidate, world_size))
         if plan.peak_bytes <= limit_bytes or micro == 1:
             break
         limited_by = f"memory: {micro} rows are planned at {format_bytes(plan.peak_bytes)}, and {format_bytes(limit_bytes)} are free"

@@ -15,7 +15,7 @@ from lumina_ds.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from lumina_ds.engine.kernel_choice import KernelChoice
-    from lumina_ds.model.attention_choice import AttentionChoice
+    from lumina_ds.model.attention_backends import AttentionChoice
 
 # Ranks of a CPU take turns; beyond this they mostly wait for each other.
 _RANKS_PER_CORE = 4
@@ -40,7 +40,7 @@ def check_run(config: RunConfig, world_size: int) -> RunCheck:
     """
     from lumina_ds.config.deepspeed.compose import compose_deepspeed
     from lumina_ds.engine.kernel_choice import choose_kernels
-    from lumina_ds.model.attention_choice import choose_attention
+    from lumina_ds.model.attention_backends import choose_attention
     from lumina_ds.model.device import device_and_precision
     from lumina_ds.monitor.trackers import missing_trackers
 

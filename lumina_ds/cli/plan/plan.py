@@ -17,13 +17,12 @@ from lumina_ds.cli.plan.rehearse import rehearse
 from lumina_ds.cli.plan.render import plan_record, render_plan
 from lumina_ds.cli.plan.time import time
 from lumina_ds.cli.plan.verify import verify
-from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import load_config
 from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.tensors import num_parameters
 from lumina_ds.plan.explain import explain
 from lumina_ds.plan.hardware import find_gpu, usable_bytes
-from lumina_ds.plan.layout import OFFLOADS, Fixed, with_offload
+from lumina_ds.plan.layout import Composer, Fixed
 from lumina_ds.plan.memory import plan_memory
 from lumina_ds.plan.search import find_cheapest
 
@@ -40,7 +39,6 @@ from lumina_ds.plan.search import find_cheapest
 @click.option("--gpu-memory", type=click.FloatRange(min=1), default=80, show_default=True, help="GB, for the grid.")
 @click.option("--gpu", "gpu_name", help="A card, such as h100-80 or rtx4090: find the cheapest plan that fits it.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")
-@click.option("--offload", type=click.Choice(OFFLOADS), help="Keep states in host memory.")
 @click.option("--global-batch-tokens", type=TokenCount(), help="Solve micro-batch and accumulation for it: 4M.")
 @click.option("--explain", "explained", is_flag=True, help="Each formula with the numbers filled in.")
 @click.option("--write", "folder", type=click.Path(file_okay=False, path_type=Path), help="Write run.yaml and ds.json.")
@@ -54,7 +52,6 @@ def command(
     gpu_memory: float,
     gpu_name: str | None,
     nodes: int,
-    offload: str | None,
     global_batch_tokens: int | None,
     explained: bool,
     folder: Path | None,
@@ -77,18 +74,21 @@ def command(
     precision, reason = resolve_precision(config.train.precision, device, bf16, num_parameters(config.model))
     world_size = gpus * nodes
     card_gb = gpu.memory_gb if gpu else gpu_memory
-    composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
+    composer = Composer(config, precision)
+    composed = composer.json(config, world_size)
     plan = plan_memory(config, world_size, precision, device, composed)
-    grid = plan_grid(config, precision, world_size, offload or "none") if device == "cuda" else []
+    grid = plan_grid(config, world_size, composer) if device == "cuda" else []
     result = None
     if gpu_name or global_batch_tokens or folder:
         if device == "cpu":
             raise click.UsageError(
                 "--gpu, --global-batch-tokens and --write plan for GPUs; leave --device out", context
             )
-        fixed = Fixed(settings["zero"], settings["expert_parallel"], settings["activation_checkpointing"], offload)
+        fixed = Fixed(
+            settings["zero"], settings["expert_parallel"], settings["activation_checkpointing"], settings["offload"]
+        )
         limit = usable_bytes(card_gb)
-        result = find_cheapest(config, world_size, precision, limit, gpus, fixed, global_batch_tokens)
+        result = find_cheapest(config, world_size, precision, limit, gpus, fixed, global_batch_tokens, composer)
     formulas = explain(plan, config, composed) if explained else []
     if folder is not None:
         written = write_choice(result, precision, gpus, folder)

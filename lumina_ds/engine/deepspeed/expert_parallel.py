@@ -14,9 +14,20 @@ from typing import Any
 from torch import nn
 
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.engine.deepspeed.changes import Need, existing, replace
 from lumina_ds.model.experts import Experts
 from lumina_ds.model.moe import MoE
 from lumina_ds.model.router import Router, RouterGate
+
+_LAYER = "deepspeed.module_inject.auto_ep_layer:AutoEPMoELayer"
+NEEDS = (
+    Need("deepspeed.moe.ep_router:TokenChoiceTopKRouter.forward", "self x expert_bias"),
+    Need("deepspeed.moe.ep_router:TokenChoiceTopKRouter.gate"),
+    Need("deepspeed.moe.ep_experts:GroupedExperts.forward", "self x"),
+    Need(f"{_LAYER}._forward", contains="RouterOutput(*self.router(x, self.expert_bias))"),
+    Need(f"{_LAYER}._forward", contains='elif self.combine_impl == "fused_weighted_sum":'),
+    *(Need(f"{_LAYER}.{name}") for name in ("router", "experts", "combine_impl", "score_apply", "forward")),
+)
 
 
 def autoep_layers(module: nn.Module) -> list[Any]:
@@ -62,9 +73,9 @@ def install_cpu_experts(module: nn.Module, expert_parallel_size: int) -> None:
     grouped kernels, made for its cards, stay.
     """
     for layer in autoep_layers(module):
-        layer.experts.__class__ = Experts
+        replace(existing(layer, "experts"), "__class__", Experts)
         if expert_parallel_size == 1:
-            layer.__class__ = _local_layer()
+            replace(layer, "__class__", _local_layer())
 
 
 def fuse_combination(module: nn.Module) -> None:
@@ -74,7 +85,7 @@ def fuse_combination(module: nn.Module) -> None:
     """
     for layer in autoep_layers(module):
         if layer.combine_impl == "weighted_sum" and layer.score_apply == "post":
-            layer.combine_impl = "fused_weighted_sum"
+            replace(layer, "combine_impl", "fused_weighted_sum")
 
 
 @lru_cache(maxsize=1)
@@ -92,7 +103,7 @@ def install_routers(module: nn.Module, config: ModelConfig) -> None:
     assert len(layers) == expected, f"AutoEP replaced {len(layers)} of {expected} MoE layers"
     numbers = [layer for layer in range(config.num_hidden_layers) if config.is_moe_layer(layer)]
     for number, layer in zip(numbers, layers, strict=True):
-        router = layer.router
-        router.__class__ = Router
-        router.gate.__class__ = RouterGate
+        router = existing(layer, "router")
+        replace(router, "__class__", Router)
+        replace(existing(router, "gate"), "__class__", RouterGate)
         router.configure(config, number, router.gate.weight.device)
