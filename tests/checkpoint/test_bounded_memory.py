@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -22,19 +23,28 @@ from lumina_ds.checkpoint.tensor_file import CheckpointFile
 CHECKOUT = Path(__file__).parents[2]
 MIB = 1 << 20
 KEYS = ("weight", "exp_avg", "exp_avg_sq")
-# The libraries are there before; which of their pages count depends on what else the machine has read.
-COMMAND = """import re, sys
+# The libraries are there before; which of their pages count depends on what else the machine has read. They are read
+# once: each command then has a process of its own, forked from the one that has them.
+COMMANDS = """import json, os, re, sys
 import torch, lumina_ds.checkpoint.reshard
 from lumina_ds.cli.main import cli, run_command
 
 def kib(name):
     return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 
-open("/proc/self/clear_refs", "w").write("5")  # the peak counts from now on (proc(5))
-before = kib("VmRSS")
-code = run_command(cli, sys.argv[1:])
-print("grew by", kib("VmHWM") - before)
-sys.exit(code)
+def grown(words):
+    open("/proc/self/clear_refs", "w").write("5")  # the peak counts from now on (proc(5))
+    before = kib("VmRSS")
+    code = run_command(cli, words)
+    print("grew by", kib("VmHWM") - before, flush=True)
+    return code
+
+for words in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        os._exit(grown(words))
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(f"failed: {words}")
 """
 RESHARD = ("--world-size", "1", "--zero", "3", "--expert-parallel", "1")
 
@@ -59,29 +69,30 @@ def make_checkpoint(run, mib):
     return publish(staging, manifest | {"schedule": {"rows_per_step": 8}}, keep=1)
 
 
-def lumina_in_a_process(*words, limit=None):
-    """Bytes by which the resident memory grew at its peak: anonymous and file pages, as the kernel counts them."""
+def lumina_in_processes(*commands, limit=None):
+    """Bytes by which the resident memory of each grew at its peak: anonymous and file pages, as the kernel counts."""
     enter = None if limit is None else lambda: (limit / "cgroup.procs").write_text(str(os.getpid()))
+    words = [["checkpoint", *map(str, command)] for command in commands]
     finished = subprocess.run(
-        [sys.executable, "-c", COMMAND, "checkpoint", *map(str, words)],
+        [sys.executable, "-c", COMMANDS, json.dumps(words)],
         cwd=CHECKOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, preexec_fn=enter,
     )  # fmt: skip
-    peak = finished.stdout.rpartition("grew by ")[2].strip()
-    assert finished.returncode == 0 and peak, (finished.returncode, finished.stdout, finished.stderr)
-    return int(peak) * 1024
+    peaks = re.findall(r"^grew by (\d+)$", finished.stdout, re.MULTILINE)
+    assert finished.returncode == 0, (finished.returncode, finished.stdout, finished.stderr)
+    assert len(peaks) == len(commands), finished.stdout
+    return [int(peak) * 1024 for peak in peaks]
 
 
 def test_peaks_do_not_grow_with_the_checkpoint(tmp_path):
     """72 and 288 MiB, of which one parameter is nearly all: both commands peak alike."""
-    peaks = {}
+    commands = []
     for mib in (24, 96):
         run = tmp_path / str(mib)
         make_checkpoint(run, mib)
-        peaks[mib] = (
-            lumina_in_a_process("consolidate", run, "--out", run / "whole.safetensors"),
-            lumina_in_a_process("reshard", run, *RESHARD),
-        )
-    for small, large in zip(peaks[24], peaks[96], strict=True):
+        commands += [("consolidate", run, "--out", run / "whole.safetensors"), ("reshard", run, *RESHARD)]
+    peaks = lumina_in_processes(*commands)
+    assert min(peaks) > MIB, "hardly a peak: what is measured is not the command"
+    for small, large in zip(peaks[:2], peaks[2:], strict=True):
         assert large - small < 8 * MIB, peaks
 
 
@@ -91,8 +102,9 @@ def test_both_under_a_hard_limit_of_about_half_the_checkpoint(tmp_path):
     before = load_all(step)
     out = tmp_path / "whole.safetensors"
     with memory_limit(256 * MIB) as limit:
-        lumina_in_a_process("consolidate", tmp_path, "--out", out, limit=limit)
-        lumina_in_a_process("reshard", tmp_path, *RESHARD, limit=limit)
+        lumina_in_processes(
+            ("consolidate", tmp_path, "--out", out), ("reshard", tmp_path, *RESHARD), limit=limit
+        )  # fmt: skip
     assert checkpoint_faults(step) == []
     assert sorted(name for name in read_manifest(step)["files"]) == [optimizer_file_name(0)]
     after, whole = load_all(step), load_file(out)
