@@ -6,8 +6,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from lumina_ds.config.deepspeed.merge import Merger
-from lumina_ds.config.deepspeed.tree import AUTO, section_of, value_at
+from lumina_ds.config.deepspeed.tree import AUTO, Merger, section_of, value_at
 from lumina_ds.config.schema import RunConfig, TrainConfig
 
 _HALF_PRECISION = ("bf16", "fp16")
