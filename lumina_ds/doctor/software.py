@@ -213,6 +213,6 @@ def _drivers(cards: list[Gpu]) -> tuple[str, ...]:
 
 
 def _ask_builders() -> list[str]:
-    from lumina_ds.engine.ops import compatible_ops
+    from lumina_ds.engine.resources import compatible_ops
 
     return [f"{name}: {'can be used' if usable else 'cannot be used'}" for name, usable in compatible_ops().items()]

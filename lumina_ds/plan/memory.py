@@ -12,6 +12,7 @@ from typing import Any
 
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.config.tensors import cached_by_model, parameter_tensors
 from lumina_ds.errors import ConfigError
@@ -212,7 +213,7 @@ def _states(config: RunConfig, zero: ZeroSettings, world_size: int, precision: s
 def _keeps_gradients_in_place(config: RunConfig, zero: ZeroSettings, parameter_bytes: int) -> bool:
     """Whether a single rank makes no buckets (engine/deepspeed/one_rank.py)."""
     in_own_type = zero.gradient_bytes == parameter_bytes and zero.offload_optimizer == "none"
-    return zero.stage in (1, 2) and in_own_type and config.train.optimizer != "muon"
+    return zero.stage in (1, 2) and in_own_type and not OPTIMIZERS[config.train.optimizer].own_kinds
 
 
 def _step_moments(states: StateBytes) -> Iterator[Moment]:

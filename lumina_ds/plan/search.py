@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.communication import Communication, communication_bytes
@@ -140,11 +141,12 @@ class _Search:
         width, size = PARAMETER_BYTES[self.precision], layout.expert_parallel_size
         held = counts.total - counts.experts + counts.experts // size
         share = counts.total // self.world_size
+        optimizer = OPTIMIZERS[self.config.train.optimizer]
         # Muon's momentum is narrower than Adam's moments, by how much depends on the layout.
-        width_of_states = 4 if self.config.train.optimizer == "muon" else 12
+        width_of_states = 4 if optimizer.own_kinds else 4 + optimizer.moment_bytes
         states = width_of_states * share if layout.offload == "none" else 0
         if layout.zero_stage == 0:
-            return (width + 8) * held
+            return (width + optimizer.moment_bytes) * held
         return states + (width * held if layout.zero_stage < 3 else 0 if "params" in layout.offload else width * share)
 
     def choice(self, layout: Layout, batch: Batch, factor: int = 1) -> Choice:

@@ -109,7 +109,7 @@ def test_row_02_03_04_a_kill_at_any_moment_of_a_save_leaves_a_sound_checkpoint(t
     for number in range(1, 200):
         checkpoints = tmp_path / str(number)
         code = subprocess.run(
-            [sys.executable, CHECKOUT / "tests/train/killed_save.py", checkpoints, str(number)],
+            [sys.executable, CHECKOUT / "tests/checkpoint/killed_save.py", checkpoints, str(number)],
             env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
         ).returncode
         found = newest_valid(checkpoints)

@@ -34,8 +34,10 @@ def test_row_16_and_18_skips_on_all_ranks_at_every_stage_and_precision(run_ranks
         records = read_records(runs_dir / name / "metrics.jsonl")
         assert [record["skipped"] for record in records] == [0] * 6 + [1, 1], name
         assert records[6]["anomaly_score"] > 6 > records[7]["anomaly_score"], name
-        kept = records[6]["loss"] > 10 * records[5]["loss"] if name.endswith("-spike") else True
-        assert (kept and records[6]["grad_norm"] is not None) or name.endswith("-spike"), name
+        # What was injected is what the record shows: 50 times the loss, or a gradient as large under an ordinary loss.
+        loss, norm = (records[6][key] / records[5][key] for key in ("loss", "grad_norm"))
+        assert (loss > 10) if name.endswith("-spike") else (0.5 < loss < 2), name
+        assert norm > 10, name
     for rank in found["limit"]:
         assert "3 steps in a row were skipped, the last at step 5" in rank["error"]
         assert rank["step"] == 5 and rank["finite"]

@@ -14,6 +14,7 @@ from lumina_ds.cli.plan.options import overrides, setting_options
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.deepspeed.report import batch_equation
 from lumina_ds.config.load import load_config
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.tensors import num_parameters, parameter_tensors
@@ -23,7 +24,7 @@ from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.plan.hardware import find_gpu
 from lumina_ds.plan.memory import MemoryPlan, plan_memory
 from lumina_ds.plan.shape import PARAMETER_BYTES
-from lumina_ds.plan.states import ZeroSettings, moment_elements, momentum_bytes, optimizer_groups
+from lumina_ds.plan.states import ZeroSettings, moment_bytes, optimizer_groups
 from lumina_ds.text import counted, format_bytes
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def rehearsal_checks(
         )
     )
     # Of Muon's momentum the plan has the fullest rank's.
+    has_whole_momenta = bool(OPTIMIZERS[config.train.optimizer].own_kinds)
     planned = _planned_states(config, plan, composed)
     for each in rehearsed:
         found = (each.parameter_bytes, each.master_bytes, each.moment_bytes)
@@ -133,7 +135,7 @@ def rehearsal_checks(
         wrong = [
             f"{name} {size:,} bytes, planned {expected:,}"
             for name, size, expected in zip(names, found, planned, strict=True)
-            if size != expected and not (name == "moments" and config.train.optimizer == "muon" and size < expected)
+            if size != expected and not (name == "moments" and has_whole_momenta and size < expected)
         ]
         checks.append(Check(f"rank {each.rank} holds what is planned", not wrong, "; ".join(wrong) or sizes))
     saved = _checkpoint(config, plan, rehearsed)
@@ -179,11 +181,10 @@ def _planned_states(config: RunConfig, plan: MemoryPlan, composed: Mapping[str, 
     groups = optimizer_groups(config.model, plan.world_size, plan.expert_parallel_size, config.train.optimizer)
     if zero.stage == 0:
         n = sum(group.numel for group in groups)
-        return b * n, 0, 8 * n
+        return b * n, 0, moment_bytes(groups, zero, b)
     share = sum(group.shards if zero.stage == 3 else group.partition for group in groups)
     parameters = plan.states["parameters"] + (b * share if zero.offload_param != "none" else 0)
-    adam, muon = moment_elements(groups) if config.train.optimizer == "muon" else (share, 0)
-    return parameters, 4 * share, 8 * adam + momentum_bytes(zero, b) * muon
+    return parameters, 4 * share, moment_bytes(groups, zero, b)
 
 
 def _checkpoint(config: RunConfig, plan: MemoryPlan, rehearsed: list[RankRehearsal]) -> dict[str, int]:

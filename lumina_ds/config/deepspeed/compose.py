@@ -24,6 +24,7 @@ from lumina_ds.config.deepspeed.tree import (
     section_of,
     value_at,
 )
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.tensors import moe_layers, parameter_tensors
 from lumina_ds.errors import ConfigError
@@ -79,7 +80,7 @@ def pins_batch(config: RunConfig) -> bool:
 
 
 def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> int:
-    """ZeRO stage of the run: --zero, else the file's, else 0 on one rank and 1 on several, or with Muon.
+    """ZeRO stage of the run: --zero, else the file's, else 0 on one rank and 1 on several, or for an optimizer that needs ZeRO.
 
     Pure half precision never runs at stage 0, where DeepSpeed's unfused optimizer diverges: by default
     it takes stage 1, and asking for 0 raises ConfigError.
@@ -96,7 +97,7 @@ def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> in
             f"ZeRO stage 0 with {precision} takes an optimizer path that diverges from the other stages; "
             "use --zero 1, or --precision mixed_bf16"
         )
-    sharded = world_size > 1 or half or config.train.optimizer == "muon"
+    sharded = world_size > 1 or half or 0 not in OPTIMIZERS[config.train.optimizer].stages
     return asked if asked is not None else int(sharded)
 
 
