@@ -20,6 +20,8 @@ from lumina_ds.checkpoint.publish import begin, publish
 from lumina_ds.checkpoint.state import PIECES, SavedState, piece_record
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 MIB = 1 << 20
 KEYS = ("weight", "exp_avg", "exp_avg_sq")

@@ -21,6 +21,8 @@ from two_rank_run import CHECKOUT, CONFIG, Run
 from lumina_ds.checkpoint.format import checkpoint_faults, read_manifest
 from lumina_ds.monitor.writers import read_records
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(corpus, tmp_path_factory):
