@@ -271,6 +271,7 @@ def test_quick_verbs_import_nothing_slow(arguments: list[str]) -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_help_answers_at_once(processor_seconds: Callable[[], float]) -> None:
     def seconds() -> float:
         before = processor_seconds()
