@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(CONSOLE_LOGGER)
 
+# The configuration with the micro-batch and accumulation that fit these ranks; measure/batch_size.py has it.
+SettleBatch = Callable[[RunConfig, World], RunConfig]
 # SHA-256 takes some seconds for so much.
 MAX_VERIFIED_BYTES = 4 << 30
 
 
-def run_rank(config: RunConfig, shards: Path, eval_shards: Path | None) -> NoReturn:
-    """Train as one rank and end the process: 0, or the error's exit code.
+def run_rank(
+    config: RunConfig, shards: Path, eval_shards: Path | None, settle_batch: SettleBatch | None = None
+) -> NoReturn:
+    """Train as one rank and end the process: 0, or the error's exit code. `settle_batch` as for train().
 
     A user's mistake is one line on rank 0; every rank finds the same one. Anything unexpected keeps its traceback.
     """
@@ -38,7 +42,7 @@ def run_rank(config: RunConfig, shards: Path, eval_shards: Path | None) -> NoRet
         folder = RunFolder.of(config)
         folder.create()
         configure_logging(world.rank, folder.logs / f"rank-{world.rank}.log")
-        train(config, shards, eval_shards, world)
+        train(config, shards, eval_shards, world, settle_batch)
 
     run_as_rank(body, config.deepspeed.rendezvous_seconds)
 
@@ -59,12 +63,21 @@ def run_as_rank(body: Callable[[World], None], rendezvous_seconds: float) -> NoR
     stop(code, clean)
 
 
-def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: World) -> None:
-    """Open the shards and train, in a process group that exists already."""
+def train(
+    config: RunConfig,
+    shards: Path,
+    eval_shards: Path | None,
+    world: World,
+    settle_batch: SettleBatch | None = None,
+) -> None:
+    """Open the shards and train, in a process group that exists already. A collective.
+
+    `settle_batch` chooses the micro-batch where the configuration leaves it open; ConfigError when it is needed and not
+    given.
+    """
     from lumina_ds.data.loader import PackedRows
     from lumina_ds.data.shards.folder import ShardFolder
     from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary
-    from lumina_ds.measure.batch_size import settle_batch
     from lumina_ds.model.device import device_and_precision
     from lumina_ds.train.precision_fallback import train_with_fallback
 
@@ -82,7 +95,10 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
     verify_shards(folders, world)
     for folder in folders:
         check_vocabulary(Tokenizer.load(folder.tokenizer_path), config.model.vocab_size)
-    config = settle_batch(config, world)
+    if config.train.auto_micro_batch:
+        if settle_batch is None:
+            raise ConfigError("--batch-size auto needs trial steps, which are not to be had here; give it a number")
+        config = settle_batch(config, world)
     rows = [PackedRows(folder, config.seq_length) for folder in folders]
     train_with_fallback(config, rows[0], rows[1] if len(rows) > 1 else None, world)
 
