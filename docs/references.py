@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from lumina_ds.cli.config_options import ConfigCommand
 from lumina_ds.cli.main import VERBS, cli
+from lumina_ds.config.choices import NameOf
 from lumina_ds.config.options import SHORT_OPTIONS
 from lumina_ds.config.schema import RunConfig, Section
 
@@ -80,7 +81,8 @@ def _is_section(info: FieldInfo) -> bool:
 
 def _row(name: str, info: FieldInfo, flags: dict[str, str]) -> str:
     short = f"<br>`{flags[name]}`" if name in flags else ""
-    kind = ", ".join([_type_text(info.annotation), *_bounds(info)])
+    names = [f"`{name}`" for mark in info.metadata if isinstance(mark, NameOf) for name in mark.names()]
+    kind = ", ".join(names or [_type_text(info.annotation), *_bounds(info)])
     default = info.get_default(call_default_factory=True)
     shown = "unset" if default is None else f"`{_yaml(default)}`"
     meaning = info.description or name.rpartition(".")[2].replace("_", " ")
@@ -119,7 +121,8 @@ def commands_page() -> str:
     """The page of all commands: a heading for each, its help, its usage and a table of its options."""
     parts = [COMMANDS_HEAD, "| command | |\n|---|---|"]
     parts[-1] += (
-        "".join(f"\n| [`lumina {name}`](#lumina-{name}) | {_escape(text)} |" for name, text in VERBS.items()) + "\n"
+        "".join(f"\n| [`lumina {name}`](#lumina-{name}) | {_escape(verb.help)} |" for name, verb in VERBS.items())
+        + "\n"
     )
     context = click.Context(cli, info_name="lumina")
     for name in VERBS:

@@ -1,7 +1,7 @@
 """The optimizers: what DeepSpeed is told about each, where it runs, and what a plan counts for its states.
 
-To add one that DeepSpeed or torch.optim knows by name, add an entry to OPTIMIZERS; `train.optimizer` then takes its name,
-and engine, checkpoints and plan follow the entry.
+To add one that DeepSpeed or torch.optim knows by name, add an entry to OPTIMIZERS; `train.optimizer` then takes its
+name, and engine, checkpoints and plan follow the entry.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run computes with, where the machine or the model decides: precision, torch.compile, tokens of a loss chunk."""
+"""What a run computes with, where machine or model decides: precision, torch.compile, tokens of a loss chunk."""
 
 from __future__ import annotations
 

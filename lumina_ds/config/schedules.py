@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Span:
-    """What a curve stretches over. `floor` is the last rate over the peak, `decay_ratio` the share of the steps in which
-    a curve that falls at the end does so; the first `num_warmup` of `num_steps` are `warmup_ratio` of them, rounded up.
+    """What a curve stretches over.
+
+    `floor` is the last rate over the peak, `decay_ratio` the share of the steps in which a curve that falls at the end
+    does so. The first `num_warmup` of `num_steps` are `warmup_ratio` of them, rounded up.
     """
 
     num_steps: int

@@ -1,8 +1,8 @@
 """A model's parameters in no more memory than one rank's part of them takes.
 
-The model is built without storage (engine/deepspeed/meta_parameters.py). Then each parameter gets the storage that this rank keeps of it: at ZeRO-3 a
-parameter is partitioned before the next one exists, and the experts, which AutoEP will copy this rank's share of,
-are zeros that all lie in one element.
+The model is built without storage (engine/deepspeed/meta_parameters.py). Then each parameter gets the storage that
+this rank keeps of it: at ZeRO-3 a parameter is partitioned before the next one exists, and the experts, of which AutoEP
+will copy this rank's share, are zeros that all lie in one element.
 """
 
 from __future__ import annotations

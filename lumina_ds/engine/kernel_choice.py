@@ -63,7 +63,8 @@ class KernelChoice:
 def choose_kernels(config: RunConfig, device: str, precision: str, compares: bool = True) -> KernelChoice:
     """The fused kernels for training on "cuda" or "cpu" in a resolved precision.
 
-    `compares`: each is run beside ours on the device first (check_kernel), a few seconds of compilation. Raises MachineError where one that was asked for cannot run or computes something else, with the difference.
+    `compares`: each is run beside ours on the device first (check_kernel), a few seconds of compilation. Raises
+    MachineError where one that was asked for cannot run or computes something else, with the difference.
     """
     asked = config.train.fused_kernels
     if asked == "off":

@@ -93,13 +93,15 @@ def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float
 
     import torch
 
+    from lumina_ds.engine.resources import name_accelerator
+
+    name_accelerator(os.environ)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     else:
         from lumina_ds.model.cpu_products import prefer_onednn
 
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # says so, instead of a warning that none was found
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_size)))
@@ -125,6 +127,32 @@ def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float
         )
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout)
     return world
+
+
+def start_rehearsal(rank: int, size: int) -> World:
+    """Become one rank on the CPU of a group whose other ranks are not there: torch's fake one, which sends nothing.
+
+    Once in a process, and for what only sets up: DeepSpeed keeps its groups in the module.
+    """
+    import torch
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from lumina_ds.engine.resources import name_accelerator
+
+    name_accelerator(os.environ, "cpu")
+    # The fake group has no default port; any number will do.
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(size), **address}
+    # DeepSpeed asks fake tensors for their address to check its alignment, which torch deprecates.
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    import deepspeed
+
+    logging.disable(logging.ERROR)
+    skip_shared_memory_op()
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    deepspeed.init_distributed(dist_backend="gloo")
+    return World(rank, 0, size, "cpu")
 
 
 def stop(code: int, clean: bool) -> NoReturn:

@@ -33,8 +33,8 @@ _DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "f
 class OptimizerGroup:
     """Element counts of one group's tensors as one rank holds them, and how many ranks share them.
 
-    A Muon group has one momentum instead of `moment_bytes` of fp32 states per element. `step_bytes` are what a step that
-    is not fused makes beside them.
+    A Muon group has one momentum instead of `moment_bytes` of fp32 states per element. `step_bytes` are what a step
+    that is not fused makes beside them.
     """
 
     name: str

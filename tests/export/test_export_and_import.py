@@ -76,6 +76,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MODELS)
 def test_there_and_back_again(family, tmp_path, corpus, monkeypatch):
     transformers = pytest.importorskip("transformers")

@@ -1,4 +1,4 @@
-"""Everything that changes how DeepSpeed or torch behaves, one file a change; nowhere else is anything of theirs replaced.
+"""Everything that changes how DeepSpeed or torch behaves, one file a change; nothing of theirs is replaced elsewhere.
 
 | file | what it changes | until |
 |---|---|---|
@@ -10,7 +10,7 @@
 | meta_parameters | nn.Module.register_parameter, which gives no storage | its context ends |
 | muon | Muon's kernels without torch.compile | the process ends |
 | one_rank | reductions over a single rank, left out | the engine's end |
-| phases | an engine's forward, backward and step, and torch's collectives, seen from around | undone, or the engine's end |
+| phases | what runs around an engine's phases and torch's collectives | its context, or the engine's end |
 | sequence_parallel | nothing; our attention calls DeepSpeed's exchange | the model's end |
 | shared_memory_op | DeepSpeed's list of ops that it may build | the process ends |
 | waited_collectives | methods of ProcessGroup, which wait for gloo's threads | its context ends |

@@ -66,8 +66,8 @@ def existing(owner: Any, name: str) -> Any:
     if not hasattr(owner, name):
         kind = owner if inspect.isclass(owner) or inspect.ismodule(owner) else type(owner)
         raise MachineError(
-            f"the installed version has no {name} in {kind.__name__} ({getattr(kind, '__module__', 'module')}), and this "
-            "package changes it; install the versions of the file constraints.txt, and run `lumina doctor`"
+            f"what is installed has no {name} in {kind.__name__} ({getattr(kind, '__module__', 'a module')}), which "
+            "lumina_ds/engine/deepspeed changes; install the versions of constraints.txt, and run `lumina doctor`"
         )
     return getattr(owner, name)
 
