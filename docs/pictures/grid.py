@@ -49,14 +49,14 @@ def draw() -> str:
     size = experts.data_parallel_size
     y = _row(canvas, y + 30, f"gradients and optimizer states of its experts: 1/{size} each")
     _partitions(canvas, y, experts, [GROUPS[_share(rank)] for rank in range(RANKS)], [_copy(r) for r in range(RANKS)])
-    y = _row(canvas, y + 30, "expert-parallel groups: these ranks exchange tokens in every layer")
+    y = _row(canvas, y + 30, "expert-parallel groups exchange tokens in every layer")
     for first in range(0, RANKS, EXPERT_PARALLEL):
         left, right = MARGIN + first * COLUMN + 3, MARGIN + (first + EXPERT_PARALLEL) * COLUMN - 3
         canvas.rect(left, y, right - left, 26, ("#ffffff", MUTED), 13)
         canvas.text((left + right) / 2, y + 18, f"ranks {first} to {first + EXPERT_PARALLEL - 1}", anchor="middle")
     plan = plan_memory(config, RANKS, "bf16")
     total = sum(plan.states.values()) / 2**20
-    _row(canvas, y + 26, f"planned for each rank, in bf16: {total:.0f} MiB of weights, gradients and states")
+    _row(canvas, y + 26, f"planned for each rank in bf16: {total:.0f} MiB of all these")
     return canvas.svg()
 
 

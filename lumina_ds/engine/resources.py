@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import MutableMapping
 
 import torch
 
@@ -12,9 +13,19 @@ from lumina_ds.engine.deepspeed.log_level import NOTHING, deepspeed_log_level
 from lumina_ds.errors import ConfigError
 
 
+def name_accelerator(environment: MutableMapping[str, str], device: str | None = None) -> None:
+    """Name DeepSpeed's accelerator, before it is imported with this environment: it neither searches nor warns then.
+
+    It is `device`, or else what the user has named, or else this machine's.
+    """
+    if device is not None:
+        environment["DS_ACCELERATOR"] = device
+    environment.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def planned_resources(arguments: list[str]) -> dict[str, list[int]]:
     """Slots by host, through the functions of deepspeed/launcher/runner.py that the runner itself uses."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    name_accelerator(os.environ)
     from deepspeed.launcher import runner
 
     complaint = io.StringIO()
@@ -59,7 +70,7 @@ def num_local_gpus() -> int:
 def compatible_ops() -> dict[str, bool]:
     """Every op of DeepSpeed's by name, and whether it is there or could be built, as its own builder judges; nothing is
     compiled."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    name_accelerator(os.environ)
     # The builders print their warnings.
     quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with deepspeed_log_level(), quiet[0], quiet[1]:

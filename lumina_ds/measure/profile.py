@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,15 @@ from lumina_ds.measure.live_tensors import (
     num_bytes,
     parameter_tensors,
 )
-from lumina_ds.measure.profile_parts import PART, PHASE, time_by_part
-from lumina_ds.measure.steps import TimedSteps, open_rows, over_ranks
+from lumina_ds.measure.machine import device_name
+from lumina_ds.measure.steps import PART, TimedSteps, open_rows, over_ranks
 from lumina_ds.measure.throughput import median_seconds
+
+PHASE = "lumina phase "
+_BACKWARD_NODE = "autograd::engine::evaluate_function: "
+_OTHER = "other"
+# DeepSpeed's hooks on parameters run inside these nodes: it keeps, buckets and reduces the gradients there.
+_ACCUMULATE = "gradients"
 
 # What the engine's phases are called here.
 _PHASES = {"forward": "forward", "backward": "backward", "step": "optimizer"}
@@ -46,6 +53,8 @@ PARTS = {
     "post_attention_layernorm": "norms",
     "norm": "norms",
 }
+
+Place = tuple[str, str]
 
 
 def profile_steps(
@@ -74,7 +83,7 @@ def profile_steps(
     if trace is not None and world.rank == 0:
         _write_trace(profile, Path(trace))
     return {
-        "device": torch.cuda.get_device_name() if world.device == "cuda" else "cpu",
+        "device": device_name(world),
         "world_size": world.size,
         "precision": precision,
         "zero_stage": stage,
@@ -89,6 +98,53 @@ def profile_steps(
             "peak_bytes_of_fullest_rank": int(over_ranks(found["peak_bytes"], world, dist.ReduceOp.MAX)),
         },
     }
+
+
+def time_by_part(
+    profile: torch.profiler.profile, num_steps: int, device: str, total_seconds: float
+) -> list[dict[str, Any]]:
+    """Seconds of one step by `phase` and `part`, longest first; what lies between the phases is phase "between".
+
+    On a GPU the time of kernels, of which those of several streams overlap, and `idle`, when the wall clock has more;
+    on a CPU the time of this rank's own threads, waiting for other ranks included.
+    """
+    events = [event for event in profile.events() or () if event.device_type == torch.autograd.DeviceType.CPU]
+    places = _places(events)
+    seconds: defaultdict[Place, float] = defaultdict(float)
+    for event in events:
+        if device == "cuda":
+            ours = event.name.startswith((PHASE, PART))
+            spent = 0.0 if ours else sum(kernel.duration for kernel in event.kernels)
+        else:
+            spent = event.self_cpu_time_total
+        seconds[places[event.id]] += spent / 1e6 / num_steps
+    idle = total_seconds / num_steps - sum(seconds.values())
+    if idle > 0:
+        seconds["between", "idle" if device == "cuda" else _OTHER] += idle
+    rows = sorted(seconds.items(), key=lambda item: -item[1])
+    return [{"phase": phase, "part": part, "seconds": spent} for (phase, part), spent in rows if spent > 0]
+
+
+def _places(events: list[Any]) -> dict[int, Place]:
+    """Phase and part of every event, by its id: of the nearest range around it, or of its forward call."""
+    in_order = sorted(events, key=lambda event: (event.time_range.start, -event.time_range.end))
+    places: dict[int, Place] = {}
+    made_by: dict[int, str] = {}
+    for event in in_order:
+        phase, part = places[event.cpu_parent.id] if event.cpu_parent is not None else ("between", _OTHER)
+        if event.name.startswith(PHASE):
+            phase, part = event.name.removeprefix(PHASE), _OTHER
+        elif event.name.startswith(PART):
+            part = event.name.removeprefix(PART)
+        elif event.name.startswith(_BACKWARD_NODE):
+            # On a GPU autograd has a thread of its own, outside of our range.
+            phase = "backward"
+            part = _ACCUMULATE if "AccumulateGrad" in event.name else made_by.get(event.sequence_nr, part)
+        elif event.sequence_nr >= 0:
+            # The last operation that carries a number is the one that made the node; recomputed ones count too.
+            made_by[event.sequence_nr] = part
+        places[event.id] = phase, part
+    return places
 
 
 class _Memory:

@@ -22,13 +22,10 @@ DOCS = ROOT / "docs"
 SITE_SETTINGS = DOCS / "zensical.toml"
 # Written from the code; test_references.py compares them with it.
 GENERATED = {"configuration-reference.md", "command-reference.md"}
-# Programs that take the options of `lumina train`, after options of their own and one of these.
-TRAINERS = {
-    "deepspeed": "launch/train.py",
-    "torchrun": "launch/train.py",
-    "sbatch": "launch/slurm.sbatch",
-}
-TRAINING_SCRIPTS = {"launch/single_node.sh", "launch/multi_node.sh", "launch/mpi.sh"}
+# Programs that hand the options after their own, and after this word, to `lumina train`.
+TRAINERS = {"deepspeed": "launch/train.py", "torchrun": "launch/train.py"}
+SCRIPTS = {"launch/single_node.sh", "launch/multi_node.sh", "launch/mpi.sh", "launch/slurm.sbatch"}
+NUM_GPUS = "8"
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _ASSIGNMENT = re.compile(r"[A-Z][A-Z_]*=\S*")
 
@@ -127,12 +124,17 @@ def known_options(command: click.Command) -> set[str]:
 
 
 def as_lumina(words: list[str]) -> list[str]:
-    """A command that hands its arguments to `lumina train`, as that; every other as it is."""
-    words = without_assignments(words)
-    marker = TRAINERS.get(words[0])
-    if words[0] == "bash" and len(words) > 1 and words[1] in TRAINING_SCRIPTS:
-        marker = words[1]
-    return ["lumina", "train", *words[words.index(marker) + 1 :]] if marker else words
+    """A command that hands its arguments to `lumina train`, as that; every other as it is.
+
+    The cluster scripts choose the ranks by the machine; here they have as many as a machine of NUM_GPUS, or NUM_RANKS.
+    """
+    words, ranks = without_assignments(words), dict(word.split("=") for word in words if _ASSIGNMENT.fullmatch(word))
+    if words[0] in TRAINERS:
+        return ["lumina", "train", *words[words.index(TRAINERS[words[0]]) + 1 :]]
+    if words[0] in ("bash", "sbatch") and (script := SCRIPTS & set(words)):
+        arguments = words[words.index(script.pop()) + 1 :]
+        return ["lumina", "train", *arguments, "--", "--num_gpus", ranks.get("NUM_RANKS", NUM_GPUS)]
+    return words
 
 
 def without_assignments(words: list[str]) -> list[str]:

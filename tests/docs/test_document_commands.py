@@ -114,6 +114,7 @@ def _begins(line: str, prefixes: tuple[str, ...]) -> bool:
     return line.startswith(prefixes) or " ".join(without_assignments(line.split())).startswith(prefixes)
 
 
+@pytest.mark.slow
 def test_every_command_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -146,6 +147,7 @@ def test_commands_that_run_elsewhere_are_shown_and_have_a_test() -> None:
     assert [test for test in ELSEWHERE.values() if not (ROOT / test).is_file()] == []
 
 
+@pytest.mark.slow
 def test_long_programs_take_the_options_shown() -> None:
     lines = [line for line in shown_commands() if _begins(line, BY_HELP)]
     assert len(lines) >= len(BY_HELP)

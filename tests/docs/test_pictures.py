@@ -26,6 +26,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_committed_pictures_are_what_the_code_draws(drawn: Path) -> None:
     names = sorted(path.name for path in drawn.glob("*.svg"))
     assert names == sorted(path.name for path in PICTURES.glob("*.svg"))

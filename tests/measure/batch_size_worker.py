@@ -46,7 +46,7 @@ if __name__ == "__main__":
     world = start()
     # 2 x 2 x 2 ranks: eight rows a step, of which four are a rank's.
     for stop_at in (2, None):
-        train(automatic("auto", runs_dir, max_steps=4, stop_at_step=stop_at), Path(shards), None, world)
+        train(automatic("auto", runs_dir, max_steps=4, stop_at_step=stop_at), Path(shards), None, world, settle_batch)
     train(configuration("given", 1, "fp32", runs_dir, max_steps=4), Path(shards), None, world)
     scarce = automatic("scarce", runs_dir, micro_batch_size=MANY, gradient_accumulation_steps=1)
     chosen, planned = settle_with_little_memory(scarce, world)

@@ -53,12 +53,13 @@ def verify(source: str, gpus: int | None, as_json: bool, **settings: Any) -> Non
     allocation; the margin and the CUDA context of a plan are left out of the comparison.
     """
     config = load_config(source, overrides(settings)).config
-    from lumina_ds.cli.train import check_run
     from lumina_ds.engine.resources import num_local_devices
-    from lumina_ds.ranks.measure import check_ranks, measure_on_ranks
+    from lumina_ds.measure.requests import measure_on_ranks
+    from lumina_ds.ranks.check_run import check_ranks, check_run
 
     world_size = gpus or num_local_devices()
-    device, precision, _ = check_run(config, world_size)
+    checked = check_run(config, world_size)
+    device, precision = checked.device, checked.precision
     request, plan = memory_request(config, world_size, precision, device)
     check_ranks(world_size, device, plan.peak_bytes)
     (measured,) = measure_on_ranks([request], world_size)

@@ -7,6 +7,7 @@ giving the existing module objects our classes: parameters, hooks and optimizer 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +35,35 @@ def autoep_layers(module: nn.Module) -> list[Any]:
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
     return [child for child in module.modules() if isinstance(child, AutoEPMoELayer)]
+
+
+@dataclass(frozen=True)
+class ExpertGroups:
+    """`owned`: numbers of this rank's experts, where they are the same in every layer. `sharing`: the ranks that share
+    one set of experts, `num_sharing` of them; `replicas`: those that hold copies of this rank's own."""
+
+    owned: list[int] = field(default_factory=list)
+    sharing: list[int] = field(default_factory=list)
+    replicas: list[int] = field(default_factory=list)
+    num_sharing: int = 1
+
+
+def expert_groups(module: nn.Module) -> ExpertGroups:
+    """The groups that DeepSpeed has made for the AutoEP layers of `module`."""
+    from deepspeed.checkpoint.autoep_affine import autoep_experts_for_rank
+    from deepspeed.utils import groups
+
+    layers = autoep_layers(module)
+    if not layers:
+        return ExpertGroups()
+    owned = [list(autoep_experts_for_rank(layer.expert_placement_descriptor, layer.ep_rank)) for layer in layers]
+    name = layers[0].ep_group_name
+    return ExpertGroups(
+        owned[0] if all(each == owned[0] for each in owned) else [],
+        list(groups._get_expert_parallel_group_ranks(name)),
+        list(groups._get_expert_data_parallel_group_ranks(name)),
+        layers[0].ep_size,
+    )
 
 
 def install_cpu_experts(module: nn.Module, expert_parallel_size: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lumina_ds.cli.bench_train import train
+from lumina_ds.cli.bench.train import train
 from lumina_ds.text import format_bytes
 
 if TYPE_CHECKING:

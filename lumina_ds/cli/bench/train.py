@@ -56,7 +56,8 @@ def train(
         for source in sources
         for variant in variants or ("",)
     ]
-    from lumina_ds.ranks.ask import check_measurable, measure_on_ranks
+    from lumina_ds.ranks.ask import Question, ask_ranks
+    from lumina_ds.ranks.check_run import check_measurable
 
     for _, config in rows:
         check_measurable(config, runner)
@@ -64,7 +65,9 @@ def train(
     for label, config in rows:
         if len(rows) > 1:
             click.echo(f"{label} ...", err=True)
-        result, code = measure_on_ranks("throughput", config, runner, num_steps=steps, num_warmup=warmup)
+        counts = {"num_steps": steps, "num_warmup": warmup}
+        # Each on ranks of its own: one that fails takes no other with it, and none inherits another's memory.
+        result, code = ask_ranks(Question("lumina_ds.measure.throughput.measure_throughput", counts, config), runner)
         results.append({"name": label, "exit_code": code, **(result or {})})
     if all(result["exit_code"] for result in results):
         return int(results[0]["exit_code"])  # whose ranks have said why

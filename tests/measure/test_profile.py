@@ -5,7 +5,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.checkpoint import checkpoint
 
-from lumina_ds.measure.profile_parts import PART, PHASE, time_by_part
+from lumina_ds.measure.profile import PART, PHASE, time_by_part
 from lumina_ds.measure.throughput import spread
 from lumina_ds.plan.hardware import card_of_device
 
