@@ -21,8 +21,8 @@ from lumina_ds.checkpoint.saver import CheckpointSaver, SaveOutcome
 from lumina_ds.checkpoint.state import load_checkpoint, random_state, set_random_state
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.data.loader import MicroBatch, PackedRows, TrainingOrder
-from lumina_ds.data.prefetch import Prefetcher
+from lumina_ds.data.loader import MicroBatch, PackedRows, Prefetcher
+from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.engine.build import build_engine, set_learning_rate
 from lumina_ds.engine.deepspeed.gradient_norm import NormGate
 from lumina_ds.engine.schedules import learning_rate
