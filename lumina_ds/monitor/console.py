@@ -16,6 +16,7 @@ from rich.table import Column
 from rich.text import Text
 
 from lumina_ds.logs import CONSOLE_LOGGER
+from lumina_ds.text import format_bytes
 
 log = logging.getLogger(CONSOLE_LOGGER)
 
@@ -30,7 +31,7 @@ def training_figures(record: Mapping[str, Any], num_steps: int, strategy: str, w
         f"LR {record['learning_rate']:.2e}",
         f"grad {record['grad_norm']:.3f}",
         f"{record['tokens_per_second']:,.0f} tok/s",
-        f"mem {record['memory_bytes'] / 2**30:.2f} GiB",
+        f"mem {format_bytes(record['memory_bytes'])}",
         strategy,
         f"workers {workers}",
     ]

@@ -2,63 +2,64 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import psutil
 import torch
 
-from lumina_ds.engine.schedules import learning_rate
 from lumina_ds.engine.world import World
 from lumina_ds.train.evaluate import perplexity
 from lumina_ds.train.step import StepCounts, StepOutcome
 
-if TYPE_CHECKING:
-    from lumina_ds.train.run import TrainingRun
-
 
 def step_record(
-    run: TrainingRun,
     outcome: StepOutcome,
     counts: StepCounts,
+    *,
+    step: int,
+    epoch: float,
+    learning_rate: float,
+    tokens: int,
+    skipped: int,
     seconds: float,
     data_seconds: float,
     anomaly_score: float,
+    memory_bytes: int,
+    machine: Mapping[str, Any],
+    overflows: bool,
 ) -> dict[str, Any]:
-    """Of the step just done, which took `seconds`, `data_seconds` of them waiting for its rows."""
-    step, positions = run.progress.step, run.order.num_positions
+    """The step just done, which took `seconds`, `data_seconds` of them waiting for its rows.
+
+    `tokens` and `skipped` count from the run's start, `epoch` the passes over the data up to here; `machine` is what the
+    watchdog measured; `overflows` says whether the routers have a capacity at all.
+    """
     return {
         "step": step,
         "time": time.time(),
-        "epoch": run.order.epoch_at(min(step * run.batch_rows, positions or sys.maxsize)),
+        "epoch": epoch,
         "loss": outcome.loss,
         "perplexity": perplexity(outcome.loss),
-        "learning_rate": learning_rate(step - 1, run.num_steps, run.config.train),
+        "learning_rate": learning_rate,
         "grad_norm": outcome.grad_norm,
         "load_balancing_loss": outcome.load_balancing_loss,
         "router_z_loss": outcome.router_z_loss,
-        "tokens": run.progress.tokens,
+        "tokens": tokens,
         "trained_tokens": counts.trained_tokens,
         "step_seconds": seconds,
         "tokens_per_second": counts.tokens / seconds,
         "data_seconds": data_seconds,
-        "memory_bytes": memory_bytes(run.world),
-        "skipped": run.progress.skipped,
+        "memory_bytes": memory_bytes,
+        "skipped": skipped,
         "anomaly_score": anomaly_score,
-        **run.watchdog.metrics,
-        **outcome.routing.record(overflows=run.config.model.overflow_policy != "dropless"),
+        **machine,
+        **outcome.routing.record(overflows=overflows),
     }
 
 
-def step_samples(run: TrainingRun) -> list[int]:
-    """Packed rows of the step just done, all ranks together; a pure function of the step, so nothing is sent."""
-    first = (run.progress.step - 1) * run.batch_rows
-    return [run.order.row_at(position) for position in range(first, first + run.batch_rows)]
-
-
-def memory_bytes(world: World) -> int:
-    """Peak memory allocated on the card, or the resident memory of this process on a CPU."""
+def peak_memory(world: World) -> int:
+    """Peak bytes allocated on the card, or the resident memory of this process on a CPU."""
     if world.device == "cuda":
         return torch.cuda.max_memory_allocated()
     return psutil.Process().memory_info().rss

@@ -7,13 +7,9 @@ import re
 
 import pytest
 
-from lumina_ds.config.deepspeed.compose import (
-    compose_deepspeed,
-    deepspeed_config_names,
-    deepspeed_faults,
-    load_deepspeed_json,
-    resolve_zero_stage,
-)
+from lumina_ds.config.deepspeed.check import deepspeed_faults
+from lumina_ds.config.deepspeed.compose import compose_deepspeed, resolve_zero_stage
+from lumina_ds.config.deepspeed.tree import deepspeed_config_names, load_deepspeed_json
 from lumina_ds.config.load import load_config
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError

@@ -177,6 +177,7 @@ def test_memory(around: Surroundings, monkeypatch: pytest.MonkeyPatch, gib: floa
     assert storage.memory(around).level == level
 
 
+@pytest.mark.slow
 def test_a_missing_library_costs_one_line_only() -> None:
     """As a user runs it: without psutil, which the memory is read with, all other checks still answer."""
     program = (
@@ -209,7 +210,7 @@ def test_shared_memory(around: Surroundings) -> None:
     (around.shared_memory / "deepspeed_allreduce_buffer_29500_0_0").write_bytes(b"x" * (3 << 20))
     (around.shared_memory / "other").write_bytes(b"x")
     finding = storage.shared_memory(around)
-    assert finding.level == "warning" and "1 buffers left by DeepSpeed, 3 MiB" in finding.says
+    assert finding.level == "warning" and "1 buffer left by DeepSpeed, 3.00 MiB" in finding.says
     assert finding.remedy.endswith(f"rm {around.shared_memory}/deepspeed_allreduce_buffer_*")
     gone = storage.shared_memory(Surroundings(shared_memory=around.shared_memory / "none"))
     assert gone.level == "warning" and "No such file" in gone.says

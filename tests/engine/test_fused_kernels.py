@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import FusedKernel
 from lumina_ds.engine import kernel_choice
-from lumina_ds.engine.fused_check import check_kernel
-from lumina_ds.engine.kernel_choice import choose_kernels
+from lumina_ds.engine.kernel_choice import check_kernel, choose_kernels
 from lumina_ds.errors import ConfigError, MachineError
 from lumina_ds.model import fused_kernels
 from lumina_ds.model.kernels import PLAIN
@@ -35,6 +34,7 @@ def config(preset="debug", **values):
     return load_config(preset, [Override(name, value, name) for name, value in fields.items()]).config
 
 
+@pytest.mark.slow
 @WITH_LIBRARIES
 def test_every_kernel_computes_what_ours_does_under_the_interpreter(tmp_path):
     worker, result = Path(__file__).with_name("fused_kernels_worker.py"), tmp_path / "result.json"

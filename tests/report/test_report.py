@@ -119,7 +119,7 @@ def test_figures_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             "faults": [],
         }
     ]
-    for shown in ("of 4, finished", "latest, best", "1.5 MiB", "train.max_steps", '"stage": 2', "No step was skipped"):
+    for shown in ("of 4, finished", "latest, best", "1.50 MiB", "train.max_steps", '"stage": 2', "No step was skipped"):
         assert shown in page.text, shown
     # A plot of losses, five of the course and one of the busiest expert: step times and router losses are not recorded
     # here. One image per MoE layer, and nothing from anywhere else.

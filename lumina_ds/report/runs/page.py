@@ -14,8 +14,8 @@ from lumina_ds.report.page import details, escape, page, section, table, tiles
 from lumina_ds.report.runs.config import differences, starting_point
 from lumina_ds.report.runs.routing import LAYER_CURVES, layer_columns
 from lumina_ds.report.runs.run import BUSIEST, RunRecord, moment
+from lumina_ds.text import GIB, counted, format_bytes
 
-GIB = 1 << 30
 # An expert below this share of an even load learns next to nothing.
 _IDLE_LOAD = 0.1
 _MAX_LAYERS_OPEN = 8
@@ -116,7 +116,7 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str, str]]:
         ("Skipped steps", f"{run.skipped:,}", "non-finite gradients", "warning" if run.skipped else "good"),
     ]
     if memory is not None:
-        entries.append(("Peak memory", f"{memory / GIB:.2f} GiB", "rank 0", ""))
+        entries.append(("Peak memory", format_bytes(memory), "rank 0", ""))
     if loss.num_missing:
         entries.append(("Not finite", f"{loss.num_missing:,}", "losses", "error"))
     return entries
@@ -224,7 +224,7 @@ def _checkpoints(run: RunRecord, named: bool) -> str:
             c.name,
             ", ".join(c.marks) or c.fault,
             f"{c.step:,}",
-            "unknown" if c.num_bytes is None else f"{c.num_bytes / (1 << 20):,.1f} MiB",
+            "unknown" if c.num_bytes is None else format_bytes(c.num_bytes),
             "none" if c.eval_loss is None else f"{c.eval_loss:.4f}",
         )
         for c in run.checkpoints
@@ -275,9 +275,7 @@ def _facts(run: RunRecord) -> dict[str, str]:
     facts = {name.replace("_", " "): str(value) for name, value in run.topology.items()}
     hosts = environment.get("hosts")
     if isinstance(hosts, dict):
-        facts["hosts"] = ", ".join(
-            f"{host} ({ranks} {'rank' if ranks == 1 else 'ranks'})" for host, ranks in hosts.items()
-        )
+        facts["hosts"] = ", ".join(f"{host} ({counted(ranks, 'rank')})" for host, ranks in hosts.items())
     devices, command = environment.get("devices"), environment.get("command")
     if isinstance(devices, list):
         facts["devices"] = ", ".join(map(str, devices))
