@@ -1,60 +1,64 @@
-"""One step as a record of metrics.jsonl."""
+"""What the loop knows of the step just done, as the metrics take it."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import psutil
 import torch
 
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.data.loader import TrainingOrder
 from lumina_ds.engine.schedules import learning_rate
 from lumina_ds.engine.world import World
-from lumina_ds.train.evaluate import perplexity
+from lumina_ds.monitor.metrics import StepFacts
 from lumina_ds.train.step import StepCounts, StepOutcome
 
-if TYPE_CHECKING:
-    from lumina_ds.train.run import TrainingRun
 
-
-def step_record(
-    run: TrainingRun,
+def step_facts(
+    config: RunConfig,
+    world: World,
+    order: TrainingOrder,
+    batch_rows: int,
+    num_steps: int,
+    *,
+    step: int,
+    tokens: int,
+    skipped: int,
     outcome: StepOutcome,
     counts: StepCounts,
     seconds: float,
     data_seconds: float,
     anomaly_score: float,
-) -> dict[str, Any]:
-    """Of the step just done, which took `seconds`, `data_seconds` of them waiting for its rows."""
-    step, positions = run.progress.step, run.order.num_positions
-    return {
-        "step": step,
-        "time": time.time(),
-        "epoch": run.order.epoch_at(min(step * run.batch_rows, positions or sys.maxsize)),
-        "loss": outcome.loss,
-        "perplexity": perplexity(outcome.loss),
-        "learning_rate": learning_rate(step - 1, run.num_steps, run.config.train),
-        "grad_norm": outcome.grad_norm,
-        "load_balancing_loss": outcome.load_balancing_loss,
-        "router_z_loss": outcome.router_z_loss,
-        "tokens": run.progress.tokens,
-        "trained_tokens": counts.trained_tokens,
-        "step_seconds": seconds,
-        "tokens_per_second": counts.tokens / seconds,
-        "data_seconds": data_seconds,
-        "memory_bytes": memory_bytes(run.world),
-        "skipped": run.progress.skipped,
-        "anomaly_score": anomaly_score,
-        **run.watchdog.metrics,
-        **outcome.routing.record(overflows=run.config.model.overflow_policy != "dropless"),
-    }
+    machine: Mapping[str, Any],
+) -> StepFacts:
+    """Of step number `step`, which took `seconds`; `tokens` and `skipped` are those of the run so far."""
+    return StepFacts(
+        step=step,
+        time=time.time(),
+        epoch=order.epoch_at(min(step * batch_rows, order.num_positions or sys.maxsize)),
+        tokens=tokens,
+        skipped=skipped,
+        learning_rate=learning_rate(step - 1, num_steps, config.train),
+        seconds=seconds,
+        data_seconds=data_seconds,
+        memory_bytes=memory_bytes(world),
+        anomaly_score=anomaly_score,
+        counts=counts,
+        outcome=outcome,
+        config=config,
+        machine=machine,
+        samples=step_samples(order, step, batch_rows) if config.run.record_samples else None,
+    )
 
 
-def step_samples(run: TrainingRun) -> list[int]:
-    """Packed rows of the step just done, all ranks together; a pure function of the step, so nothing is sent."""
-    first = (run.progress.step - 1) * run.batch_rows
-    return [run.order.row_at(position) for position in range(first, first + run.batch_rows)]
+def step_samples(order: TrainingOrder, step: int, batch_rows: int) -> list[int]:
+    """Packed rows of a step, all ranks together; a pure function of the step, so nothing is sent."""
+    first = (step - 1) * batch_rows
+    return [order.row_at(position) for position in range(first, first + batch_rows)]
 
 
 def memory_bytes(world: World) -> int:

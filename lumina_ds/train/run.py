@@ -30,6 +30,7 @@ from lumina_ds.engine.world import World
 from lumina_ds.errors import ConfigError, Interrupted, LuminaError, UnstableError
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.monitor.console import TrainingConsole
+from lumina_ds.monitor.records import EvaluationRecord, StepRecord
 from lumina_ds.monitor.trackers import open_trackers
 from lumina_ds.monitor.writers import MetricsWriter
 from lumina_ds.plan.duration import checkpoint_bytes
@@ -37,7 +38,7 @@ from lumina_ds.train.environment import write_environment
 from lumina_ds.train.evaluate import evaluate
 from lumina_ds.train.health import StepHealth, Verdict
 from lumina_ds.train.long_steps import LongStepStop
-from lumina_ds.train.record import step_record, step_samples
+from lumina_ds.train.record import step_facts
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, layout_changes, run_identity
 from lumina_ds.train.rollback import go_back
 from lumina_ds.train.run_folder import RunFolder, effective_config
@@ -346,7 +347,10 @@ class TrainingRun:
         except StopBetweenBatches:
             return None
         if self.leads:
-            self.metrics.write_evaluation({"step": self.progress.step, **result})
+            counted = int(result["trained_tokens"])
+            self.metrics.write_evaluation(
+                EvaluationRecord(self.progress.step, result["loss"], result["perplexity"], counted)
+            )
             self.console.say(
                 f"evaluation at step {self.progress.step}: loss {result['loss']:.4f}, PPL {result['perplexity']:.2f}"
             )
@@ -427,12 +431,21 @@ class TrainingRun:
     def _record(
         self, outcome: StepOutcome, counts: StepCounts, seconds: float, data_seconds: float, anomaly_score: float
     ) -> None:
-        samples = step_samples(self) if self.config.run.record_samples else None
         if not self.leads or self.progress.step % self.config.train.log_every_n_batches:
             return
-        record = step_record(self, outcome, counts, seconds, data_seconds, anomaly_score)
-        if samples is not None:
-            record["samples"] = samples
+        facts = step_facts(
+            *(self.config, self.world, self.order, self.batch_rows, self.num_steps),
+            step=self.progress.step,
+            tokens=self.progress.tokens,
+            skipped=self.progress.skipped,
+            outcome=outcome,
+            counts=counts,
+            seconds=seconds,
+            data_seconds=data_seconds,
+            anomaly_score=anomaly_score,
+            machine=self.watchdog.metrics,
+        )
+        record = StepRecord.of(facts)
         self.metrics.write(record)
         self.console.show(record)
 
