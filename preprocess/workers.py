@@ -5,24 +5,20 @@ Only lines go to a worker, and finished Arrow messages come back: the parent rea
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import platform
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
-from lumina_ds.errors import DataError, MachineError
+from lumina_ds.errors import DataError
 from preprocess.encode import EncodedBlock, encode_block
+from preprocess.processes import ProcessPool
 from preprocess.scan import can_scan
 from preprocess.sources import Block
 
@@ -45,7 +41,7 @@ class Workers:
     """Who encodes: `count` threads or processes of `executor`, and this process itself if it `encodes_here` or there is
     no executor. `shares_memory`: they are threads."""
 
-    executor: Executor | None = None
+    executor: Executor | ProcessPool | None = None
     count: int = 0
     encodes_here: bool = False
     shares_memory: bool = False
@@ -89,10 +85,6 @@ def encode_blocks(
                 pending.append(_finished(encode(block)))
             else:
                 yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise MachineError(
-            "a preprocessing worker was killed, most likely for memory; use fewer --num-workers"
-        ) from error
     finally:
         for future in pending:
             future.cancel()
@@ -123,31 +115,14 @@ def _processes(count: int) -> Iterator[Workers]:
     # Reading and writing leaves this process time to encode; beside more than a few others it would hold them up.
     encodes_here = count <= _MOST_WITH_PARENT
     count -= encodes_here
-    # Spawned, not forked: a caller may already hold threads, which a forked child would find in odd states. A fork
-    # server saves a few tenths of a second, but hides the workers' CPU time from whoever waits for this process.
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start_worker)
     # The pool's threads pass blocks in many small pieces, and would wait this long for each while this one computes.
     interval = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_SECONDS)
     try:
-        yield Workers(pool, count, encodes_here)
+        with ProcessPool(count) as pool:
+            yield Workers(pool, count, encodes_here)
     finally:
         sys.setswitchinterval(interval)
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole group; the parent ends the pool, so that only one of them reports it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker waits for work on a pipe that it holds open itself: nothing else tells it that its parent was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _finished(block: EncodedBlock) -> Future[EncodedBlock]:

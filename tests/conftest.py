@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_corpus import write_conversations
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.engine.world import free_port
 
-CHECKOUT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+CHECKOUT = TESTS.parent
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -31,8 +32,17 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": 1,
+        # What several packages' tests share lies in tests/; pyproject.toml puts it on pytest's own path.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])),
     }
     return os.environ | {name: str(value) for name, value in values.items()}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start ranks are slow, but for the one spawn that --quick keeps."""
+    for item in items:
+        if "run_ranks" in getattr(item, "fixturenames", ()) and item.get_closest_marker("quick") is None:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -57,6 +67,8 @@ def run_ranks(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def run(script: Path, *arguments: str, world_size: int = 2, timeout: float = 300) -> dict[str, Any]:
         result = tmp_path / "result.json"
         result.unlink(missing_ok=True)
+        from lumina_ds.engine.world import free_port  # torch: not for tests that need none
+
         port = free_port()
         ranks, logs = [], []
         for rank in range(world_size):
@@ -90,21 +102,6 @@ def run_ranks(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return json.loads(result.read_text())
 
     return run
-
-
-def write_conversations(path: Path, count: int, first: int = 0) -> Path:
-    """JSONL of small sums in words: regular enough that a tiny model learns something in a few steps."""
-    with open(path, "w", encoding="utf-8") as stream:
-        for number in range(first, first + count):
-            a, b = number % 9, number % 7
-            messages = [
-                {"role": "user", "content": f"what is {a} plus {b}?"},
-                {"role": "assistant", "content": f"{a} plus {b} is {a + b}."},
-                {"role": "user", "content": "and one more?"},
-                {"role": "assistant", "content": f"that makes {a + b + 1}, since {a + b} plus 1 is {a + b + 1}."},
-            ]
-            stream.write(json.dumps({"messages": messages}) + "\n")
-    return path
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole test suite, on a fresh clone or again: makes or reuses the environment, then ruff, mypy, pytest.
 #
-#   bash tests/run.sh                       everything
+#   bash tests/run.sh                       everything, about 20 minutes on two cores
+#   bash tests/run.sh --quick               some tests of every package, in 3 minutes: all that are not marked slow
 #   bash tests/run.sh tests/model -x        arguments go to pytest
 #
 # PYTHON and LUMINA_VENV choose interpreter and environment (launch/environment.sh).
@@ -10,6 +11,11 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../launch/environment.sh"
 cd "$ROOT"
 
+chosen=()
+if [[ ${1:-} == --quick ]]; then
+    chosen=(-m "not slow and not faults")
+    shift
+fi
 status=0
 times=()
 
@@ -31,7 +37,7 @@ export OMP_NUM_THREADS=1
 check ruff ruff check .
 check format ruff format --check .
 check mypy mypy
-check pytest python -m pytest "$@"
+check pytest python -m pytest --durations 10 "${chosen[@]}" "$@"
 
 printf '%s\n' "" "${times[@]}"
 exit "$status"

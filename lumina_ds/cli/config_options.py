@@ -10,11 +10,12 @@ from click.shell_completion import CompletionItem
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from lumina_ds.config.choices import NameOf
 from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config, preset_names
 from lumina_ds.config.options import SHORT_OPTIONS, ShortOption
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.config.suggest import nearest
 from lumina_ds.errors import ConfigError
+from lumina_ds.text import nearest
 
 
 class ConfigCommand(click.Command):
@@ -120,7 +121,11 @@ def _completer(field: str) -> Callable[..., list[CompletionItem]]:
 
 def _choices(field: str) -> list[str]:
     """The values that a field takes, where there are few."""
-    annotation = _field(field).annotation
+    info = _field(field)
+    for mark in info.metadata:
+        if isinstance(mark, NameOf):
+            return mark.names()
+    annotation = info.annotation
     for choice in (annotation, *get_args(annotation)):
         if get_origin(choice) is Literal:
             return [str(value) for value in get_args(choice)]

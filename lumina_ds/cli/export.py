@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.text import format_bytes
 
 EXAMPLES = """Examples:
 
@@ -38,7 +39,7 @@ def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: 
         click.echo(json.dumps({"run": str(run), "step": step, **made}))
         return
     place = "" if step is None else f" of step {step}"
-    size = f"{made['weight_bytes'] / 2**20:.1f} MiB"
+    size = format_bytes(made["weight_bytes"])
     click.echo(f"wrote {out}: {made['family']}{place}, {made['tensors']} tensors, {size} in {dtype}")
     if no_fast_tokenizer:
         click.echo("without a fast tokenizer: other programs must not make one themselves, its ids may differ")
@@ -46,7 +47,8 @@ def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: 
 
 def _source(run: Path) -> tuple[ModelConfig, Path, int | None]:
     """Shape, folder of the whole weights, and step of what `run` names."""
-    from lumina_ds.checkpoint.format import find_checkpoint, read_manifest
+    from lumina_ds.checkpoint.format import find_checkpoint
+    from lumina_ds.checkpoint.manifest import read_manifest
     from lumina_ds.export.start_folder import read_start_folder
 
     imported = read_start_folder(run)
@@ -54,4 +56,4 @@ def _source(run: Path) -> tuple[ModelConfig, Path, int | None]:
         return imported, run, None
     folder = find_checkpoint(run)
     manifest = read_manifest(folder)
-    return ModelConfig.model_validate(manifest["model"]), folder, manifest["step"]
+    return manifest.shape(), folder, manifest.step

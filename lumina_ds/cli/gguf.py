@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from lumina_ds.text import format_bytes
+
 EXAMPLES = """Example:
 
 \b
@@ -26,4 +28,4 @@ def command(folder: Path, llama_cpp: Path, out: Path, outtype: str) -> None:
     from lumina_ds.export.gguf import write_gguf
 
     write_gguf(folder, llama_cpp, out, outtype)
-    click.echo(f"wrote {out}: {out.stat().st_size / 2**20:.1f} MiB")
+    click.echo(f"wrote {out}: {format_bytes(out.stat().st_size)}")

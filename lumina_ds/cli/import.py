@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from lumina_ds.text import format_bytes
+
 EXAMPLES = """Example:
 
 \b
@@ -33,7 +35,7 @@ def command(folder: Path, out: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(made))
         return
-    click.echo(f"wrote {out}: {made['family']}, {made['tensors']} tensors, {made['weight_bytes'] / 2**20:.1f} MiB")
+    click.echo(f"wrote {out}: {made['family']}, {made['tensors']} tensors, {format_bytes(made['weight_bytes'])}")
     if made["num_added_rows"]:
         click.echo(
             f"the vocabulary grew by {made['num_added_rows']} rows for the markers of the chat template, "

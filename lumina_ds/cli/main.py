@@ -11,40 +11,50 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 import click
 
 from lumina_ds import __version__
-from lumina_ds.config.suggest import nearest
 from lumina_ds.errors import DataError, LuminaError, MachineError, OutOfMemory
+from lumina_ds.text import nearest
 
-VERBS: dict[str, str] = {
-    "doctor": "check this machine, and say what to mend",
-    "presets": "list the shipped model presets, or show one",
-    "plan": "memory of a run per rank, before a GPU is touched",
-    "tokenizer": "train or inspect a SentencePiece tokenizer",
-    "validate": "check JSONL conversations, with a report",
-    "preprocess": "turn JSONL conversations into packed Arrow shards",
-    "data": "inspect, verify or summarise a shard folder",
-    "train": "train a model with DeepSpeed",
-    "evaluate": "loss and perplexity of a checkpoint on shards",
-    "generate": "answer a prompt with a trained model",
-    "chat": "talk with a trained model",
-    "checkpoint": "list or verify the checkpoints of a run",
-    "report": "a run, two runs or a folder of runs as an HTML page with plots",
-    "export": "write a model in Hugging Face's format",
-    "gguf": "turn an exported folder into a file for llama.cpp",
-    "import": "start training from a model in Hugging Face's format",
-    "selftest": "train a tiny model under every layout, and compare them",
-    "bench": "measure training, the data loader, or precisions of inference",
-    "profile": "where the time and memory of a training step go",
-    "completion": "print the completion script of a shell",
+
+@dataclass(frozen=True)
+class Verb:
+    """One line of `lumina --help`, and the module whose `command` is run; lumina_ds.cli.NAME where none is named."""
+
+    help: str
+    module: str | None = None
+
+
+VERBS: dict[str, Verb] = {
+    "doctor": Verb("check this machine, and say what to mend"),
+    "presets": Verb("list the shipped model presets, or show one"),
+    "plan": Verb("memory of a run per rank, before a GPU is touched"),
+    "tokenizer": Verb("train or inspect a SentencePiece tokenizer"),
+    "validate": Verb("check JSONL conversations, with a report"),
+    "preprocess": Verb("turn JSONL conversations into packed Arrow shards"),
+    "data": Verb("inspect, verify or summarise a shard folder"),
+    "train": Verb("train a model with DeepSpeed"),
+    "evaluate": Verb("loss and perplexity of a checkpoint on shards"),
+    "generate": Verb("answer a prompt with a trained model"),
+    "chat": Verb("talk with a trained model"),
+    "checkpoint": Verb("list or verify the checkpoints of a run"),
+    "report": Verb("a run, two runs or a folder of runs as an HTML page with plots"),
+    "export": Verb("write a model in Hugging Face's format"),
+    "gguf": Verb("turn an exported folder into a file for llama.cpp"),
+    "import": Verb("start training from a model in Hugging Face's format"),
+    "selftest": Verb("train a tiny model under every layout, and compare them"),
+    "bench": Verb("measure training, the data loader, or precisions of inference"),
+    "profile": Verb("where the time and memory of a training step go"),
+    "completion": Verb("print the completion script of a shell"),
 }
 
 
 class VerbGroup(click.Group):
-    """Commands looked up by module name; their one-line help stands in VERBS so that listing imports nothing."""
+    """The commands of VERBS, where their one line of help stands too, so that listing them imports nothing."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -52,7 +62,7 @@ class VerbGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        return importlib.import_module(f"lumina_ds.cli.{cmd_name}").command
+        return importlib.import_module(VERBS[cmd_name].module or f"lumina_ds.cli.{cmd_name}").command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -63,7 +73,7 @@ class VerbGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
 
 
 @click.group(

@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from lumina_ds.config.load import load_config, preset_names
-from lumina_ds.config.suggest import nearest
 from lumina_ds.errors import ConfigError
-from lumina_ds.plan.hardware import GIB
 from lumina_ds.plan.parameters import count_parameters
+from lumina_ds.text import format_bytes, format_count, nearest
 
 
 @click.group(
@@ -101,16 +100,3 @@ def _print_preset(record: dict[str, Any], console: Any) -> None:
         for field, value in record[section].items():
             if value is not None:
                 console.print(f"  {field:<30}{value}", highlight=False)
-
-
-def format_count(number: int) -> str:
-    """A count as people say it: 501K, 69.8M, 7.06B."""
-    for size, letter in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "K")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return str(number)
-
-
-def format_bytes(number: int) -> str:
-    """Bytes in GiB, or in MiB below one."""
-    return f"{number / GIB:,.2f} GiB" if number >= GIB else f"{number / (1 << 20):,.2f} MiB"

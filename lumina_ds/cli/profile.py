@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from lumina_ds.cli.config_options import ConfigCommand, config_options, resolve
-from lumina_ds.cli.presets import format_bytes
 from lumina_ds.errors import ConfigError, MachineError
+from lumina_ds.text import format_bytes
 
 EXAMPLES = """Examples:
 
@@ -45,7 +45,8 @@ def command(
 
     Takes every option of lumina train. Without --data rows are random tokens; with it, reading is measured too.
     """
-    from lumina_ds.ranks.ask import check_measurable, measure_on_ranks
+    from lumina_ds.ranks.ask import Question, ask_ranks
+    from lumina_ds.ranks.check_run import check_measurable
 
     config = resolve(ctx).config
     files = {"trace": _writable(trace, "--trace"), "snapshot": _writable(memory_snapshot, "--memory-snapshot")}
@@ -53,7 +54,8 @@ def command(
     device = check_measurable(config, runner)
     if memory_snapshot is not None and device != "cuda":
         raise MachineError("--memory-snapshot needs a CUDA GPU: it is a record of its allocator; leave it out here")
-    result, code = measure_on_ranks("profile", config, runner, num_steps=steps, num_warmup=warmup, **files)
+    arguments = {"num_steps": steps, "num_warmup": warmup, **files}
+    result, code = ask_ranks(Question("lumina_ds.measure.profile.profile_steps", arguments, config), runner)
     if result is None:
         return code  # the ranks have said why
     if config.data.shards is not None:

@@ -1,24 +1,32 @@
 """`lumina train`: resolve the configuration, prepare the data once, and start the deepspeed runner.
 
-Started by a launcher (deepspeed, torchrun, srun, mpirun), or through launch/train.py, the same options
-train as one rank.
+Started by a launcher (deepspeed, torchrun, srun, mpirun), or through launch/train.py, the same options train as one
+rank. The ranks that `lumina train` starts get its resolved configuration instead of its options.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import sys
+from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from lumina_ds.cli.config_options import ConfigCommand, config_options, resolve
 from lumina_ds.cli.main import run_command
-from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.errors import CheckpointError, ConfigError, MachineError
+from lumina_ds.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from lumina_ds.plan.memory import MemoryPlan
+    from lumina_ds.ranks.check_run import RunCheck
 
 EXAMPLES = """Examples:
 
@@ -35,28 +43,40 @@ EXAMPLES = """Examples:
 @click.option("--dry-run", is_flag=True, help="show configuration, DeepSpeed JSON, plan and command; start nothing")
 @click.option("--json", "as_json", is_flag=True, help="with --dry-run: one JSON document")
 @click.option("--local_rank", type=int, hidden=True, help="given by the deepspeed runner; the environment has it too")
+@click.option("--resolved", type=str, nargs=2, hidden=True, help="given by lumina train to its ranks: file and digest")
 @click.pass_context
-def command(ctx: click.Context, dry_run: bool, as_json: bool, local_rank: int | None, **_: Any) -> int:
+def command(
+    ctx: click.Context,
+    dry_run: bool,
+    as_json: bool,
+    local_rank: int | None,
+    resolved: tuple[str, str] | None,
+    **_: Any,
+) -> int:
     """Train a model. Arguments after -- go to the deepspeed runner (--num_gpus, --hostfile, ...).
 
     Any field of the configuration can be set as --SECTION.FIELD VALUE, for instance --model.num_experts 8.
     """
     from lumina_ds.engine.world import launched_world
-    from lumina_ds.ranks.runner import complete_runner_arguments
 
-    resolved = resolve(ctx)
+    world = launched_world(os.environ)
+    rank = 0 if world is None else world[0]
     runner: list[str] = ctx.meta["runner_arguments"]
+    if resolved is not None:
+        if runner or [word for word in ctx.meta["arguments"] if not word.startswith("--local_rank=")][1:] != [
+            *resolved
+        ]:
+            raise click.UsageError("--resolved is what lumina train gives to its ranks; no other option goes with it")
+        _train_what_is_handed_over(Path(resolved[0]), resolved[1], rank)
+    found = resolve(ctx)
     if dry_run:
-        from lumina_ds.cli.dry_run import show_dry_run
-
-        show_dry_run(resolved, complete_runner_arguments(runner), ctx.meta["arguments"], as_json)
+        _show_dry_run(found, runner, ctx.meta["arguments"], as_json)
         return 0
     if as_json:
         raise click.UsageError("--json goes with --dry-run; a run's figures are in its metrics.jsonl")
-    world = launched_world(os.environ)
     if (ctx.obj or {}).get("rank") or (world is not None and not runner):
-        _train_as_rank(resolved.config, 0 if world is None else world[0])
-    return _launch(resolved, runner, ctx.meta["arguments"])
+        _train_as_rank(found.config, rank)
+    return _launch(found.config, runner)
 
 
 def main() -> None:
@@ -64,27 +84,29 @@ def main() -> None:
     sys.exit(run_command(command, prog_name="train.py", obj={"rank": True}))
 
 
-def _launch(resolved: ResolvedConfig, runner: list[str], arguments: list[str]) -> int:
+def _launch(config: RunConfig, runner: list[str]) -> int:
     from lumina_ds.train.stop import ending_when_told
 
     with ending_when_told():
-        from lumina_ds.ranks.runner import complete_runner_arguments, runner_command
+        from lumina_ds.ranks.handoff import hand_over
+        from lumina_ds.ranks.runner import complete_runner_arguments, rank_environment, runner_command
         from lumina_ds.ranks.supervise import supervise
 
-        arguments = _prepare_start(resolved.config, runner, arguments)
+        config = _prepare_start(config, runner)
         environment = rank_environment()
     return supervise(
-        resolved.config,
-        lambda more: runner_command(complete_runner_arguments(runner), [*arguments, *more]),
+        config,
+        lambda changed: runner_command(complete_runner_arguments(runner), hand_over(changed, sys.argv)),
         environment,
     )
 
 
-def _prepare_start(config: RunConfig, runner: list[str], arguments: list[str]) -> list[str]:
-    """Refuse what cannot train, and make run folder, shards and plan; the options that the ranks are given."""
+def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
+    """Refuse what cannot train, and make run folder, shards and plan; the configuration with the finished shards."""
     from lumina_ds.data.shards.folder import ShardFolder
     from lumina_ds.engine.world import check_deepspeed_version
     from lumina_ds.logs import configure_logging
+    from lumina_ds.ranks.check_run import check_run
     from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size
     from lumina_ds.train.run_folder import RunFolder
 
@@ -96,58 +118,116 @@ def _prepare_start(config: RunConfig, runner: list[str], arguments: list[str]) -
         )
     RunFolder.of(config).create()
     configure_logging()
-    data = _prepare(config)
+    config = _with_shards(config)
     # A plan for a new row length is made once here, not by every rank at the same time.
-    ShardFolder.open(data.shards, config.data.force_streaming).packing(config.seq_length)
-    if config.data.train_data:
-        # The ranks get the finished shards; naming their source as well would be a contradiction.
-        arguments = [*arguments, "--data.train_data", "[]", "--data", str(data.shards)]
-    if data.eval_shards is not None and config.data.eval_shards is None:
-        arguments = [*arguments, "--eval-shards", str(data.eval_shards)]
-    return arguments
+    assert config.data.shards is not None
+    ShardFolder.open(config.data.shards, config.data.force_streaming).packing(config.seq_length)
+    return config
 
 
-def rank_environment() -> dict[str, str]:
-    """Ours, and on a machine without a GPU DeepSpeed's accelerator by name, so that it does not search and warn."""
-    import torch
-
-    return dict(os.environ) if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu", **os.environ}
-
-
-def check_run(config: RunConfig, world_size: int) -> tuple[str, str, str]:
-    """Refuse everything that can be refused before a rank starts; (device, precision, why that precision)."""
-    from lumina_ds.config.deepspeed.compose import compose_deepspeed
-    from lumina_ds.engine.kernel_choice import choose_kernels
-    from lumina_ds.model.attention_choice import choose_attention
-    from lumina_ds.model.device import device_and_precision
-    from lumina_ds.monitor.trackers import missing_trackers
-
-    device, precision, reason = device_and_precision(config.train.precision, config.model)
-    faults = world_faults(config, world_size) + device_faults(config, device, precision)
-    if faults:
-        raise ConfigError.from_faults(faults)
-    if missing := missing_trackers(config.run):
-        raise MachineError("; ".join(missing))
-    compose_deepspeed(config, world_size, precision)
-    choose_attention(config, device, precision)
-    choose_kernels(config, device, precision, compares=False)
-    return device, precision, reason
-
-
-def _prepare(config: RunConfig) -> Any:
+def _with_shards(config: RunConfig) -> RunConfig:
+    """`config` with shards to train and evaluate on, made where there were only conversations."""
     from preprocess.prepare import prepare_training_data
 
-    return prepare_training_data(config, Path(config.run.runs_dir) / ".data")
+    data = prepare_training_data(config, Path(config.run.runs_dir) / ".data")
+    changed = config.model_copy(deep=True)
+    # Naming the source of the shards as well would be a contradiction.
+    changed.data.train_data, changed.data.shards = [], str(data.shards)
+    changed.data.eval_shards = None if data.eval_shards is None else str(data.eval_shards)
+    return changed
 
 
-def _train_as_rank(config: RunConfig, rank: int) -> None:
+def _train_what_is_handed_over(path: Path, digest: str, rank: int) -> NoReturn:
     from lumina_ds.train.stop import ending_when_told
 
     with ending_when_told(rank):
-        from lumina_ds.train.start import run_rank
+        from lumina_ds.ranks.handoff import take_over
 
-        data = _prepare(config)
-        run_rank(config, data.shards, data.eval_shards)
+        config, sys.argv = take_over(path, digest)  # the run folder keeps the command that the user typed
+        _run(config)
+
+
+def _train_as_rank(config: RunConfig, rank: int) -> NoReturn:
+    from lumina_ds.train.stop import ending_when_told
+
+    with ending_when_told(rank):
+        _run(_with_shards(config))
+
+
+def _run(config: RunConfig) -> NoReturn:
+    from lumina_ds.measure.batch_size import settle_batch
+    from lumina_ds.train.start import run_rank
+
+    data = config.data
+    assert data.shards is not None
+    run_rank(config, Path(data.shards), None if data.eval_shards is None else Path(data.eval_shards), settle_batch)
+
+
+def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
+    """Print the configuration with origins, the DeepSpeed JSON, the memory plan, and the command that starts it."""
+    from lumina_ds.cli.plan.render import plan_record
+    from lumina_ds.plan.memory import plan_memory
+    from lumina_ds.ranks.check_run import check_run
+    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size, runner_command
+    from preprocess.prepare import check_sources
+
+    config, runner = resolved.config, complete_runner_arguments(runner)
+    world_size = planned_world_size(runner)
+    checked = check_run(config, world_size)
+    check_sources(config)
+    plan = plan_memory(config, world_size, checked.precision, checked.device, checked.deepspeed_json)
+    tree = config.model_dump()
+    values = {name: reduce(getitem, name.split("."), tree) for name in resolved.origins}
+    started = [word for word in arguments if word not in ("--dry-run", "--json")]
+    command = shlex.join(["deepspeed", *runner_command(runner, started)[3:]])
+    if as_json:
+        document = {
+            "config": {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()},
+            "deepspeed": checked.deepspeed_json,
+            "plan": plan_record(plan),
+            "precision": {"value": checked.precision, "reason": checked.precision_reason},
+            "attention": {"value": checked.attention.backend, "reason": checked.attention.reason},
+            "fused_kernels": {"value": list(checked.kernels.names), "reason": checked.kernels.reason},
+            "command": command,
+        }
+        click.echo(json.dumps(document, indent=2))
+    else:
+        _print_dry_run(values, resolved.origins, checked, plan, command, config.train.auto_micro_batch)
+
+
+def _print_dry_run(
+    values: Mapping[str, Any],
+    origins: Mapping[str, str],
+    checked: RunCheck,
+    plan: MemoryPlan,
+    command: str,
+    batch_is_open: bool,
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lumina_ds.cli.plan.render import render_plan
+
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("field", no_wrap=True)
+    table.add_column("value")
+    table.add_column("origin")
+    for name, value in values.items():
+        style = "dim" if origins[name] == "default" else None
+        table.add_row(name, "" if value is None else str(value), origins[name], style=style)
+    console.print(table)
+    console.print(
+        f"\nPrecision: {checked.precision_reason}\nAttention: {checked.attention.reason}\n"
+        f"Fused kernels: {checked.kernels.reason}\n"
+    )
+    console.print("DeepSpeed JSON:")
+    console.print_json(data=checked.deepspeed_json)
+    render_plan(plan, console)
+    if batch_is_open:
+        console.print("The micro-batch is chosen and tried when the ranks start; planned here is the configured one.")
+    console.print("Command (started from this folder; the data is prepared first):")
+    console.print(f"  {command}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

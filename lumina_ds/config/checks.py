@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lumina_ds.config.attention import ATTENTION_BACKENDS
 from lumina_ds.config.schema import ModelConfig, RunConfig
 
 
@@ -102,8 +103,7 @@ def _routing_faults(model: ModelConfig) -> list[str]:
 def attention_faults(config: RunConfig) -> list[str]:
     """Two options about attention that contradict each other."""
     backend, flash = config.train.attention_backend, config.train.flash_attention
-    is_flash = backend in ("flash", "varlen")
-    if backend == "auto" or flash == "auto" or is_flash == (flash == "on"):
+    if backend == "auto" or flash == "auto" or ATTENTION_BACKENDS[backend].is_flash == (flash == "on"):
         return []
     return [
         f"train.attention_backend is {backend} and --flash-attention is {flash}, which contradict each other; "

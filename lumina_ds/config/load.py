@@ -14,9 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from lumina_ds.config.checks import attention_faults, data_faults, kernel_faults, model_faults, sequence_faults
 from lumina_ds.config.schema import ModelConfig, RunConfig, Section
-from lumina_ds.config.suggest import nearest
 from lumina_ds.config.tensors import num_parameters
 from lumina_ds.errors import ConfigError
+from lumina_ds.text import nearest
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 MAX_YAML_BYTES = 1 << 20

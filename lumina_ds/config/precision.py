@@ -1,14 +1,23 @@
-"""Which precision a run trains in: what was asked, fitted to what the machine can do and to the model's size."""
+"""What a run computes with, where machine or model decides: precision, torch.compile, tokens of a loss chunk."""
 
 from __future__ import annotations
 
-from lumina_ds.errors import ConfigError, MachineError
+import shutil
+from typing import get_args
 
-PRECISIONS = ("auto", "fp32", "bf16", "mixed_bf16", "fp16")
+from lumina_ds.config.schema import Precision, RunConfig
+from lumina_ds.errors import ConfigError, MachineError
+from lumina_ds.text import format_bytes
+
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 # Below so many parameters, fp32 weights and gradients cost less than half a gigabyte more.
 _SMALL_MODEL = 100_000_000
 # Tensor cores for fp16 begin here; older cards compute fp16 no faster, some far slower.
 _FP16_CAPABILITY = (7, 0)
+# 2^25 logits are 128 MiB in fp32. Fewer than 1024 tokens make poor matrix products on a GPU, and add the weight's
+# gradient up too often.
+_CHUNK_LOGITS = 1 << 25
+_MIN_CHUNK_TOKENS = 1024
 
 
 def resolve_precision(
@@ -35,6 +44,30 @@ def resolve_precision(
     return requested, f"{requested} as requested"
 
 
+def choose_compile(config: RunConfig, device: str) -> tuple[bool, str]:
+    """(compile or not, one sentence that says why) on cuda or cpu; `auto` is on only where it works and may gain.
+
+    `on` is taken at its word: what it cannot do is refused by config/checks.py, device_faults.
+    """
+    asked = config.train.compile
+    if asked != "auto":
+        return asked == "on", f"torch.compile is {asked} as asked"
+    if device == "cpu":
+        return False, "torch.compile is off: on a CPU every new arrangement of documents would be compiled anew"
+    if config.model.num_experts:
+        return False, "torch.compile is off: the dispatch to experts reads their loads on the host, which breaks graphs"
+    if config.deepspeed.sequence_parallel_size > 1:
+        return False, "torch.compile is off: it cannot trace the exchange of heads between ranks that share rows"
+    if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
+        return False, "torch.compile is off: its Triton kernels need a C compiler (cc, gcc or clang), and there is none"
+    return True, "torch.compile is on: a dense model on a GPU, with a compiler at hand"
+
+
+def loss_chunk_tokens(requested: int | None, vocab_size: int) -> int:
+    """Tokens of a chunk: `requested`, where 0 stands for all at once, or by the vocabulary when None."""
+    return max(_MIN_CHUNK_TOKENS, _CHUNK_LOGITS // vocab_size) if requested is None else requested
+
+
 def _automatic(
     device: str, bf16_supported: bool, num_parameters: int | None, capability: tuple[int, int] | None
 ) -> tuple[str, str]:
@@ -43,7 +76,7 @@ def _automatic(
     card = f"the GPU (compute capability {capability[0]}.{capability[1]})" if capability else "the GPU"
     size = f"{num_parameters / 1e6:,.1f} million parameters" if num_parameters is not None else ""
     if bf16_supported and num_parameters is not None and num_parameters < _SMALL_MODEL:
-        more = f"weights and gradients in fp32 take {4 * num_parameters / 1e6:,.0f} MB more and round less"
+        more = f"weights and gradients in fp32 take {format_bytes(4 * num_parameters)} more and round less"
         return "mixed_bf16", f"mixed_bf16 because {card} supports bf16, and with {size} {more}"
     if bf16_supported:
         return "bf16", f"bf16 because {card} supports it" + (f", and with {size} memory counts" if size else "")

@@ -11,6 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from lumina_ds.config.attention import ATTENTION_BACKENDS
+from lumina_ds.config.choices import NameOf
+from lumina_ds.config.optimizers import OPTIMIZERS
+from lumina_ds.config.router_scores import ROUTER_SCORES
+from lumina_ds.config.schedules import SCHEDULES
+
 Precision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16"]
 Checkpointing = Annotated[
     Literal["none", "full", "attention", "experts"],
@@ -21,9 +27,12 @@ Compile = Annotated[
     BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value),
 ]
 FusedKernel = Literal["rms_norm", "rope", "swiglu", "cross_entropy", "combine"]
-AttentionBackend = Literal["auto", "flash", "varlen", "flex", "sdpa", "reference"]
-InferencePrecision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16", "dynamic"]
-Schedule = Literal["cosine", "linear", "onecycle", "wsd", "constant"]
+InferencePrecision = Literal[Precision, "dynamic"]
+AttentionBackendName = Annotated[str, NameOf(ATTENTION_BACKENDS, ("auto",))]
+OptimizerName = Annotated[str, NameOf(OPTIMIZERS)]
+RouterScoreName = Annotated[str, NameOf(ROUTER_SCORES)]
+ScheduleName = Annotated[str, NameOf(SCHEDULES)]
+ZeroStage = Literal[0, 1, 2, 3]
 Offload = Literal["none", "optimizer", "optimizer+params"]
 
 
@@ -74,7 +83,7 @@ class ModelConfig(Section):
         description="rescale a token's chosen routing weights to sum to one; with one expert per token set it false, "
         "or its weight is always one and the language loss teaches the router nothing",
     )
-    scoring_func: Literal["softmax", "sigmoid"] = Field(
+    scoring_func: RouterScoreName = Field(
         "softmax", description="scores of the experts from the router's logits; sigmoid is DeepSeek-V3's"
     )
     router_aux_loss_coef: float = Field(0.01, ge=0, description="weight of the load-balancing loss")
@@ -165,12 +174,12 @@ class TrainConfig(Section):
     stop_at_step: int | None = Field(
         None, ge=1, description="save and end at this step; the schedule still spans the whole run"
     )
-    optimizer: Literal["adamw", "cpu_adam", "muon"] = Field(
+    optimizer: OptimizerName = Field(
         "adamw", description="adamw of torch; cpu_adam of DeepSpeed, on offloaded states; muon at ZeRO-1 and 2"
     )
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final learning rate over the peak")
-    lr_scheduler_type: Schedule = Field("cosine")
+    lr_scheduler_type: ScheduleName = Field("cosine")
     warmup_ratio: float = Field(
         0.03, ge=0, le=1, description="share of the steps that warm up; by the model's size when not given"
     )
@@ -202,7 +211,9 @@ class TrainConfig(Section):
     flash_attention: Literal["auto", "on", "off"] = Field(
         "auto", description="FlashAttention kernels, of flash-attn (extra: flash) or of torch; auto: where they gain"
     )
-    attention_backend: AttentionBackend = Field("auto", description="kernel by name; auto leaves it to flash_attention")
+    attention_backend: AttentionBackendName = Field(
+        "auto", description="kernel by name; auto leaves it to flash_attention"
+    )
     fused_kernels: FusedKernels = Field(
         "auto",
         description="kernels of Liger (extra: fused) and DeepSpeed, each compared with ours at the start: on, off, "
@@ -241,7 +252,7 @@ class DeepSpeedConfig(Section):
     """What is handed to DeepSpeed beside the batch, the optimizer and the precision."""
 
     config: str | None = Field(None, description="DeepSpeed JSON: a file, or a name in ds_configs")
-    zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="ZeRO stage; overrides the JSON's")
+    zero_stage: ZeroStage | None = Field(None, description="ZeRO stage; overrides the JSON's")
     offload: Offload | None = Field(
         None, description="states kept in host memory: optimizer at ZeRO-1 to 3, parameters too at ZeRO-3"
     )

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from lumina_ds.data.best_fit import best_fit_rows
+from lumina_ds.text import counted
 
 Packing = Literal["best_fit", "concat", "none"]
 Overlong = Literal["truncate", "split", "drop"]
@@ -67,7 +68,7 @@ class PackingPlan:
         if not self.num_truncated and not self.num_dropped:
             return None
         return (
-            f"{self.num_truncated:,} conversations are cut and {self.num_dropped:,} dropped at {self.seq_length} "
+            f"{counted(self.num_truncated, 'conversation is', 'conversations are')} cut and {self.num_dropped:,} dropped at {self.seq_length} "
             f"tokens, which loses {lost:.1%} of the tokens; --overlong split keeps them"
         )
 

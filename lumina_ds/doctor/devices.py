@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from lumina_ds.doctor.finding import Finding, Surroundings
+from lumina_ds.text import MIB, counted, format_bytes
 
 # By major.minor compute capability, from below (CUDA C++ Programming Guide, compute capabilities).
 GENERATIONS = (
@@ -78,7 +79,7 @@ def gpu_generation(around: Surroundings) -> Finding:
             return Finding("GPUs", "warning", says, "reload the NVIDIA driver, or reboot after its update")
         return Finding("GPUs", "ok", "none")
     details = tuple(
-        f"{card.name}: {card.generation} ({card.capability}), {card.total_mib:,} MiB, {card.used_mib:,} used"
+        f"{card.name}: {card.generation} ({card.capability}), {format_bytes(card.total_mib * MIB)}, {format_bytes(card.used_mib * MIB)} used"
         for card in cards
     )
     kinds = sorted({card.name for card in cards})
@@ -99,7 +100,7 @@ def gpu_generation(around: Surroundings) -> Finding:
 def cpus(around: Surroundings) -> Finding:
     """Cores that this process may use against the ranks that it would start: one per GPU, or one."""
     count, ranks = usable_cpus(), max(1, len(gpus(around)))
-    says = f"{count} for {ranks} rank{'s' if ranks > 1 else ''}"
+    says = f"{count} for {counted(ranks, 'rank')}"
     if ranks > 1 and count < ranks * _CPUS_PER_GPU:
         remedy = f"give the job at least {ranks * _CPUS_PER_GPU} cores (SLURM: --cpus-per-task)"
         return Finding("CPUs", "warning", f"{says}: ranks will wait for one another", remedy)

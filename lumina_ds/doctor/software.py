@@ -17,6 +17,7 @@ from lumina_ds.doctor.devices import Gpu, gpus
 from lumina_ds.doctor.finding import Finding, Level, Surroundings, first_line
 from lumina_ds.engine.world import DEEPSPEED_VERSION, check_deepspeed_version
 from lumina_ds.errors import MachineError
+from lumina_ds.text import counted
 
 # setup.py names the same ranges.
 PYTHON_RANGE = ((3, 10), (3, 13))
@@ -75,7 +76,7 @@ def cuda(around: Surroundings) -> Finding:
         return Finding("CUDA", "ok", f"{torch.cuda.device_count()} GPUs are usable", details=_drivers(cards))
     if not cards:
         return Finding("CUDA", "ok", "no GPU: runs train on the CPU, in fp32 unless told otherwise")
-    count = f"{len(cards)} GPU{'s' if len(cards) > 1 else ''}"
+    count = counted(len(cards), "GPU")
     if around.environment.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
         return Finding("CUDA", "warning", f"{count}, hidden by CUDA_VISIBLE_DEVICES", "unset CUDA_VISIBLE_DEVICES")
     if not torch.version.cuda:
@@ -212,6 +213,6 @@ def _drivers(cards: list[Gpu]) -> tuple[str, ...]:
 
 
 def _ask_builders() -> list[str]:
-    from lumina_ds.engine.ops import compatible_ops
+    from lumina_ds.engine.resources import compatible_ops
 
     return [f"{name}: {'can be used' if usable else 'cannot be used'}" for name, usable in compatible_ops().items()]

@@ -14,8 +14,8 @@ from pathlib import Path
 from lumina_ds.doctor.devices import gpus
 from lumina_ds.doctor.finding import Finding, Surroundings
 from lumina_ds.engine.world import free_port, launched_world
+from lumina_ds.text import GIB, counted, format_bytes
 
-GIB = 1 << 30
 _STALE_SECONDS = 600
 # `debug` needs about half a GiB per rank; less than one GiB runs nothing.
 _MEMORY_FAULT, _MEMORY_WARNING = 1 * GIB, 4 * GIB
@@ -33,7 +33,7 @@ def memory(around: Surroundings) -> Finding:
     limit = _memory_limit()
     if limit is not None and limit < total:
         total, available = limit, min(available, limit)
-    says = f"{available / GIB:.1f} of {total / GIB:.1f} GiB available"
+    says = f"{format_bytes(available)} of {format_bytes(total)} available"
     remedy = "end other programs; lumina plan says what a run needs"
     if available < _MEMORY_FAULT:
         return Finding("memory", "fault", says, remedy)
@@ -67,9 +67,9 @@ def shared_memory(around: Surroundings) -> Finding:
     except OSError as error:
         remedy = "mount a tmpfs there (docker: --shm-size 8g)"
         return Finding("shared memory", "warning", f"{folder} cannot be used: {error.strerror}", remedy)
-    says = f"{free / GIB:.1f} GiB free in {folder}"
+    says = f"{format_bytes(free)} free in {folder}"
     if left:
-        shown = f"{says}; {len(left)} buffers left by DeepSpeed, {size / (1 << 20):,.0f} MiB"
+        shown = f"{says}; {counted(len(left), 'buffer')} left by DeepSpeed, {format_bytes(size)}"
         remedy = f"when nothing trains: rm {folder}/{LEFTOVERS}"
         return Finding("shared memory", "warning", shown, remedy, tuple(map(str, left)))
     if free < _SHARED_WARNING:
@@ -83,7 +83,7 @@ def extension_locks(around: Surroundings) -> Finding:
     locks = {lock for folder in extension_folders(around) for lock in folder.glob("**/lock") if lock.is_file()}
     stale = sorted(str(lock) for lock in locks if time.time() - lock.stat().st_mtime > _STALE_SECONDS)
     if stale:
-        says = f"{len(stale)} lock{'s' if len(stale) > 1 else ''} of builds that have ended: {stale[0]}"
+        says = f"{counted(len(stale), 'lock')} of builds that have ended: {stale[0]}"
         return Finding("extension locks", "warning", says, f"when nothing builds: rm {' '.join(stale)}", tuple(stale))
     if locks:
         return Finding("extension locks", "ok", "an op is being built now", details=tuple(map(str, sorted(locks))))
@@ -144,7 +144,7 @@ def limits(around: Surroundings) -> Finding:
     if files != resource.RLIM_INFINITY and files < _OPEN_FILES:
         return Finding("limits", "warning", f"only {files:,} open files", "ulimit -n 65536")
     if locked != resource.RLIM_INFINITY and gpus(around) and Path("/sys/class/infiniband").exists():
-        says = f"only {locked >> 20:,} MiB of locked memory, and InfiniBand wants all"
+        says = f"only {format_bytes(locked)} of locked memory, and InfiniBand wants all"
         return Finding("limits", "warning", says, "ulimit -l unlimited (docker: --ulimit memlock=-1)")
     shown = "unlimited" if files == resource.RLIM_INFINITY else f"{files:,}"
     return Finding("limits", "ok", f"{shown} open files")
@@ -159,7 +159,7 @@ def text_encoding(around: Surroundings) -> Finding:
 
 def _disk(name: str, folder: Path, remedy: str, full_is_fault: bool) -> Finding:
     free = shutil.disk_usage(folder).free
-    says = f"{free / GIB:,.1f} GiB free in {folder}"
+    says = f"{format_bytes(free)} free in {folder}"
     if not os.access(folder, os.W_OK | os.X_OK):
         return Finding(name, "fault" if full_is_fault else "warning", f"{folder} cannot be written", remedy)
     if free < _DISK_FAULT and full_is_fault:

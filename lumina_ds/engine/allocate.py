@@ -1,39 +1,20 @@
 """A model's parameters in no more memory than one rank's part of them takes.
 
-The model is built without storage. Then each parameter gets the storage that this rank keeps of it: at ZeRO-3 a
-parameter is partitioned before the next one exists, and the experts, which AutoEP will copy this rank's share of,
-are zeros that all lie in one element.
+The model is built without storage (engine/deepspeed/meta_parameters.py). Then each parameter gets the storage that
+this rank keeps of it: at ZeRO-3 a parameter is partitioned before the next one exists, and the experts, of which AutoEP
+will copy this rank's share, are zeros that all lie in one element.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from lumina_ds.model.moe import Experts
-
-
-@contextmanager
-def without_storage() -> Iterator[None]:
-    """Modules made inside register their parameters on the meta device; buffers keep their values."""
-    register = nn.Module.register_parameter
-
-    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        # One that is on meta already may be shared (tied), and must stay the same object.
-        if param is not None and not param.is_meta:
-            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
-        register(self, name, param)
-
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def allocate(model: nn.Module, dtype: torch.dtype, device: torch.device, deepspeed_json: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from lumina_ds.config.compile import choose_compile
+from lumina_ds.config.optimizers import OPTIMIZERS
+from lumina_ds.config.precision import choose_compile
 from lumina_ds.config.schema import RunConfig, TrainConfig
-from lumina_ds.engine.allocate import allocate, without_storage
+from lumina_ds.engine.allocate import allocate
 from lumina_ds.engine.deepspeed.expert_parallel import fuse_combination, install_cpu_experts, install_routers
 from lumina_ds.engine.deepspeed.gradient_norm import measure_in_blocks
+from lumina_ds.engine.deepspeed.log_level import deepspeed_log_level
+from lumina_ds.engine.deepspeed.meta_parameters import without_storage
 from lumina_ds.engine.deepspeed.muon import muon_groups, use_plain_kernels
 from lumina_ds.engine.deepspeed.one_rank import skip_reduction
 from lumina_ds.engine.deepspeed.sequence_parallel import share_rows
 from lumina_ds.engine.kernel_choice import choose_kernels
 from lumina_ds.engine.weights import WeightSource, drawn_weights, fill_parameters, load_selection_biases, stored_weights
 from lumina_ds.engine.world import World
-from lumina_ds.model.attention_choice import choose_attention
+from lumina_ds.model.attention_backends import choose_attention
 from lumina_ds.model.balancing import selection_biases
 from lumina_ds.model.transformer import CausalLM
 
@@ -63,15 +67,13 @@ def build_engine(
         share_rows(model, world)
     weights = initial_weights(model, config) if fresh else None
     allocate(model, PARAMETER_DTYPES[precision], world.torch_device, deepspeed_json)
-    if config.train.optimizer == "muon":
+    if OPTIMIZERS[config.train.optimizer].own_kinds:
         use_plain_kernels(world.device)
-    level = deepspeed.utils.logger.level
     # AutoEP warns that its router has no z-loss; ours, which replaces it below, has.
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    engine, _, _, _ = deepspeed.initialize(
-        model=model, model_parameters=_filled_groups(model, weights, config.train), config=deepspeed_json
-    )
-    deepspeed.utils.logger.setLevel(level)
+    with deepspeed_log_level():
+        engine, _, _, _ = deepspeed.initialize(
+            model=model, model_parameters=_filled_groups(model, weights, config.train), config=deepspeed_json
+        )
     skip_reduction(engine)
     if world.device == "cpu":
         measure_in_blocks(engine)
@@ -91,6 +93,18 @@ def build_engine(
     return engine
 
 
+def release(engine: Any) -> None:
+    """Destroy an engine and give its memory back, on the device too, even where something still refers to it.
+
+    DeepSpeed's destroy() leaves parameters, gradients and moments to whoever holds the engine, in cycles.
+    """
+    engine.destroy()
+    engine.__dict__.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def initial_weights(model: nn.Module, config: RunConfig) -> WeightSource:
     """What a fresh run starts from: the folder train.init_from, or values drawn from train.seed."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -100,7 +114,7 @@ def initial_weights(model: nn.Module, config: RunConfig) -> WeightSource:
     return drawn_weights(shapes, config.model, config.train.seed)
 
 
-def _filled_groups(model: nn.Module, weights: WeightSource | None, train: TrainConfig) -> Iterator[dict[str, Any]]:
+def _filled_groups(model: CausalLM, weights: WeightSource | None, train: TrainConfig) -> Iterator[dict[str, Any]]:
     """The optimizer's groups, whose parameters are filled when DeepSpeed asks for them.
 
     It asks after it has cast, moved and partitioned the parameters and AutoEP has put its experts in, and before
@@ -108,7 +122,7 @@ def _filled_groups(model: nn.Module, weights: WeightSource | None, train: TrainC
     """
     if weights is not None:
         fill_parameters(model, weights)
-    yield from muon_groups(model, train) if train.optimizer == "muon" else parameter_groups(model)
+    yield from muon_groups(model, train) if OPTIMIZERS[train.optimizer].own_kinds else parameter_groups(model)
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

@@ -1,19 +1,31 @@
-"""Machines and devices that the deepspeed runner will use, by DeepSpeed's own reading of its arguments."""
+"""What there is to run on, as DeepSpeed sees it: hosts and devices that its runner will use, and ops it could build."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
+from collections.abc import MutableMapping
 
 import torch
 
+from lumina_ds.engine.deepspeed.log_level import NOTHING, deepspeed_log_level
 from lumina_ds.errors import ConfigError
+
+
+def name_accelerator(environment: MutableMapping[str, str], device: str | None = None) -> None:
+    """Name DeepSpeed's accelerator, before it is imported with this environment: it neither searches nor warns then.
+
+    It is `device`, or else what the user has named, or else this machine's.
+    """
+    if device is not None:
+        environment["DS_ACCELERATOR"] = device
+    environment.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def planned_resources(arguments: list[str]) -> dict[str, list[int]]:
     """Slots by host, through the functions of deepspeed/launcher/runner.py that the runner itself uses."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    name_accelerator(os.environ)
     from deepspeed.launcher import runner
 
     complaint = io.StringIO()
@@ -36,15 +48,13 @@ def _hosts(hostfile: str, explicit: bool) -> dict[str, int]:
         if explicit:
             raise ConfigError(f"--hostfile {hostfile} does not exist; write one line `HOST slots=N` per machine")
         return {"localhost": num_local_devices()}
-    # DeepSpeed logs on standard output, which may be waiting for a JSON document, what it then raises too.
-    was, runner.logger.disabled = runner.logger.disabled, True
     try:
-        return runner.fetch_hostfile(hostfile)
+        # DeepSpeed logs on standard output, which may be waiting for a JSON document, what it then raises too.
+        with deepspeed_log_level(NOTHING):
+            return runner.fetch_hostfile(hostfile)
     except ValueError as error:
         reason = str(error).rstrip(".")
         raise ConfigError(f"--hostfile {hostfile}: {reason}; write one line `HOST slots=N` per machine") from error
-    finally:
-        runner.logger.disabled = was
 
 
 def num_local_devices() -> int:
@@ -55,3 +65,16 @@ def num_local_devices() -> int:
 def num_local_gpus() -> int:
     """GPUs of this machine."""
     return torch.cuda.device_count()
+
+
+def compatible_ops() -> dict[str, bool]:
+    """Every op of DeepSpeed's by name, and whether it is there or could be built, as its own builder judges; nothing is
+    compiled."""
+    name_accelerator(os.environ)
+    # The builders print their warnings.
+    quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with deepspeed_log_level(), quiet[0], quiet[1]:
+        from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+        found = {name: bool(builder.is_compatible(verbose=False)) for name, builder in sorted(ALL_OPS.items())}
+    return {name: usable for name, usable in found.items() if name != "deepspeed_not_implemented"}

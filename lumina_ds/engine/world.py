@@ -1,6 +1,6 @@
 """Start and end of a rank: the launcher's environment, DeepSpeed's process group, and a clean exit.
 
-Every known bite of DeepSpeed 0.19.8 around starting and stopping is handled here, and nowhere else.
+What DeepSpeed 0.19.8 gets wrong around starting and stopping is handled here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from lumina_ds.data.loader import RowShare
+from lumina_ds.engine.deepspeed.shared_memory_op import skip_shared_memory_op
 from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, meet
-from lumina_ds.errors import MachineError
+from lumina_ds.errors import LuminaError, MachineError
 
 DEEPSPEED_VERSION = "0.19.8"
+
+T = TypeVar("T")
 
 # (rank, local rank, world size, what else must be set) as the launchers spell them: deepspeed and torchrun, Open
 # MPI, SLURM. A plain sbatch shell has a SLURM_PROCID too; only srun's tasks belong to a step.
@@ -90,13 +93,15 @@ def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float
 
     import torch
 
+    from lumina_ds.engine.resources import name_accelerator
+
+    name_accelerator(os.environ)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.cuda.set_device(local_rank)
     else:
         from lumina_ds.model.cpu_products import prefer_onednn
 
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # says so, instead of a warning that none was found
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_size)))
@@ -124,6 +129,32 @@ def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float
     return world
 
 
+def start_rehearsal(rank: int, size: int) -> World:
+    """Become one rank on the CPU of a group whose other ranks are not there: torch's fake one, which sends nothing.
+
+    Once in a process, and for what only sets up: DeepSpeed keeps its groups in the module.
+    """
+    import torch
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from lumina_ds.engine.resources import name_accelerator
+
+    name_accelerator(os.environ, "cpu")
+    # The fake group has no default port; any number will do.
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(size), **address}
+    # DeepSpeed asks fake tensors for their address to check its alignment, which torch deprecates.
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    import deepspeed
+
+    logging.disable(logging.ERROR)
+    skip_shared_memory_op()
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    deepspeed.init_distributed(dist_backend="gloo")
+    return World(rank, 0, size, "cpu")
+
+
 def stop(code: int, clean: bool) -> NoReturn:
     """End this rank with `code`. `clean` says that every rank gets here, so that they may wait for one another.
 
@@ -141,6 +172,25 @@ def stop(code: int, clean: bool) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def on_rank_0(world: World, action: Callable[[], T], group: Any = None) -> T:
+    """What `action` returns on rank 0, on every rank; a LuminaError that it raises there is raised on every rank.
+
+    A collective of `group`, the default group when None. The answer is pickled; no other rank calls `action`.
+    """
+    import torch.distributed as dist
+
+    answer: list[Any] = [None, None]
+    if world.rank == 0:
+        try:
+            answer[0] = action()
+        except LuminaError as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer, src=0, group=group)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
 
 
 def free_port() -> int:
@@ -177,11 +227,3 @@ def _extensions_folder() -> Path:
         return folder
     except OSError:
         return Path(tempfile.mkdtemp(prefix="lumina-ds-ops-"))
-
-
-def skip_shared_memory_op() -> None:
-    """Keep init_distributed from building deepspeed_shm_comm: it needs a compiler, and leaks 69 MB of /dev/shm
-    per rank and run. gloo carries the same traffic."""
-    from deepspeed.ops import __compatible_ops__
-
-    __compatible_ops__["deepspeed_shm_comm"] = False

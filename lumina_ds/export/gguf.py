@@ -99,7 +99,7 @@ def _take_tokenizer_model(converter: ModuleType, architecture: str, adds_space: 
         read_sentencepiece = family._set_vocab_sentencepiece
     except AttributeError as error:
         raise MachineError(
-            f"{converter.__file__} is of another age ({error}); the README names one that fits"
+            f"{converter.__file__} is of another age ({error}); docs/hugging-face.md names one that fits"
         ) from None
 
     def set_vocab(self: Any) -> None:

@@ -49,6 +49,8 @@ def hugging_face_family(model: ModelConfig) -> str:
                 "(model.router_bias_update_rate) and shared experts; this model lacks one of them"
             )
         return "glm4_moe"
+    if model.num_experts and model.scoring_func != "softmax":
+        raise ConfigError(f"model.scoring_func {model.scoring_func}: no published shape scores experts by it")
     family = FAMILIES[(model.num_experts > 0, model.qk_norm)]
     if model.num_shared_experts:
         raise ConfigError(

@@ -108,7 +108,7 @@ def _conversations(tokenizer: Tokenizer, document: dict[str, Any]) -> list[Conve
     texts = [*SAMPLE, *(f"a{name}b {name}{name}" for name in names), *names]
     texts += [character * length for character in RUNS_OF for length in range(1, LONGEST_RUN)]
     texts += _random_texts(tokenizer)
-    # A tokenizer.json has no way to tell the symbol from the space that it stands for; the README says so.
+    # A tokenizer.json has no way to tell the symbol from the space that it stands for; docs/hugging-face.md says so.
     texts = [text for text in texts if text and "\u2581" not in text and GUARD not in text]
     roles = list(ROLE_MARKERS)
     return [

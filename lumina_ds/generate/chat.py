@@ -11,7 +11,7 @@ from lumina_ds.data.conversation import Turn
 from lumina_ds.errors import ConfigError
 from lumina_ds.generate.load import LoadedModel
 from lumina_ds.generate.sampling import SamplingSettings, penalize_repetition, sample
-from lumina_ds.model.kv_cache import LayerCache
+from lumina_ds.model.attention import LayerCache
 
 
 @torch.inference_mode()

@@ -31,10 +31,10 @@ def master_tensors(optimizer: Any) -> list[Tensor]:
 
 
 def moment_tensors(optimizer: Any) -> list[Tensor]:
-    """Adam's two averages, or Muon's momentum."""
+    """Adam's two averages, Muon's momentum, or what else the optimizer keeps of each element; not its step counts."""
     inner = getattr(optimizer, "optimizer", optimizer)
-    names = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-    return [state[key] for state in inner.state.values() for key in names if key in state]
+    values = (value for state in inner.state.values() for value in state.values())
+    return [value for value in values if isinstance(value, Tensor) and value.dim() > 0]
 
 
 def gradient_tensors(engine: Any) -> Iterator[Tensor]:

@@ -6,20 +6,19 @@ memory or in DeepSpeed, and a child that the kernel kills, or that waits for one
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.world import World, free_port, start, stop
-from lumina_ds.errors import LuminaError, OutOfMemory, SharedFault
-from lumina_ds.train.out_of_memory import is_out_of_memory
+from lumina_ds.engine.world import World, free_port, on_rank_0
+from lumina_ds.errors import OutOfMemory, SharedFault
+from lumina_ds.ranks.ask import MODULE, Question, question_words
 
 # A rank that has lost another one to the lack of memory gets so long to notice by itself.
 _GRACE_SECONDS = 10
@@ -34,12 +33,11 @@ def step_fits(config: RunConfig, world: World, precision: str, logs: Path) -> bo
     """
     import torch.distributed as dist
 
-    shared: list[Any] = [free_port() if world.rank == 0 else None]
-    dist.broadcast_object_list(shared, src=0)
+    port = on_rank_0(world, free_port)
     path = logs / f"probe-rank-{world.rank}.log"
-    task = {"config": config.model_dump(), "precision": precision}
+    question = Question("lumina_ds.measure.probe.take_trial_steps", {"precision": precision}, config)
     verdicts: list[Any] = [None] * world.size
-    dist.all_gather_object(verdicts, _run_child(task, world, shared[0], path))
+    dist.all_gather_object(verdicts, _run_child(question, world, port, path))
     if "memory" in verdicts:
         return False
     if "failed" in verdicts:
@@ -51,7 +49,7 @@ def step_fits(config: RunConfig, world: World, precision: str, logs: Path) -> bo
     return True
 
 
-def _run_child(task: dict[str, Any], world: World, port: int, path: Path) -> str:
+def _run_child(question: Question, world: World, port: int, path: Path) -> str:
     """fits, memory, failed, or followed: ended because another rank's child did."""
     environment = os.environ | {
         "RANK": str(world.rank),
@@ -61,18 +59,12 @@ def _run_child(task: dict[str, Any], world: World, port: int, path: Path) -> str
     }
     # The children meet at a store of rank 0's child, not at torchrun's.
     environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)
-    with open(path, "wb") as output:
+    with open(path, "wb") as output, tempfile.TemporaryDirectory(prefix="lumina-probe-") as folder:
+        words, _ = question_words(question, Path(folder))
         child = subprocess.Popen(
-            [sys.executable, "-m", "lumina_ds.measure.probe"],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
+            [sys.executable, "-m", MODULE, *words], stdout=output, stderr=subprocess.STDOUT, env=environment
         )
-        assert child.stdin is not None
         try:
-            child.stdin.write(json.dumps(task).encode())
-            child.stdin.close()
             followed = _wait(child, world, f"lumina-probe-{port}")
         finally:
             if child.poll() is None:
@@ -114,9 +106,10 @@ def take_trial_steps(config: RunConfig, world: World, precision: str) -> None:
     """A step of one row, after which the optimizer has its moments, and one of the full size. A collective."""
     from lumina_ds.config.deepspeed.compose import compose_deepspeed
     from lumina_ds.engine.build import build_engine
-    from lumina_ds.measure.memory import random_micro_batch
+    from lumina_ds.measure.steps import random_micro_batch
     from lumina_ds.train.step import StepCounts, run_step
 
+    world = replace(world, sequence_parallel_size=config.deepspeed.sequence_parallel_size)
     config = config.model_copy(deep=True)
     train = config.train
     # A second micro-batch finds the gradients of the first; a third nothing more.
@@ -129,26 +122,3 @@ def take_trial_steps(config: RunConfig, world: World, precision: str) -> None:
         num_tokens = rows * config.seq_length * train.gradient_accumulation_steps * world.share.size
         counts = StepCounts(num_tokens, num_tokens, stop_requested=False, save_due=False, failed=False)
         run_step(engine, [batch] * train.gradient_accumulation_steps, counts, config.model, train.max_grad_norm, world)
-
-
-def _main() -> None:
-    """Read a task from standard input and end with 0, or with OutOfMemory's code."""
-    task = json.load(sys.stdin)
-    config = RunConfig.model_validate(task["config"])
-    code, clean = 1, False
-    try:
-        world = start(config.deepspeed.rendezvous_seconds)
-        world = replace(world, sequence_parallel_size=config.deepspeed.sequence_parallel_size)
-        take_trial_steps(config, world, task["precision"])
-        code, clean = 0, True
-    except LuminaError as error:
-        print(error)
-        code = error.exit_code
-    except BaseException as error:
-        traceback.print_exc()
-        code = OutOfMemory.exit_code if is_out_of_memory(error) else 1
-    stop(code, clean)
-
-
-if __name__ == "__main__":
-    _main()

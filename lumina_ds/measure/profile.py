@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, record_function
 
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.engine.deepspeed.phases import around_collectives, around_phases
 from lumina_ds.engine.world import World
 from lumina_ds.measure.live_tensors import (
     gradient_tensors,
@@ -27,11 +29,18 @@ from lumina_ds.measure.live_tensors import (
     num_bytes,
     parameter_tensors,
 )
-from lumina_ds.measure.profile_parts import PART, PHASE, time_by_part
-from lumina_ds.measure.steps import TimedSteps, open_rows, over_ranks
+from lumina_ds.measure.machine import device_name
+from lumina_ds.measure.steps import PART, TimedSteps, open_rows, over_ranks
 from lumina_ds.measure.throughput import median_seconds
 
-PHASES = {"forward": "forward", "backward": "backward", "step": "optimizer"}
+PHASE = "lumina phase "
+_BACKWARD_NODE = "autograd::engine::evaluate_function: "
+_OTHER = "other"
+# DeepSpeed's hooks on parameters run inside these nodes: it keeps, buckets and reduces the gradients there.
+_ACCUMULATE = "gradients"
+
+# What the engine's phases are called here.
+_PHASES = {"forward": "forward", "backward": "backward", "step": "optimizer"}
 # Parts of the model by the last word of a module's name; an MoE block's own share is moving tokens to experts.
 PARTS = {
     "embed_tokens": "embedding",
@@ -44,18 +53,8 @@ PARTS = {
     "post_attention_layernorm": "norms",
     "norm": "norms",
 }
-COLLECTIVES = (
-    "all_gather",
-    "all_gather_into_tensor",
-    "all_reduce",
-    "all_to_all",
-    "all_to_all_single",
-    "barrier",
-    "broadcast",
-    "reduce",
-    "reduce_scatter",
-    "reduce_scatter_tensor",
-)
+
+Place = tuple[str, str]
 
 
 def profile_steps(
@@ -72,7 +71,7 @@ def profile_steps(
         for _ in range(max(1, num_warmup)):
             steps.take()
         memory = _Memory(steps)
-        with _snapshot(snapshot), _around_phases(steps.engine, memory.phase):
+        with _snapshot(snapshot), around_phases(steps.engine, lambda phase: memory.phase(_PHASES[phase])):
             plain = [steps.take() for _ in range(num_steps)]
         found = memory.read()
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (world.device == "cuda")
@@ -84,7 +83,7 @@ def profile_steps(
     if trace is not None and world.rank == 0:
         _write_trace(profile, Path(trace))
     return {
-        "device": torch.cuda.get_device_name() if world.device == "cuda" else "cpu",
+        "device": device_name(world),
         "world_size": world.size,
         "precision": precision,
         "zero_stage": stage,
@@ -99,6 +98,53 @@ def profile_steps(
             "peak_bytes_of_fullest_rank": int(over_ranks(found["peak_bytes"], world, dist.ReduceOp.MAX)),
         },
     }
+
+
+def time_by_part(
+    profile: torch.profiler.profile, num_steps: int, device: str, total_seconds: float
+) -> list[dict[str, Any]]:
+    """Seconds of one step by `phase` and `part`, longest first; what lies between the phases is phase "between".
+
+    On a GPU the time of kernels, of which those of several streams overlap, and `idle`, when the wall clock has more;
+    on a CPU the time of this rank's own threads, waiting for other ranks included.
+    """
+    events = [event for event in profile.events() or () if event.device_type == torch.autograd.DeviceType.CPU]
+    places = _places(events)
+    seconds: defaultdict[Place, float] = defaultdict(float)
+    for event in events:
+        if device == "cuda":
+            ours = event.name.startswith((PHASE, PART))
+            spent = 0.0 if ours else sum(kernel.duration for kernel in event.kernels)
+        else:
+            spent = event.self_cpu_time_total
+        seconds[places[event.id]] += spent / 1e6 / num_steps
+    idle = total_seconds / num_steps - sum(seconds.values())
+    if idle > 0:
+        seconds["between", "idle" if device == "cuda" else _OTHER] += idle
+    rows = sorted(seconds.items(), key=lambda item: -item[1])
+    return [{"phase": phase, "part": part, "seconds": spent} for (phase, part), spent in rows if spent > 0]
+
+
+def _places(events: list[Any]) -> dict[int, Place]:
+    """Phase and part of every event, by its id: of the nearest range around it, or of its forward call."""
+    in_order = sorted(events, key=lambda event: (event.time_range.start, -event.time_range.end))
+    places: dict[int, Place] = {}
+    made_by: dict[int, str] = {}
+    for event in in_order:
+        phase, part = places[event.cpu_parent.id] if event.cpu_parent is not None else ("between", _OTHER)
+        if event.name.startswith(PHASE):
+            phase, part = event.name.removeprefix(PHASE), _OTHER
+        elif event.name.startswith(PART):
+            part = event.name.removeprefix(PART)
+        elif event.name.startswith(_BACKWARD_NODE):
+            # On a GPU autograd has a thread of its own, outside of our range.
+            phase = "backward"
+            part = _ACCUMULATE if "AccumulateGrad" in event.name else made_by.get(event.sequence_nr, part)
+        elif event.sequence_nr >= 0:
+            # The last operation that carries a number is the one that made the node; recomputed ones count too.
+            made_by[event.sequence_nr] = part
+        places[event.id] = phase, part
+    return places
 
 
 class _Memory:
@@ -151,26 +197,6 @@ def _peak(device: str) -> int:
 
 
 @contextlib.contextmanager
-def _around_phases(engine: Any, around: Callable[[str], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
-    """Run the engine's forward, backward and step each inside `around(phase)`."""
-
-    def wrapped(run: Callable[..., Any], phase: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with around(phase):
-                return run(*args, **kwargs)
-
-        return call
-
-    for name, phase in PHASES.items():
-        setattr(engine, name, wrapped(getattr(engine, name), phase))
-    try:
-        yield
-    finally:
-        for name in PHASES:
-            delattr(engine, name)
-
-
-@contextlib.contextmanager
 def _ranges(engine: Any) -> Iterator[None]:
     """Named ranges around phases, modules and collectives."""
     hooks: list[Any] = []
@@ -180,7 +206,10 @@ def _ranges(engine: Any) -> Iterator[None]:
             part = "dispatch and combine" if hasattr(module, "experts") else "feed-forward"
         if part is not None:
             hooks += _range_of(module, part)
-    with _around_phases(engine, lambda phase: record_function(PHASE + phase)), _collectives():
+    with (
+        around_phases(engine, lambda phase: record_function(PHASE + _PHASES[phase])),
+        around_collectives(lambda: record_function(PART + "communication")),
+    ):
         yield
     for hook in hooks:
         hook.remove()
@@ -197,28 +226,6 @@ def _range_of(module: torch.nn.Module, part: str) -> tuple[Any, Any]:
         open_ranges.pop().__exit__(None, None, None)
 
     return module.register_forward_pre_hook(enter, prepend=True), module.register_forward_hook(leave)
-
-
-@contextlib.contextmanager
-def _collectives() -> Iterator[None]:
-    """A range around torch.distributed's collectives and around waiting for one: the CPU does nothing else then."""
-    places = [(dist, name) for name in COLLECTIVES if hasattr(dist, name)] + [(dist.Work, "wait")]
-    originals = [getattr(place, name) for place, name in places]
-
-    def wrapped(run: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with record_function(PART + "communication"):
-                return run(*args, **kwargs)
-
-        return call
-
-    for (place, name), original in zip(places, originals, strict=True):
-        setattr(place, name, wrapped(original))
-    try:
-        yield
-    finally:
-        for (place, name), original in zip(places, originals, strict=True):
-            setattr(place, name, original)
 
 
 @contextlib.contextmanager

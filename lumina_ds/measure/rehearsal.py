@@ -7,24 +7,20 @@ among any number of ranks. Nothing is computed: forward and backward are not par
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
-import logging
 import os
 import subprocess
 import sys
-import warnings
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import LuminaError
-
-# The fake process group has no default port; any number will do.
-_PORT = "29999"
+from lumina_ds.ranks.ask import MODULE, Question, question_words, read_answer
 
 
 @dataclass(frozen=True)
@@ -54,15 +50,10 @@ def rehearse(
     A rank that DeepSpeed refuses comes back with its message as `error`.
     """
     replaced, _ = substituted(deepspeed_json)
-    task = {
-        "config": config.model_dump(mode="json"),
-        "world_size": world_size,
-        "precision": precision,
-        "json": replaced,
-    }
+    shared = {"world_size": world_size, "precision": precision, "deepspeed_json": replaced}
     width = max(1, min(len(ranks), len(os.sched_getaffinity(0))))
     with ThreadPoolExecutor(width) as pool:
-        return list(pool.map(lambda rank: _in_own_process({**task, "rank": rank}), ranks))
+        return list(pool.map(lambda rank: _in_own_process(config, {**shared, "rank": rank}), ranks))
 
 
 def substituted(deepspeed_json: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -91,47 +82,31 @@ def substituted(deepspeed_json: Mapping[str, Any]) -> tuple[dict[str, Any], list
     return changed, notes
 
 
-def _in_own_process(task: dict[str, Any]) -> RankRehearsal:
+def _in_own_process(config: RunConfig, arguments: dict[str, Any]) -> RankRehearsal:
     """DeepSpeed keeps its groups in the module, so that one process can be one rank only."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lumina_ds.measure.rehearsal"],
-        input=json.dumps(task),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        return RankRehearsal(task["rank"], error=f"the rehearsal ended with {done.returncode}: {last[0]}")
-    return RankRehearsal(**json.loads(done.stdout.splitlines()[-1]))
+    question = Question("lumina_ds.measure.rehearsal.rehearse_rank", arguments, config, forms_group=False)
+    with tempfile.TemporaryDirectory(prefix="lumina-rehearsal-") as folder:
+        words, answered = question_words(question, Path(folder))
+        done = subprocess.run([sys.executable, "-m", MODULE, *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            return RankRehearsal(arguments["rank"], error=f"the rehearsal ended with {done.returncode}: {last[0]}")
+        return RankRehearsal(**read_answer(answered))
 
 
-def _rehearse_rank(
+def rehearse_rank(
     config: RunConfig, world_size: int, rank: int, precision: str, deepspeed_json: dict[str, Any]
 ) -> RankRehearsal:
-    os.environ |= {
-        "DS_ACCELERATOR": "cpu", "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _PORT,
-    }  # fmt: skip
-    # DeepSpeed asks fake tensors for their address to check its alignment, which torch deprecates.
-    warnings.filterwarnings("ignore")
-    import torch
-    import torch.distributed as dist
+    """Set the run up as one rank, in this process, which can be nothing else afterwards."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    torch.set_num_threads(1)
-    import deepspeed
+    from lumina_ds.engine.deepspeed.fake_tensors import modules_stay_in_place
+    from lumina_ds.engine.world import start_rehearsal
 
-    from lumina_ds.engine.world import World, skip_shared_memory_op
-
-    logging.disable(logging.ERROR)
-    skip_shared_memory_op()
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
-    deepspeed.init_distributed(dist_backend="gloo")
+    world = start_rehearsal(rank, world_size)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            engine = _engine(config, World(rank, 0, world_size, "cpu"), precision, deepspeed_json)
+        with FakeTensorMode(allow_non_fake_inputs=True), modules_stay_in_place():
+            engine = _engine(config, world, precision, deepspeed_json)
             _take_one_step(engine.optimizer)
             return _describe(engine, rank, _saved_files(engine, rank))
     except LuminaError:
@@ -143,16 +118,9 @@ def _rehearse_rank(
 
 
 def _engine(config: RunConfig, world: Any, precision: str, deepspeed_json: dict[str, Any]) -> Any:
-    """The run's own engine, empty: build_engine with tensors that are made in their type and place.
-
-    A fake tensor cannot be cast or moved in place, which is what DeepSpeed does to every parameter; here it has
-    nothing to do, because allocate has made them right.
-    """
-    from torch import nn
-
+    """The run's own engine, empty: build_engine with tensors that are made in their type and place."""
     from lumina_ds.engine.build import build_engine
 
-    nn.Module._apply = lambda self, fn, recurse=True: self  # type: ignore[method-assign]
     config = config.model_copy(deep=True)
     config.train.compile = "off"
     config.train.flash_attention, config.train.attention_backend = "off", "auto"
@@ -191,24 +159,11 @@ def _saved_files(engine: Any, rank: int) -> dict[str, int]:
 
 
 def _describe(engine: Any, rank: int, files: dict[str, int]) -> RankRehearsal:
-    from deepspeed.checkpoint.autoep_affine import autoep_experts_for_rank
-    from deepspeed.utils import groups
-
-    from lumina_ds.engine.deepspeed.expert_parallel import autoep_layers
+    from lumina_ds.engine.deepspeed.expert_parallel import expert_groups
     from lumina_ds.measure.live_tensors import master_tensors, moment_tensors, num_bytes, parameter_tensors
 
-    layers = autoep_layers(engine.module)
-    experts: list[int] = []
-    expert_group: list[int] = []
-    replicas: list[int] = []
-    spread = 1
-    if layers:
-        owned = [list(autoep_experts_for_rank(layer.expert_placement_descriptor, layer.ep_rank)) for layer in layers]
-        experts = owned[0] if all(each == owned[0] for each in owned) else []
-        name, spread = layers[0].ep_group_name, layers[0].ep_size
-        expert_group = list(groups._get_expert_parallel_group_ranks(name))
-        replicas = list(groups._get_expert_data_parallel_group_ranks(name))
-    held, padding = _held_elements(engine, spread)
+    experts = expert_groups(engine.module)
+    held, padding = _held_elements(engine, experts.num_sharing)
     return RankRehearsal(
         rank=rank,
         parameter_bytes=num_bytes(parameter_tensors(engine)),
@@ -216,9 +171,9 @@ def _describe(engine: Any, rank: int, files: dict[str, int]) -> RankRehearsal:
         moment_bytes=num_bytes(moment_tensors(engine.optimizer)),
         held_elements=held,
         padding_elements=padding,
-        experts=experts,
-        expert_group=expert_group,
-        replica_group=replicas,
+        experts=experts.owned,
+        expert_group=experts.sharing,
+        replica_group=experts.replicas,
         files=files,
     )
 
@@ -244,16 +199,3 @@ def _held_elements(engine: Any, spread: int) -> tuple[int, int]:
         else:
             held += times * parameter.numel()
     return held, padding
-
-
-def _main() -> None:
-    """Read a task from standard input and print its result as the last line."""
-    task = json.load(sys.stdin)
-    config = RunConfig.model_validate(task["config"])
-    with contextlib.redirect_stdout(sys.stderr):
-        found = _rehearse_rank(config, task["world_size"], task["rank"], task["precision"], task["json"])
-    print(json.dumps(asdict(found)))
-
-
-if __name__ == "__main__":
-    _main()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.world import World
-from lumina_ds.measure.steps import StepTime, TimedSteps, open_rows, over_ranks, peak_memory
+from lumina_ds.measure.machine import device_name, peak_flops
+from lumina_ds.measure.steps import StepTime, TimedSteps, open_rows, peak_memory
 from lumina_ds.plan.flops import flops_per_token
-from lumina_ds.plan.hardware import card_of_device
 
 
 def measure_throughput(config: RunConfig, world: World, num_steps: int, num_warmup: int) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def measure_throughput(config: RunConfig, world: World, num_steps: int, num_warm
     speed = sum(step.tokens for step in taken) / sum(step.seconds for step in taken)
     train = config.train
     return {
-        "device": torch.cuda.get_device_name() if world.device == "cuda" else "cpu",
+        "device": device_name(world),
         "world_size": world.size,
         "precision": precision,
         "zero_stage": stage,
@@ -73,32 +71,3 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def median_seconds(taken: list[StepTime]) -> float:
     return statistics.median(step.seconds for step in taken)
-
-
-def peak_flops(world: World, precision: str) -> tuple[float, str]:
-    """FLOP/s that a rank could reach, and where that is from. A collective.
-
-    The maker's dense 16-bit rate where the card is known and computes in 16 bits; elsewhere the best of some large
-    matrix products of this precision, all ranks at the same time, which share a CPU's cores.
-    """
-    if world.device == "cuda" and precision != "fp32":
-        card = card_of_device(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory)
-        if card is not None:
-            return card.tflops * 1e12, f"data sheet of {card.name}"
-    width = 8192 if world.device == "cuda" else 1024
-    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(precision, torch.bfloat16)
-    operand = torch.ones(width, width, dtype=dtype, device=world.torch_device)
-    best = min(_seconds_of_product(operand, world) for _ in range(6))
-    mean = over_ranks(best, world, dist.ReduceOp.SUM) / world.size
-    return 2 * width**3 / mean, f"a matrix product of {width} in {str(dtype).removeprefix('torch.')} here"
-
-
-def _seconds_of_product(operand: torch.Tensor, world: World) -> float:
-    dist.barrier()
-    if world.device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    operand @ operand
-    if world.device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lumina_ds.config.attention import ATTENTION_BACKENDS
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.model.attention_backends import BACKENDS, DocumentLayout
+from lumina_ds.model.attention_backends import DocumentLayout
 from lumina_ds.model.feed_forward import RMSNorm
 from lumina_ds.model.kernels import PLAIN, Kernels
-from lumina_ds.model.kv_cache import LayerCache
 
 
 class Attention(nn.Module):
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         self.head_dim = head_dim
         self.num_key_value_heads = config.num_key_value_heads
         # Sequence parallelism puts an exchange between ranks around it.
-        self.attend: Callable[..., Tensor] = partial(attend_packed_rows, BACKENDS[backend])
+        self.attend: Callable[..., Tensor] = partial(attend_packed_rows, ATTENTION_BACKENDS[backend].load())
         self.q_proj = nn.Linear(width, config.num_attention_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, config.num_key_value_heads * head_dim, bias=False)
@@ -59,6 +59,31 @@ class Attention(nn.Module):
         return self.o_proj(out.reshape(rows, length, -1))
 
 
+class LayerCache:
+    """Keys and values [B, K, length, C] of the tokens that generation has read, in one layer.
+
+    They stand in buffers of `capacity` tokens that are filled in place.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the new tokens' [B, K, S, C] and return all keys and values so far."""
+        end = self.length + keys.shape[2]
+        assert end <= self.capacity, "generation stops at the context length before the cache is full"
+        if self._keys is None or self._values is None:
+            shape = (keys.shape[0], keys.shape[1], self.capacity, keys.shape[3])
+            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        self._keys[:, :, self.length : end] = keys
+        self._values[:, :, self.length : end] = values
+        self.length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
+
+
 def _head_norm(config: ModelConfig, kernels: Kernels) -> nn.Module:
     if not config.qk_norm:
         return nn.Identity()
@@ -68,7 +93,7 @@ def _head_norm(config: ModelConfig, kernels: Kernels) -> nn.Module:
 def attend_packed_rows(
     backend: Callable[..., Tensor], q_BSHC: Tensor, k_BSKC: Tensor, v_BSKC: Tensor, documents: DocumentLayout
 ) -> Tensor:
-    """Causal attention within each document of packed rows, by one of BACKENDS; [B, S, H, C]."""
+    """Causal attention within each document of packed rows, by one of ATTENTION_BACKENDS; [B, S, H, C]."""
     out_THC = backend(q_BSHC.flatten(0, 1), k_BSKC.flatten(0, 1), v_BSKC.flatten(0, 1), documents)
     return out_THC.view(q_BSHC.shape)
 

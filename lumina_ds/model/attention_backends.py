@@ -1,7 +1,8 @@
 """Causal attention within each document of flattened packed rows, by several kernels with one signature.
 
-A backend is a function (q [T, H, C], k [T, K, C], v [T, K, C], documents) -> [T, H, C]; BACKENDS names them.
-`reference` builds the whole mask and is the oracle of the others; attention_choice.py picks one for a run.
+A backend is a function (q [T, H, C], k [T, K, C], v [T, K, C], documents) -> [T, H, C]; config/attention.py names them
+and says where each can run, and `choose_attention` takes one for a run. `attend_reference` builds the whole mask and is
+the oracle of the others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lumina_ds.config.attention import ATTENTION_BACKENDS, Place
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.errors import MachineError
+
+# Below this many tokens a row, the fused kernels gain nothing over scaled_dot_product_attention.
+MIN_FLASH_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,45 @@ class DocumentLayout:
     def from_lengths(cls, lengths: tuple[int, ...], device: torch.device | str = "cpu") -> DocumentLayout:
         offsets = F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
         return cls(lengths, offsets.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """`backend` is a name of ATTENTION_BACKENDS; `reason` one sentence for the log."""
+
+    backend: str
+    reason: str
+
+
+def choose_attention(config: RunConfig, device: str, precision: str) -> AttentionChoice:
+    """The backend for training on "cuda" or "cpu" in a resolved precision: by name, by --flash-attention, or by rule.
+
+    The rule: rows above 512 tokens in fp16 or bf16 on a card that has FlashAttention kernels take them, the package
+    flash-attn before torch's own; everything else takes torch's scaled_dot_product_attention.
+    Raises MachineError where a backend that was asked for cannot run here, with what it lacks and what can be used.
+    """
+    forced, flash = config.train.attention_backend, config.train.flash_attention
+    place = Place(device, precision, config.model.attention_head_dim, torch.cuda.get_device_capability)
+    if forced != "auto":
+        if obstacle := ATTENTION_BACKENDS[forced].obstacle(place):
+            raise MachineError(
+                f"train.attention_backend {forced} is not possible: {obstacle}; use train.attention_backend auto or sdpa"
+            )
+        return AttentionChoice(forced, f"{forced} as requested")
+    if flash == "off":
+        return AttentionChoice("sdpa", "sdpa because of --flash-attention off")
+    if flash == "auto" and config.seq_length <= MIN_FLASH_TOKENS:
+        return AttentionChoice(
+            "sdpa", f"sdpa because rows of {config.seq_length} tokens are not above {MIN_FLASH_TOKENS}"
+        )
+    obstacles = {name: each.obstacle(place) for name, each in ATTENTION_BACKENDS.items() if each.is_flash}
+    for name, obstacle in obstacles.items():
+        if obstacle is None:
+            return AttentionChoice(name, f"{name} because the GPU and {precision} allow it")
+    lacking = "; ".join(dict.fromkeys(obstacle for obstacle in obstacles.values() if obstacle))
+    if flash == "on":
+        raise MachineError(f"--flash-attention on is not possible: {lacking}; use --flash-attention auto or off")
+    return AttentionChoice("sdpa", f"sdpa because FlashAttention is not possible: {lacking}")
 
 
 def attend_reference(q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor, documents: DocumentLayout) -> Tensor:
@@ -103,15 +150,6 @@ def attend_flex(q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor, documents: Document
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         out = _flex_kernel(device.type == "cuda")(q, k, v, block_mask=mask, enable_gqa=True)
     return out.squeeze(0).transpose(0, 1)
-
-
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, DocumentLayout], Tensor]] = {
-    "flash": attend_flash,
-    "varlen": attend_varlen,
-    "flex": attend_flex,
-    "sdpa": attend_sdpa,
-    "reference": attend_reference,
-}
 
 
 def _document_of_token(lengths: tuple[int, ...], device: torch.device) -> Tensor:

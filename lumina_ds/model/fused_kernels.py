@@ -1,7 +1,7 @@
 """Fused Triton kernels of Liger (extra: fused) with the signatures of kernels.py.
 
 They are for CUDA GPUs; Triton's interpreter (TRITON_INTERPRET=1) runs them on a CPU too, slowly, for tests.
-fused_choice.py decides which a run takes.
+engine/kernel_choice.py decides which a run takes.
 """
 
 from __future__ import annotations

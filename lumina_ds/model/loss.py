@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lumina_ds.config.loss_chunk import loss_chunk_tokens
+from lumina_ds.config.precision import loss_chunk_tokens
 from lumina_ds.model.cpu_products import product_dtype
 
 IGNORED = -100

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lumina_ds.config.router_scores import ROUTER_SCORES
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.model.placement import UNPLACED, expert_capacity, fill_unplaced, place
 
@@ -130,7 +131,7 @@ class Router(nn.Module):
         config, context = self.config, self.context
         seeds = context.row_seeds if self.training else None
         logits_TE = self.gate(x_TD if seeds is None else self._jittered(x_TD, seeds))
-        scores_TE = logits_TE.sigmoid() if config.scoring_func == "sigmoid" else logits_TE.softmax(dim=-1)
+        scores_TE = ROUTER_SCORES[config.scoring_func].function(logits_TE)
         with torch.no_grad():
             choice_TE = scores_TE.detach()
             bias_E = self.state("e_score_correction_bias")
@@ -184,7 +185,8 @@ class Router(nn.Module):
         context, config = self.context, self.config
         mask_T = context.token_mask
         real_T = logits_TE.new_ones(len(logits_TE)) if mask_T is None else mask_T.to(logits_TE.dtype)
-        probability_TE = scores_TE / scores_TE.sum(-1, keepdim=True) if config.scoring_func == "sigmoid" else scores_TE
+        sums_to_one = ROUTER_SCORES[config.scoring_func].sums_to_one
+        probability_TE = scores_TE if sums_to_one else scores_TE / scores_TE.sum(-1, keepdim=True)
         chosen_TE = torch.zeros_like(scores_TE).scatter_(1, chosen_TK, 1.0) * real_T.unsqueeze(1)
         balance = balance_loss(
             probability_TE * real_T.unsqueeze(1), chosen_TE, config.router_aux_loss_scope, self.state("load"), context

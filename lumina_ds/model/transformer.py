@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.model.attention import Attention
+from lumina_ds.model.attention import Attention, LayerCache
 from lumina_ds.model.attention_backends import DocumentLayout
 from lumina_ds.model.feed_forward import RMSNorm, SwiGLU
 from lumina_ds.model.kernels import PLAIN, Kernels
-from lumina_ds.model.kv_cache import LayerCache
 from lumina_ds.model.loss import LanguageHead
 from lumina_ds.model.moe import MoE
 from lumina_ds.model.rope import rotary_tables

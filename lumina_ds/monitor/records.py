@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lumina_ds.monitor.metrics import Metric, PerLayer, Plot, StepFacts, perplexity
+from lumina_ds.text import GIB, format_bytes
 
-GIB = 1 << 30
 # A damaged line may hold any digits; beyond this it is no step.
 _MAX_STEP = 1 << 40
 
@@ -103,7 +103,7 @@ class StepRecord:
         lambda step: step.memory_bytes,
         "bytes",
         in_csv=True,
-        figure=lambda value: f"mem {value / GIB:.2f} GiB",
+        figure=lambda value: f"mem {format_bytes(value)}",
         plot=Plot("Memory of rank 0", "GiB", divisor=GIB, drawn="always"),
     )
     skipped: int | None = _entry(

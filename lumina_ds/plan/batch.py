@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
-from lumina_ds.plan.hardware import GIB
+from lumina_ds.plan.layout import Composer
 from lumina_ds.plan.memory import plan_memory
+from lumina_ds.text import counted, format_bytes
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class BatchChoice:
     def line(self) -> str:
         micro, accumulation, readers = self.micro_batch_size, self.gradient_accumulation_steps, self.num_readers
         rows = micro * accumulation * readers
-        ranks = f"{readers} rank{'s' if readers > 1 else ''}"
+        ranks = counted(readers, "rank")
         return (
             f"micro-batch {micro} x accumulation {accumulation} x {ranks} = {rows} rows; limited by {self.limited_by}"
         )
@@ -62,16 +63,16 @@ def largest_micro_batch(
     ConfigError when they cannot be dealt out evenly.
     """
     readers = world_size // config.deepspeed.sequence_parallel_size
+    composer = Composer(config, precision)
     own = _rows_of_reader(config, readers, rows)
     limited_by = f"the rows of a step, of which each rank has {own} (train.global_batch_size)"
     for micro in (micro for micro in range(own, 0, -1) if own % micro == 0):
         candidate = with_batch(config, micro, own // micro)
         candidate.train.global_batch_size = None
-        plan = plan_memory(candidate, world_size, precision, device)
+        plan = plan_memory(candidate, world_size, precision, device, composer.json(candidate, world_size))
         if plan.peak_bytes <= limit_bytes or micro == 1:
             break
-        peak, limit = plan.peak_bytes / GIB, limit_bytes / GIB
-        limited_by = f"memory: {micro} rows are planned at {peak:.1f} GiB, and {limit:.1f} are free"
+        limited_by = f"memory: {micro} rows are planned at {format_bytes(plan.peak_bytes)}, and {format_bytes(limit_bytes)} are free"
     return BatchChoice(micro, own // micro, readers, limited_by)
 
 
@@ -81,7 +82,7 @@ def _rows_of_reader(config: RunConfig, readers: int, rows: int | None) -> int:
         rows = train.global_batch_size or train.micro_batch_size * train.gradient_accumulation_steps * readers
     if rows % readers:
         raise ConfigError(
-            f"a step of {rows} rows cannot be dealt out to {readers} ranks; use a number of ranks that divides {rows}, "
+            f"a step of {rows} rows cannot be dealt out to {counted(readers, 'rank')}; use a number of ranks that divides {rows}, "
             "or set train.global_batch_size"
         )
     return rows // readers

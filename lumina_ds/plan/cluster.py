@@ -12,8 +12,9 @@ from typing import Any
 from lumina_ds.config.deepspeed.combinations import combination_warnings
 from lumina_ds.config.deepspeed.tree import section_of, value_at
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.plan.hardware import GIB, Gpu, cards_that_fit
+from lumina_ds.plan.hardware import Gpu, cards_that_fit
 from lumina_ds.plan.memory import MemoryPlan
+from lumina_ds.text import format_bytes
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,16 @@ def cluster_findings(
         larger = cards_that_fit(plan.peak_bytes)
         remedy = f"cards of {larger[0].label} hold it, and " if larger else ""
         faults.append(
-            f"out of memory: a rank peaks at {plan.peak_bytes / GIB:.1f} GiB in {plan.peak_phase}, {size / GIB:.1f} of "
-            f"it {component}, and {gpu.name} has {gpu.usable_bytes / GIB:.1f}; {remedy}lumina plan --gpu {gpu.name} "
+            f"out of memory: a rank peaks at {format_bytes(plan.peak_bytes)} in {plan.peak_phase}, {format_bytes(size)} of "
+            f"it {component}, and {gpu.name} has {format_bytes(gpu.usable_bytes)}; {remedy}lumina plan --gpu {gpu.name} "
             "finds the cheapest layout that fits"
         )
     host = plan.host_bytes * min(gpus_per_node, plan.world_size)
     on_host = value_at(deepspeed_json, "zero_optimization.offload_optimizer.device") != "nvme"
     if host_memory_gb is not None and on_host and host > host_memory_gb * 1e9:
         faults.append(
-            f"out of host memory: a node keeps {host / GIB:.0f} GiB of offloaded states, and has "
-            f"{host_memory_gb * 1e9 / GIB:.0f}; use more nodes, or offload to NVMe (--deepspeed_config zero3_nvme)"
+            f"out of host memory: a node keeps {format_bytes(host)} of offloaded states, and has "
+            f"{format_bytes(host_memory_gb * 1e9)}; use more nodes, or offload to NVMe (--deepspeed_config zero3_nvme)"
         )
     size = plan.expert_parallel_size
     if size > gpus_per_node or gpus_per_node % size:

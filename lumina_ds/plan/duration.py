@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from lumina_ds.config.checks import world_faults
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.calibration import Calibration
@@ -165,7 +166,8 @@ def _utilization(flops_per_second: float, gpu: Gpu | None) -> float | None:
 def checkpoint_bytes(config: RunConfig, precision: str) -> CheckpointBytes:
     """Sizes of a checkpoint's files but for headers and random states, a few kilobytes each.
 
-    They depend on no layout: every parameter is written once as fp32 with two moments, and once whole.
+    They depend on no layout: every parameter is written once as fp32 with the optimizer's states, and once whole.
     """
     total = count_parameters(config.model).total
-    return CheckpointBytes(optimizer_states=12 * total, weights=PARAMETER_BYTES[precision] * total)
+    states = 4 + OPTIMIZERS[config.train.optimizer].moment_bytes
+    return CheckpointBytes(optimizer_states=states * total, weights=PARAMETER_BYTES[precision] * total)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lumina_ds.config.optimizers import OPTIMIZERS, Optimizer
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.plan.activations import activation_bytes
 from lumina_ds.plan.explain_activations import Formula, activation_formulas, number
@@ -53,6 +54,7 @@ def explain(plan: MemoryPlan, config: RunConfig, deepspeed_json: Mapping[str, An
 def _state_formulas(plan: MemoryPlan, config: RunConfig, zero: ZeroSettings) -> dict[str, Formula]:
     width = PARAMETER_BYTES[plan.precision]
     groups = optimizer_groups(config.model, plan.world_size, plan.expert_parallel_size, config.train.optimizer)
+    optimizer = OPTIMIZERS[config.train.optimizer]
     n = sum(group.numel for group in groups)
     share = sum(group.shards if zero.stage == 3 else group.partition for group in groups)
     symbol, states = ("n", n) if zero.stage == 0 else ("P", share)
@@ -60,15 +62,15 @@ def _state_formulas(plan: MemoryPlan, config: RunConfig, zero: ZeroSettings) -> 
     known = {
         "parameters": _parameters(plan, zero, width, n, sum(group.padded for group in groups), share),
         "master weights": Formula(f"4 {symbol}", f"4 x {number(states)}"),
-        "moments": Formula(f"8 {symbol}", f"8 x {number(states)}"),
+        "moments": Formula(f"{optimizer.moment_bytes} {symbol}", f"{optimizer.moment_bytes} x {number(states)}"),
         "gradients": _gradients(plan, zero, width),
         "buckets": _buckets(plan, zero),
-        "step temporaries": _step(plan, zero, width),
-        "offloaded states": _offloaded(plan, zero, width, share),
+        "step temporaries": _step(plan, zero, width, optimizer),
+        "offloaded states": _offloaded(plan, zero, width, share, optimizer),
         "CUDA context and NCCL": _overhead(plan),
         "margin": Formula(f"{MARGIN} of the rest, for fragmentation", f"round({MARGIN} x {number(rest)})"),
     }
-    if config.train.optimizer == "muon":
+    if optimizer.own_kinds:
         adam, muon = moment_elements(groups)
         known["moments"] = Formula(
             "8 x AdamW's part of P + one momentum, as wide as a gradient, of every Muon matrix that touches P",
@@ -122,9 +124,9 @@ def _buckets(plan: MemoryPlan, zero: ZeroSettings) -> Formula:
     return Formula("what one reduction flattens", number(size))
 
 
-def _step(plan: MemoryPlan, zero: ZeroSettings, width: int) -> Formula:
-    """As in states.py: a flattened copy, its cast to fp32, and two more of an optimizer that is not fused."""
-    an_element = (4 if width == 4 else 4 + width) + (0 if zero.fused_optimizer else 8)
+def _step(plan: MemoryPlan, zero: ZeroSettings, width: int, optimizer: Optimizer) -> Formula:
+    """As in states.py: a flattened copy, its cast to fp32, and more of an optimizer that is not fused."""
+    an_element = (4 if width == 4 else 4 + width) + (0 if zero.fused_optimizer else optimizer.step_bytes)
     size = plan.breakdown["step temporaries"]
     if size % an_element:
         return Formula("copies of the largest group's gradients", number(size))
@@ -133,14 +135,14 @@ def _step(plan: MemoryPlan, zero: ZeroSettings, width: int) -> Formula:
     )
 
 
-def _offloaded(plan: MemoryPlan, zero: ZeroSettings, width: int, share: int) -> Formula:
-    size = plan.host_bytes
+def _offloaded(plan: MemoryPlan, zero: ZeroSettings, width: int, share: int, optimizer: Optimizer) -> Formula:
+    size, states = plan.host_bytes, 8 + optimizer.moment_bytes
     if zero.stage == 3:
         parameters = width if zero.offload_param != "none" else 0
-        an_element = 16 + zero.gradient_bytes + parameters
-        return Formula("(16 + g, and w where parameters are offloaded) P", f"{an_element} x {number(share)}")
-    filled = f"{16 + width} x {number(share)} + {number(size - (16 + width) * share)}"
-    return Formula("(16 + w) P + the largest tensor, and gradients that accumulate", filled)
+        an_element = states + zero.gradient_bytes + parameters
+        return Formula(f"({states} + g, and w where parameters are offloaded) P", f"{an_element} x {number(share)}")
+    filled = f"{states + width} x {number(share)} + {number(size - (states + width) * share)}"
+    return Formula(f"({states} + w) P + the largest tensor, and gradients that accumulate", filled)
 
 
 def _overhead(plan: MemoryPlan) -> Formula:

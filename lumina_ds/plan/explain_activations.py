@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from lumina_ds.config.loss_chunk import loss_chunk_tokens
+from lumina_ds.config.precision import loss_chunk_tokens
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.plan.activations import (
     RANDOM_STATE_BYTES,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lumina_ds.config.suggest import nearest
 from lumina_ds.errors import ConfigError
-
-GIB = 1 << 30
+from lumina_ds.text import GIB, nearest
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
-from lumina_ds.config.deepspeed.compose import compose_deepspeed
-from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.deepspeed.compose import compose_deepspeed, pins_batch, resolve_zero_stage, with_batch
+from lumina_ds.config.schema import Offload, RunConfig
 from lumina_ds.errors import ConfigError
 
-OFFLOADS = ("none", "optimizer", "optimizer+params")
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 SMALL_BUCKET = 50_000_000
 
 
@@ -95,31 +95,44 @@ def apply_layout(config: RunConfig, layout: Layout, micro_batch: int, accumulati
     return changed
 
 
-def layout_json(config: RunConfig, layout: Layout, world_size: int, precision: str) -> dict[str, Any]:
-    """The DeepSpeed JSON of a run that `apply_layout` made, with the layout's buckets and offload."""
-    json = compose_deepspeed(config, world_size, precision)
-    zero = json["zero_optimization"]
+class Composer:
+    """DeepSpeed JSON for the layouts of one run. Each ZeRO stage, expert-parallel size and offload is composed once;
+    micro-batch, accumulation and number of ranks change the batch only, unless the run's own file pins that."""
+
+    def __init__(self, config: RunConfig, precision: str) -> None:
+        self.precision = precision
+        self._pins_batch = pins_batch(config)
+        self._known: dict[tuple[Any, ...], dict[str, Any] | ConfigError] = {}
+
+    def json(self, config: RunConfig, world_size: int) -> dict[str, Any]:
+        """A JSON of its own for `config`, a variant of the run; ConfigError where it cannot be composed."""
+        key = self._key(config, world_size)
+        if key not in self._known:
+            try:
+                self._known[key] = compose_deepspeed(config, world_size, self.precision)
+            except ConfigError as error:
+                self._known[key] = error
+        known = self._known[key]
+        if isinstance(known, ConfigError):
+            raise known
+        return with_batch(known, config, world_size)
+
+    def _key(self, config: RunConfig, world_size: int) -> tuple[Any, ...]:
+        deepspeed, train = config.deepspeed, config.train
+        try:
+            stage: Any = resolve_zero_stage(config, world_size, self.precision)
+        except ConfigError:
+            stage = f"{deepspeed.zero_stage}, refused"
+        batch = (world_size, train.micro_batch_size, train.gradient_accumulation_steps) if self._pins_batch else ()
+        return (stage, deepspeed.expert_parallel_size, deepspeed.offload or "none", *batch)
+
+
+def layout_json(config: RunConfig, layout: Layout, world_size: int, composer: Composer) -> dict[str, Any]:
+    """The DeepSpeed JSON of a run that `apply_layout` made, with the layout's buckets."""
+    json = composer.json(config, world_size)
     if layout.small_bucket:
+        zero = json["zero_optimization"]
         zero["reduce_bucket_size"] = min(zero.get("reduce_bucket_size", SMALL_BUCKET), SMALL_BUCKET)
-    return with_offload(json, layout.offload)
-
-
-def with_offload(json: dict[str, Any], offload: str) -> dict[str, Any]:
-    """Add offload to host memory to a composed JSON; ConfigError where its stage cannot."""
-    zero = json["zero_optimization"]
-    stage = zero.get("stage", 0)
-    if offload != "none" and stage == 0:
-        raise ConfigError("--offload needs ZeRO-1 or above; add --zero 2")
-    if offload == "optimizer+params" and stage != 3:
-        raise ConfigError(
-            f"--offload optimizer+params needs ZeRO-3, not {stage}; add --zero 3, or use --offload optimizer"
-        )
-    if offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-        # Offloaded gradients are copied from the contiguous buffer.
-        zero["contiguous_gradients"] = True
-    if offload == "optimizer+params":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return json
 
 

@@ -5,7 +5,7 @@ V ids, d hidden width, T tokens of a micro-batch, c of a chunk; b, r, w and p as
 
 from __future__ import annotations
 
-from lumina_ds.config.loss_chunk import loss_chunk_tokens
+from lumina_ds.config.precision import loss_chunk_tokens
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.plan.shape import Setting
 

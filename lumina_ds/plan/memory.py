@@ -12,17 +12,18 @@ from typing import Any
 
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.config.tensors import cached_by_model, parameter_tensors
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.activations import activation_bytes
 from lumina_ds.plan.flops import flops_per_token
 from lumina_ds.plan.gathering import Gathered, Limits, Widths, gathered_bytes
-from lumina_ds.plan.hardware import GIB
 from lumina_ds.plan.parameters import ParameterCounts, count_parameters
 from lumina_ds.plan.peaks import GrowingGradients, Moment, backward_moments, decoder_end, forward_moments
-from lumina_ds.plan.shape import ExpertLoad, Setting
+from lumina_ds.plan.shape import PARAMETER_BYTES, ExpertLoad, Setting
 from lumina_ds.plan.states import StateBytes, ZeroSettings, optimizer_groups, state_bytes
+from lumina_ds.text import GIB
 
 PHASES = ("forward", "backward", "step")
 COMPONENTS = (
@@ -51,7 +52,6 @@ _NCCL_WORLD = GIB // 2
 _NCCL_EXPERTS = GIB // 4
 # Fragmentation of the caching allocator and what is not modelled, as a share of everything else.
 MARGIN = 0.05
-PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _states(config: RunConfig, zero: ZeroSettings, world_size: int, precision: s
 def _keeps_gradients_in_place(config: RunConfig, zero: ZeroSettings, parameter_bytes: int) -> bool:
     """Whether a single rank makes no buckets (engine/deepspeed/one_rank.py)."""
     in_own_type = zero.gradient_bytes == parameter_bytes and zero.offload_optimizer == "none"
-    return zero.stage in (1, 2) and in_own_type and config.train.optimizer != "muon"
+    return zero.stage in (1, 2) and in_own_type and not OPTIMIZERS[config.train.optimizer].own_kinds
 
 
 def _step_moments(states: StateBytes) -> Iterator[Moment]:

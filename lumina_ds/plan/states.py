@@ -12,12 +12,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
 from lumina_ds.config.deepspeed.tree import section_of
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.config.tensors import ParameterTensor, cached_by_model, parameter_tensors
 
@@ -25,7 +26,6 @@ from lumina_ds.config.tensors import ParameterTensor, cached_by_model, parameter
 _MAX_EXPERT_GROUP = 178_956_971
 # deepspeed/runtime/engine.py, MEMORY_OPT_ALLREDUCE_SIZE: elements flattened at once at stage 0.
 _STAGE_0_BUCKET = 500_000_000
-_MUON_KINDS = ("attention", "shared_experts", "dense_feed_forward")
 _DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 
 
@@ -33,13 +33,16 @@ _DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "f
 class OptimizerGroup:
     """Element counts of one group's tensors as one rank holds them, and how many ranks share them.
 
-    Muon's groups have one momentum instead of Adam's two.
+    A Muon group has one momentum instead of `moment_bytes` of fp32 states per element. `step_bytes` are what a step
+    that is not fused makes beside them.
     """
 
     name: str
     tensors: tuple[int, ...]
     data_parallel_size: int
     is_muon: bool = False
+    moment_bytes: int = 8
+    step_bytes: int = 8
 
     @cached_property
     def numel(self) -> int:
@@ -133,9 +136,10 @@ def optimizer_groups(
     model: ModelConfig, world_size: int, expert_parallel_size: int, optimizer: str = "adamw"
 ) -> list[OptimizerGroup]:
     """The groups the engine ends up with: `decay` (matrices), `no_decay` (norms), and the experts, which
-    DeepSpeed's configure_moe_param_groups takes out of `decay` and cuts at 178,956,971 elements. Under muon, which
+    DeepSpeed's configure_moe_param_groups takes out of `decay` and cuts at 178,956,971 elements. Under Muon, which
     takes the experts too, `decay` keeps what is left to AdamW (engine/deepspeed/muon.py)."""
-    uses_muon = optimizer == "muon"
+    entry = OPTIMIZERS[optimizer]
+    uses_muon = bool(entry.own_kinds)
     muon: list[ParameterTensor] = []
     decay: list[int] = []
     no_decay: list[int] = []
@@ -145,7 +149,7 @@ def optimizer_groups(
             experts.append(tensor)
         elif tensor.kind == "norm":
             no_decay.append(tensor.numel)
-        elif uses_muon and tensor.kind in _MUON_KINDS:
+        elif tensor.kind in entry.own_kinds:
             muon.append(tensor)
         else:
             decay.append(tensor.numel)
@@ -159,11 +163,19 @@ def optimizer_groups(
         sizes = _by_shape(chunk) if uses_muon else tuple(tensor.numel for tensor in chunk)
         held = tuple(size // expert_parallel_size for size in sizes)
         groups.append(OptimizerGroup("experts", held, expert_ranks, uses_muon))
-    return groups
+    return [replace(group, moment_bytes=entry.moment_bytes, step_bytes=entry.step_bytes) for group in groups]
+
+
+def moment_bytes(groups: Sequence[OptimizerGroup], zero: ZeroSettings, parameter_bytes: int) -> int:
+    """Bytes of the optimizer's states on one rank, wherever they are kept."""
+    if zero.stage in (0, 3):
+        return sum(group.moment_bytes * (group.shards if zero.stage else group.numel) for group in groups)
+    adam = sum(group.moment_bytes * group.partition for group in groups if not group.is_muon)
+    return adam + momentum_bytes(zero, parameter_bytes) * moment_elements(groups)[1]
 
 
 def moment_elements(groups: Sequence[OptimizerGroup]) -> tuple[int, int]:
-    """(elements with Adam's two moments in fp32, elements with Muon's momentum) at stages 1 and 2.
+    """(elements with states in fp32, elements with Muon's momentum) at stages 1 and 2.
 
     Muon's is as wide as a gradient, and whole for every tensor that touches the partition
     (_muon_momentum_buffer of stage_1_and_2.py).
@@ -191,23 +203,23 @@ def state_bytes(
     gathers is in gathering.py.
     """
     if zero.stage == 0:
-        return _stage_0(groups, parameter_bytes, accumulation_steps)
+        return _stage_0(groups, zero, parameter_bytes, accumulation_steps)
     if zero.stage == 3:
         return _stage_3(groups, zero, parameter_bytes, bucket_bytes)
     states = _stage_1_and_2(groups, zero, parameter_bytes, bucket_bytes, accumulation_steps)
     if zero.offload_optimizer == "none":
         return states
-    return _offload_1_and_2(states, groups, parameter_bytes, zero.stage == 2 and accumulation_steps > 1)
+    return _offload_1_and_2(states, groups, zero, parameter_bytes, zero.stage == 2 and accumulation_steps > 1)
 
 
-def _stage_0(groups: Sequence[OptimizerGroup], b: int, accumulation_steps: int) -> StateBytes:
+def _stage_0(groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, accumulation_steps: int) -> StateBytes:
     """Plain torch AdamW: b n + 8 n, gradients b n, freed by the step; the all-reduce flattens up to 5e8 elements."""
     n = sum(group.numel for group in groups)
     shared = [group for group in groups if group.data_parallel_size > 1]
     flattened = max((min(group.numel, _STAGE_0_BUCKET) for group in shared), default=0)
     return StateBytes(
         parameters=b * n,
-        moments=8 * n,
+        moments=moment_bytes(groups, zero, b),
         gradients=b * n,
         step_gradients=b * n,
         resident_gradients=b * n if accumulation_steps > 1 else 0,
@@ -247,12 +259,10 @@ def _stage_1_and_2(
         sizes[group.data_parallel_size] += group.numel
     largest = max(sizes.values(), default=0)
     cast = 4 if b == 4 else 4 + b
-    adam = 0 if zero.fused_optimizer else 8
-    adam_elements, muon_elements = moment_elements(groups)
     return StateBytes(
         parameters=b * padded,
         master_weights=4 * partition,
-        moments=8 * adam_elements + momentum_bytes(zero, b) * muon_elements,
+        moments=moment_bytes(groups, zero, b),
         gradients=gradients,
         step_gradients=in_step,
         resident_gradients=resident if accumulation_steps > 1 or dedicated_bf16 else 0,
@@ -262,11 +272,13 @@ def _stage_1_and_2(
         reduced_gradients=gradients if zero.stage == 1 else round(gradients * max(0, n - zero.reduce_bucket_size) / n),
         # Stage 2 lets its bucket go after every backward pass.
         resident_bucket=bucket if accumulation_steps > 1 and zero.stage == 1 and zero.contiguous_gradients else 0,
-        step=0 if dedicated_bf16 else max((cast + adam) * group.partition for group in groups),
+        step=0 if dedicated_bf16 else max((cast + _step_bytes(group, zero)) * group.partition for group in groups),
     )
 
 
-def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: int, accumulates: bool) -> StateBytes:
+def _offload_1_and_2(
+    states: StateBytes, groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, accumulates: bool
+) -> StateBytes:
     """Device b N + b max_numel + bucket; host 16 P (master, gradient, moments) + b P + b max_numel, and where stage 2
     accumulates micro-batches b times every tensor that touches this rank's share."""
     accumulated = b * _fullest_rank([], groups) if accumulates else 0
@@ -281,7 +293,7 @@ def _offload_1_and_2(states: StateBytes, groups: Sequence[OptimizerGroup], b: in
         early_bucket=states.early_bucket,
         flattened=states.flattened,
         resident_bucket=states.resident_bucket,
-        host=(16 + b) * partition + b * largest + accumulated,
+        host=moment_bytes(groups, zero, b) + (8 + b) * partition + b * largest + accumulated,
     )
 
 
@@ -299,6 +311,7 @@ def _stage_3(groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucke
     )
     bucket = zero.reduce_bucket_size * bucket_bytes if zero.contiguous_gradients else 0
     g = zero.gradient_bytes
+    moments = moment_bytes(groups, zero, b)
     stepped = min(max(group.shards for group in groups), zero.sub_group_size)
     optimizer_on_host = zero.offload_optimizer != "none"
     # Gradients are flattened, and in 16 bits cast to fp32.
@@ -306,7 +319,7 @@ def _stage_3(groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucke
     return StateBytes(
         parameters=b * (persistent if parameters_on_host else shards + persistent),
         master_weights=0 if optimizer_on_host else 4 * shards,
-        moments=0 if optimizer_on_host else 8 * shards,
+        moments=0 if optimizer_on_host else moments,
         gradients=0 if optimizer_on_host else g * shards,
         step_gradients=0 if optimizer_on_host else g * shards,
         resident_gradients=0 if optimizer_on_host else g * shards,
@@ -316,10 +329,14 @@ def _stage_3(groups: Sequence[OptimizerGroup], zero: ZeroSettings, b: int, bucke
         reduced_gradients=0 if optimizer_on_host else g * shards,
         resident_bucket=bucket,
         step_bucket=bucket,
-        step=0 if optimizer_on_host else (cast + (0 if zero.fused_optimizer else 8)) * stepped,
+        step=0 if optimizer_on_host else (cast + max(_step_bytes(group, zero) for group in groups)) * stepped,
         released=b * persistent,
-        host=((16 + g) * shards if optimizer_on_host else 0) + (b * shards if parameters_on_host else 0),
+        host=((8 + g) * shards + moments if optimizer_on_host else 0) + (b * shards if parameters_on_host else 0),
     )
+
+
+def _step_bytes(group: OptimizerGroup, zero: ZeroSettings) -> int:
+    return 0 if zero.fused_optimizer else group.step_bytes
 
 
 def _fullest_rank(groups: Sequence[OptimizerGroup], unpadded: Sequence[OptimizerGroup] = ()) -> int:

@@ -1,23 +1,25 @@
-"""Measurements on real ranks: what verbs that measure start through the deepspeed runner.
+"""Functions that run in other processes, on ranks or beside them: a question goes in and an answer comes out, as JSON.
 
-A request goes in and rank 0's result comes out as JSON files. For `lumina bench train` and `lumina profile` each
-configuration gets ranks of its own, so that one that fails takes no other with it, and none inherits another's memory.
+A question names a function by its dotted path, so that whoever asks need not import it. `ask_ranks` starts ranks
+through the deepspeed runner; who starts processes in another way gives them `question_words`.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lumina_ds.config.schema import RunConfig
-from lumina_ds.errors import ConfigError
+from lumina_ds.config.schema import DeepSpeedConfig, RunConfig
+from lumina_ds.errors import LuminaError
 
 if TYPE_CHECKING:
     from lumina_ds.engine.world import World
@@ -25,47 +27,64 @@ if TYPE_CHECKING:
 MODULE = "lumina_ds.ranks.ask"
 
 
-def check_measurable(config: RunConfig, runner: Sequence[str]) -> str:
-    """The device; refuses before a rank starts what no run could do, or what is not there to be read."""
-    from lumina_ds.cli.train import check_run
-    from lumina_ds.data.shards.folder import ShardFolder
-    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size
+@dataclass(frozen=True)
+class Question:
+    """`function` by its dotted path, called with `arguments`, with `config` where a run's configuration is given, and
+    with `world` where the processes form a group. What it returns, a dataclass or what JSON holds, is the answer."""
 
-    if config.data.train_data:
-        raise ConfigError(
-            "--train-data is not prepared here; give --data with a shard folder, or no data for random tokens"
-        )
-    device, _, _ = check_run(config, planned_world_size(complete_runner_arguments(list(runner))))
-    if config.data.shards is not None:
-        # A plan for a new row length is made once here, not by every rank at the same time.
-        ShardFolder.open(Path(config.data.shards), config.data.force_streaming).packing(config.seq_length)
-    return device
+    function: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    config: RunConfig | None = None
+    forms_group: bool = True
+
+    def write(self, path: Path) -> None:
+        """Write it as a file that `read` understands."""
+        config = None if self.config is None else self.config.model_dump(mode="json")
+        path.write_text(json.dumps(vars(self) | {"config": config}), encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Question:
+        """The question in a file of `write`."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        config = None if values["config"] is None else RunConfig.model_validate(values["config"])
+        return cls(**{**values, "config": config})
+
+    def answer(self, **world: World) -> Any:
+        """Call the function, in this process."""
+        module, _, name = self.function.rpartition(".")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        config = {} if self.config is None else {"config": self.config}
+        return function(**config, **world, **self.arguments)
 
 
-def measure_on_ranks(
-    kind: str, config: RunConfig, runner: Sequence[str], **arguments: Any
-) -> tuple[dict[str, Any] | None, int]:
-    """(rank 0's result, exit code) of `kind`, a key of MEASUREMENTS, with these arguments; no result on a failure."""
-    return ask_ranks(MODULE, {"kind": kind, "config": config.model_dump(mode="json"), "arguments": arguments}, runner)
+def question_words(question: Question, folder: Path) -> tuple[list[str], Path]:
+    """(words after `python -m MODULE`, the file that will hold the answer); the question is written into `folder`."""
+    asked, answered = folder / "question.json", folder / "answer.json"
+    question.write(asked)
+    return [str(asked), str(answered)], answered
 
 
-def ask_ranks(module: str, request: Any, runner: Sequence[str]) -> tuple[Any | None, int]:
-    """(rank 0's answer, exit code) of ranks that run `module` with two files, the request's and the answer's.
+def ask_ranks(question: Question, runner: Sequence[str]) -> tuple[Any | None, int]:
+    """(rank 0's answer, exit code) of ranks started with these arguments of the deepspeed runner; None on a failure.
 
     What the ranks print goes to standard error. Nothing is left running, whatever happens.
     """
-    from lumina_ds.cli.train import rank_environment
-    from lumina_ds.ranks.runner import Signals, complete_runner_arguments, run_until_done, runner_command
+    from lumina_ds.ranks.runner import (
+        Signals,
+        complete_runner_arguments,
+        rank_environment,
+        run_until_done,
+        runner_command,
+    )
     from lumina_ds.ranks.supervise import end_marked
     from lumina_ds.train.watch.orphans import START_MARK
 
     mark = uuid.uuid4().hex
     # Else torch's profiler announces its start and end.
     environment = {"KINETO_LOG_LEVEL": "6", **rank_environment(), START_MARK: mark}
-    with tempfile.TemporaryDirectory(prefix="lumina-measure-") as folder, Signals() as signals:
-        asked, answered = Path(folder, "request.json"), Path(folder, "answer.json")
-        asked.write_text(json.dumps(request), encoding="utf-8")
-        command = runner_command(complete_runner_arguments(list(runner)), [str(asked), str(answered)], module)
+    with tempfile.TemporaryDirectory(prefix="lumina-ask-") as folder, Signals() as signals:
+        words, answered = question_words(question, Path(folder))
+        command = runner_command(complete_runner_arguments(list(runner)), words, MODULE)
         try:
             ended = run_until_done(command, environment, signals, output=sys.stderr)
         finally:
@@ -74,30 +93,43 @@ def ask_ranks(module: str, request: Any, runner: Sequence[str]) -> tuple[Any | N
             raise KeyboardInterrupt
         if ended.code or not answered.is_file():
             return None, ended.code or 1
-        return json.loads(answered.read_text(encoding="utf-8")), 0
+        return read_answer(answered), 0
 
 
-def _measure(asked: Path, answered: Path, world: World) -> None:
-    from lumina_ds.measure.profile import profile_steps
-    from lumina_ds.measure.throughput import measure_throughput
-
-    request = json.loads(asked.read_text(encoding="utf-8"))
-    measure: Any = {"throughput": measure_throughput, "profile": profile_steps}[request["kind"]]
-    result = measure(RunConfig.model_validate(request["config"]), world, **request["arguments"])
-    if world.rank == 0:
-        answered.write_text(json.dumps(result), encoding="utf-8")
+def read_answer(path: Path) -> Any:
+    """What rank 0 left."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    """Entry point of a rank: the runner gives two files after its own --local_rank."""
+    """Entry point of each process: the launcher gives two files after options of its own."""
+    asked, answered = (Path(word) for word in sys.argv[-2:])
+    question = Question.read(asked)
+    if not question.forms_group:
+        try:
+            _write_answer(question.answer(), answered)
+        except LuminaError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        return
     from lumina_ds.logs import configure_logging
     from lumina_ds.train.start import run_as_rank
 
-    asked, answered = (Path(word) for word in sys.argv[-2:])
     configure_logging(int(os.environ.get("RANK", "0")))
     logging.getLogger("lumina_ds").setLevel(logging.WARNING)
-    config = RunConfig.model_validate(json.loads(asked.read_text(encoding="utf-8"))["config"])
-    run_as_rank(lambda world: _measure(asked, answered, world), config.deepspeed.rendezvous_seconds)
+
+    def body(world: World) -> None:
+        answer = question.answer(world=world)
+        if world.rank == 0:
+            _write_answer(answer, answered)
+
+    settings = DeepSpeedConfig() if question.config is None else question.config.deepspeed
+    run_as_rank(body, settings.rendezvous_seconds)
+
+
+def _write_answer(answer: Any, path: Path) -> None:
+    values = asdict(answer) if is_dataclass(answer) and not isinstance(answer, type) else answer
+    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 if __name__ == "__main__":

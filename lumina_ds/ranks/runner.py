@@ -30,7 +30,8 @@ FORWARDED = {
     signal.SIGUSR1: signal.SIGUSR1,
 }
 # What the runner starts as ranks.
-RANK_MODULES = {"lumina_ds.cli.train", "lumina_ds.ranks.measure", "lumina_ds.ranks.ask"}
+TRAINING_MODULE = "lumina_ds.cli.train"
+RANK_MODULES = {TRAINING_MODULE, "lumina_ds.ranks.ask"}
 PLACEMENT = {
     "--num_gpus",
     "--num_accelerators",
@@ -74,12 +75,21 @@ def planned_world_size(arguments: list[str]) -> int:
     return sum(len(slots) for slots in planned_resources(arguments).values())
 
 
-def runner_command(runner: list[str], arguments: list[str], module: str = "lumina_ds.cli.train") -> list[str]:
+def runner_command(runner: list[str], arguments: list[str], module: str = TRAINING_MODULE) -> list[str]:
     """The deepspeed command that trains with these options, or runs another of RANK_MODULES."""
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
         *(*runner, "--module", module, *arguments),
     ]
+
+
+def rank_environment() -> dict[str, str]:
+    """Ours, with DeepSpeed's accelerator by name."""
+    from lumina_ds.engine.resources import name_accelerator
+
+    environment = dict(os.environ)
+    name_accelerator(environment)
+    return environment
 
 
 @dataclass(frozen=True)

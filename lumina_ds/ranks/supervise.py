@@ -33,7 +33,7 @@ from lumina_ds.errors import (
 )
 from lumina_ds.monitor.reading import last_step
 from lumina_ds.monitor.writers import append_record
-from lumina_ds.plan.batch import next_smaller
+from lumina_ds.plan.batch import next_smaller, with_batch
 from lumina_ds.ranks.runner import Ended, Signals, marked_processes, run_until_done, wait_for_ranks
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.watch.heartbeat import Beat, beat_path, cause_of_end, read_beats, tells_of_another_end
@@ -55,22 +55,23 @@ class Failure:
     step: int
 
 
-def supervise(config: RunConfig, make_command: Callable[[list[str]], list[str]], environment: dict[str, str]) -> int:
+def supervise(config: RunConfig, make_command: Callable[[RunConfig], list[str]], environment: dict[str, str]) -> int:
     """Start the ranks, and again as the configuration says; the exit code of the last start.
 
-    `make_command` gives the deepspeed command with additional options for the ranks, each time with a fresh port.
+    `make_command` gives the deepspeed command for ranks with a configuration, each time with a fresh port.
     """
     folder = RunFolder.of(config)
     at_first = _newest(folder)
-    options, restarts, before = _Options(config), 0, None
+    batch, restarts, before = _Batch(config), 0, None
     with Signals() as signals:
         while True:
-            ended = _start(make_command(options.words(_newest(folder) != at_first)), environment, signals)
+            command = make_command(_of_start(config, batch, _newest(folder) != at_first))
+            ended = _start(command, environment, signals)
             failure = _failure(folder, ended)
             if failure.code == 0 or ended.signalled:
                 return failure.code
-            if failure.code == OutOfMemory.exit_code and options.halve_micro_batch():
-                click.echo(f"out of memory; starting again with {options.batch}, the same rows per step", err=True)
+            if failure.code == OutOfMemory.exit_code and batch.halve():
+                click.echo(f"out of memory; starting again with {batch}, the same rows per step", err=True)
                 continue
             if failure.code in FINAL or restarts >= config.run.max_restarts:
                 return failure.code
@@ -86,47 +87,47 @@ def supervise(config: RunConfig, make_command: Callable[[list[str]], list[str]],
                 return Interrupted.exit_code
 
 
-class _Options:
-    """What the ranks are given besides the user's own words, which stand before it and lose."""
+def _of_start(config: RunConfig, batch: _Batch, has_own_checkpoint: bool) -> RunConfig:
+    """The configuration of the next start. `has_own_checkpoint`: this run has saved since it was first started,
+    whatever --resume named then."""
+    changed = config.model_copy(deep=True)
+    if has_own_checkpoint:
+        changed.run.resume = "auto"
+    return with_batch(changed, batch.micro, batch.accumulation) if batch.halved else changed
+
+
+class _Batch:
+    """Micro-batch and accumulation of the next start."""
 
     def __init__(self, config: RunConfig) -> None:
         self.policy = config.health.out_of_memory
         self.micro = config.train.micro_batch_size
         self.accumulation = config.train.gradient_accumulation_steps
+        self.halved = False
         self._automatic = config.train.auto_micro_batch
         self._written = RunFolder.of(config).path / "config.yaml"
-        self._halved = False
 
-    @property
-    def batch(self) -> str:
+    def __str__(self) -> str:
         return f"--batch-size {self.micro} --grad-accum {self.accumulation}"
 
-    def halve_micro_batch(self) -> bool:
+    def halve(self) -> bool:
         """Half the micro-batch and twice the accumulation, or the next divisor; False when that cannot be."""
         if self.policy != "halve":
             return False
-        if self._automatic and not self._halved:
+        if self._automatic and not self.halved:
             # What the ranks chose.
             train = self._chosen()
             self.micro, self.accumulation = train["micro_batch_size"], train["gradient_accumulation_steps"]
         if self.micro == 1:
             return False
         micro = next_smaller(self.micro)
-        self.micro, self.accumulation, self._halved = micro, self.accumulation * (self.micro // micro), True
+        self.micro, self.accumulation, self.halved = micro, self.accumulation * (self.micro // micro), True
         return True
 
     def _chosen(self) -> dict[str, int]:
         """The batch in the run folder; one row, which cannot be halved, when the ranks came to none."""
         none = {"micro_batch_size": 1, "gradient_accumulation_steps": 1}
         return none | read_yaml(self._written).get("train", {}) if self._written.is_file() else none
-
-    def words(self, has_own_checkpoint: bool) -> list[str]:
-        """`has_own_checkpoint`: this run has saved since it was first started, whatever --resume named then."""
-        words = ["--run.resume", "auto"] if has_own_checkpoint else []
-        if self._halved:
-            words += ["--train.micro_batch_size", str(self.micro)]
-            words += ["--train.gradient_accumulation_steps", str(self.accumulation)]
-        return words
 
 
 def _start(command: list[str], environment: dict[str, str], signals: Signals) -> Ended:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,24 +10,27 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.world import World, start, stop
-from lumina_ds.errors import ConfigError, DataError, Interrupted, LuminaError, MachineError, OutOfMemory, SharedFault
+from lumina_ds.engine.world import World, on_rank_0, start, stop
+from lumina_ds.errors import ConfigError, LuminaError
 from lumina_ds.logs import CONSOLE_LOGGER, configure_logging
-from lumina_ds.train.out_of_memory import is_out_of_memory
+from lumina_ds.train.ending import report_error, report_unexpected
 from lumina_ds.train.run_folder import RunFolder
-from lumina_ds.train.watch.heartbeat import tells_of_another_end
 
 if TYPE_CHECKING:
     from lumina_ds.data.shards.folder import ShardFolder
 
 log = logging.getLogger(CONSOLE_LOGGER)
 
+# The configuration with the micro-batch and accumulation that fit these ranks; measure/batch_size.py has it.
+SettleBatch = Callable[[RunConfig, World], RunConfig]
 # SHA-256 takes some seconds for so much.
 MAX_VERIFIED_BYTES = 4 << 30
 
 
-def run_rank(config: RunConfig, shards: Path, eval_shards: Path | None) -> NoReturn:
-    """Train as one rank and end the process: 0, or the error's exit code.
+def run_rank(
+    config: RunConfig, shards: Path, eval_shards: Path | None, settle_batch: SettleBatch | None = None
+) -> NoReturn:
+    """Train as one rank and end the process: 0, or the error's exit code. `settle_batch` as for train().
 
     A user's mistake is one line on rank 0; every rank finds the same one. Anything unexpected keeps its traceback.
     """
@@ -38,7 +39,7 @@ def run_rank(config: RunConfig, shards: Path, eval_shards: Path | None) -> NoRet
         folder = RunFolder.of(config)
         folder.create()
         configure_logging(world.rank, folder.logs / f"rank-{world.rank}.log")
-        train(config, shards, eval_shards, world)
+        train(config, shards, eval_shards, world, settle_batch)
 
     run_as_rank(body, config.deepspeed.rendezvous_seconds)
 
@@ -55,16 +56,25 @@ def run_as_rank(body: Callable[[World], None], rendezvous_seconds: float) -> NoR
         code = error.exit_code
         report_error(rank, error)
     except BaseException as error:
-        code = _report_unexpected(rank, error)
+        code = report_unexpected(rank, error)
     stop(code, clean)
 
 
-def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: World) -> None:
-    """Open the shards and train, in a process group that exists already."""
+def train(
+    config: RunConfig,
+    shards: Path,
+    eval_shards: Path | None,
+    world: World,
+    settle_batch: SettleBatch | None = None,
+) -> None:
+    """Open the shards and train, in a process group that exists already. A collective.
+
+    `settle_batch` chooses the micro-batch where the configuration leaves it open; ConfigError when it is needed and not
+    given.
+    """
     from lumina_ds.data.loader import PackedRows
     from lumina_ds.data.shards.folder import ShardFolder
     from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary
-    from lumina_ds.measure.batch_size import settle_batch
     from lumina_ds.model.device import device_and_precision
     from lumina_ds.train.precision_fallback import train_with_fallback
 
@@ -82,7 +92,10 @@ def train(config: RunConfig, shards: Path, eval_shards: Path | None, world: Worl
     verify_shards(folders, world)
     for folder in folders:
         check_vocabulary(Tokenizer.load(folder.tokenizer_path), config.model.vocab_size)
-    config = settle_batch(config, world)
+    if config.train.auto_micro_batch:
+        if settle_batch is None:
+            raise ConfigError("--batch-size auto needs trial steps, which are not to be had here; give it a number")
+        config = settle_batch(config, world)
     rows = [PackedRows(folder, config.seq_length) for folder in folders]
     train_with_fallback(config, rows[0], rows[1] if len(rows) > 1 else None, world)
 
@@ -92,44 +105,13 @@ def verify_shards(folders: Sequence[ShardFolder], world: World) -> None:
 
     Rank 0 reads every byte of up to MAX_VERIFIED_BYTES; a larger corpus is left to `lumina data verify`.
     """
-    import torch.distributed as dist
 
-    fault: list[DataError | None] = [None]
-    if world.rank == 0:
+    def verify() -> None:
         for folder in folders:
             size = sum(shard.size_bytes for shard in folder.manifest.shards)
             if size > MAX_VERIFIED_BYTES:
                 log.info("%s is large and is not verified here; see lumina data verify", folder.path)
-                continue
-            try:
+            else:
                 folder.verify()
-            except DataError as error:
-                fault[0] = error
-    dist.broadcast_object_list(fault, src=0)
-    if fault[0] is not None:
-        raise fault[0]
 
-
-def report_error(rank: int, error: LuminaError) -> None:
-    """One line on stderr and in the log: of rank 0, and of others what may be theirs alone, such as missing files."""
-    log.error("%s", error)
-    if rank == 0:
-        # A stop that was asked for is no error.
-        print(str(error) if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr, flush=True)
-    elif isinstance(error, DataError | MachineError) and not isinstance(error, SharedFault):
-        print(f"[rank {rank}] error: {error}", file=sys.stderr, flush=True)
-
-
-def _report_unexpected(rank: int, error: BaseException) -> int:
-    log.error("%s", traceback.format_exc())
-    if is_out_of_memory(error):
-        remedy = "lower --batch-size and raise --grad-accum, or use --activation-checkpointing full"
-        what = str(error).partition("\n")[0]
-        print(f"error: rank {rank} ran out of memory ({what}); {remedy}", file=sys.stderr, flush=True)
-        return OutOfMemory.exit_code
-    if isinstance(error, RuntimeError) and tells_of_another_end(str(error)):
-        # Its traceback is in the log; the rank that failed first has the cause.
-        print(f"rank {rank} lost the connection to another rank and ends", file=sys.stderr, flush=True)
-        return 1
-    print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
+    on_rank_0(world, verify)

@@ -19,9 +19,9 @@ from typing import Any
 from lumina_ds.cli.plan.verify import STATES, allocated_bytes, compare, memory_request, plan_request
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.plan.hardware import GIB
+from lumina_ds.measure.requests import measure_on_ranks
 from lumina_ds.plan.memory import PHASES, MemoryPlan
-from lumina_ds.ranks.measure import measure_on_ranks
+from lumina_ds.text import GIB
 
 # On a CPU: as wide and with as many tokens as it takes for the figures to be those of the formulas, not of a few
 # numbers on the side.

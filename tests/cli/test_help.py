@@ -9,7 +9,7 @@ import click
 import pytest
 
 from lumina_ds.cli.config_options import ConfigCommand
-from lumina_ds.cli.main import cli, run_command
+from lumina_ds.cli.main import VERBS, Verb, cli, run_command
 
 
 def verbs(command: click.Command = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -44,3 +44,16 @@ def test_a_group_says_each_verb_in_a_whole_line(group, capsys):
     assert run_command(cli, [*group.split(), "--help"]) == 0
     _, listed = re.split("Verbs:|Commands:", capsys.readouterr().out)
     assert "..." not in listed
+
+
+def test_a_verb_from_outside_is_one_entry(tmp_path, monkeypatch, capsys):
+    (tmp_path / "toy_verb.py").write_text(
+        "import click\n@click.command()\n@click.argument('name')\ndef command(name):\n    click.echo(f'hello {name}')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run_command(cli, ["toy", "you"]) == 2 and "no verb 'toy'" in capsys.readouterr().err
+    monkeypatch.setitem(VERBS, "toy", Verb("say hello", "toy_verb"))
+    assert run_command(cli, ["toy", "you"]) == 0
+    assert capsys.readouterr().out == "hello you\n"
+    assert run_command(cli, ["--help"]) == 0
+    assert re.search(r"^  toy +say hello$", capsys.readouterr().out, re.MULTILINE)

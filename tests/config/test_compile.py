@@ -2,7 +2,7 @@
 
 import pytest
 
-from lumina_ds.config.compile import choose_compile
+from lumina_ds.config.precision import choose_compile
 from lumina_ds.config.schema import RunConfig
 
 

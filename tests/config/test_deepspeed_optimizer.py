@@ -46,7 +46,7 @@ REFUSED = {
         {"train__optimizer": "muon", "deepspeed__zero_stage": 2, "deepspeed__offload": "optimizer"}, "untested"
     ),
     "cpu_adam on the device": ({"train__optimizer": "cpu_adam"}, "add --offload optimizer"),
-    "offload at 0": ({"deepspeed__zero_stage": 0, "deepspeed__offload": "optimizer"}, "needs ZeRO-1, 2 or 3"),
+    "offload at 0": ({"deepspeed__zero_stage": 0, "deepspeed__offload": "optimizer"}, "needs ZeRO-1 or above, not 0"),
     "parameters at 2": ({"deepspeed__zero_stage": 2, "deepspeed__offload": "optimizer+params"}, "add --zero 3"),
     "a file that offloads": (
         {"deepspeed__config": "zero3_offload", "deepspeed__offload": "none"}, "offload_param is set.*--offload none"

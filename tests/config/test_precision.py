@@ -41,7 +41,7 @@ def test_precision(requested, device, bf16_supported, used):
             r"GPU \(compute capability 9.0\) supports it, and with 1,200.0 million parameters",
         ),
         (True, (8, 0), 100, "bf16", "memory counts"),
-        (True, (8, 0), 99, "mixed_bf16", "in fp32 take 396 MB more and round less"),
+        (True, (8, 0), 99, "mixed_bf16", "in fp32 take 377.66 MiB more and round less"),
         (False, (7, 5), 1, "fp16", "fp16 with dynamic loss scaling"),
         (False, (7, 0), 5000, "fp16", "compute capability 7.0"),
         (False, (6, 1), 1, "fp32", "no tensor cores"),

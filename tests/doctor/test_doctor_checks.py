@@ -209,7 +209,7 @@ def test_shared_memory(around: Surroundings) -> None:
     (around.shared_memory / "deepspeed_allreduce_buffer_29500_0_0").write_bytes(b"x" * (3 << 20))
     (around.shared_memory / "other").write_bytes(b"x")
     finding = storage.shared_memory(around)
-    assert finding.level == "warning" and "1 buffers left by DeepSpeed, 3 MiB" in finding.says
+    assert finding.level == "warning" and "1 buffer left by DeepSpeed, 3.00 MiB" in finding.says
     assert finding.remedy.endswith(f"rm {around.shared_memory}/deepspeed_allreduce_buffer_*")
     gone = storage.shared_memory(Surroundings(shared_memory=around.shared_memory / "none"))
     assert gone.level == "warning" and "No such file" in gone.says

@@ -106,7 +106,7 @@ def model_difference(precision, names="rms_norm,rope,swiglu,cross_entropy", **tr
 
 
 def main(result):
-    from lumina_ds.engine.fused_check import check_kernel
+    from lumina_ds.engine.kernel_choice import check_kernel
 
     complete_interpreter()
     define_deepspeed_kernels()

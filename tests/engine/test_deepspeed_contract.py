@@ -1,11 +1,147 @@
 """The internals of DeepSpeed that this package leans on. Another version fails here, by name, not in a run."""
 
+import ast
 import inspect
+import logging
+import pkgutil
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from lumina_ds.engine import world
+from lumina_ds.engine import deepspeed as changes_package
+from lumina_ds.engine import resources, world
+from lumina_ds.engine.deepspeed.changes import Need, existing, replace, replaced
+from lumina_ds.engine.deepspeed.linear import own_linear
+from lumina_ds.engine.deepspeed.log_level import deepspeed_log_level
 from lumina_ds.errors import MachineError
+
+PACKAGE = Path(__file__).parents[2] / "lumina_ds"
+FILES = sorted({module.name for module in pkgutil.iter_modules(changes_package.__path__)} - {"changes"})
+NEEDS = [(name, need) for name in FILES for need in import_module(f"{changes_package.__name__}.{name}").NEEDS]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_of_changes_says_why_and_what_it_needs(file):
+    module = import_module(f"{changes_package.__name__}.{file}")
+    assert f"| {file} |" in changes_package.__doc__, "the table of engine/deepspeed/__init__.py lacks it"
+    assert module.NEEDS and len(module.__doc__.split()) > 10
+
+
+@pytest.mark.parametrize(("file", "need"), NEEDS, ids=lambda value: value if isinstance(value, str) else value.target)
+def test_what_a_change_needs_is_there(file, need):
+    assert need.fault() is None
+
+
+def test_the_gate_of_the_norm_names_its_two_functions():
+    named = {need.target.rpartition(".")[2] for file, need in NEEDS if file == "gradient_norm"}
+    assert {"scaled_global_norm", "_get_norm_groups", "get_grad_norm_direct"} <= named
+
+
+def test_what_is_missing_or_different_is_named_in_a_line(monkeypatch):
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    stage_3 = "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3._get_norm_groups"
+    stage_1 = "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer"
+    assert Need(stage_3).fault() is None
+    monkeypatch.delattr(DeepSpeedZeroOptimizer_Stage3, "_get_norm_groups")
+    monkeypatch.setattr(DeepSpeedZeroOptimizer, "scaled_global_norm", lambda self, kind: None)
+    assert Need(stage_3).fault() == f"{stage_3} is not there"
+    assert "takes self kind, not self norm_type" in Need(f"{stage_1}.scaled_global_norm", "self norm_type").fault()
+    assert Need(f"{stage_1}.contiguous_gradients").fault() is None, "set by the constructor"
+    assert "no longer has `nonsense()`" in Need(f"{stage_1}.step", contains="nonsense()").fault()
+    assert "no_module" in Need("deepspeed.no_module:x").fault() and Need("deepspeed:No.x").fault()
+
+
+def test_a_change_of_what_is_not_there_ends_the_run_with_a_line():
+    class Engine:
+        def step(self):
+            return "deepspeed's"
+
+    engine = Engine()
+    with pytest.raises(MachineError, match=r"no norm in Engine .*constraints") as error:
+        replace(engine, "norm", None)
+    assert "\n" not in str(error.value) and not hasattr(engine, "norm")
+    with pytest.raises(MachineError, match="no nothing in pytest"):
+        existing(pytest, "nothing")
+    with pytest.raises(RuntimeError), replaced(engine, "step", lambda: "ours"):
+        assert engine.step() == "ours"
+        raise RuntimeError
+    assert engine.step() == "deepspeed's" and not vars(engine)
+    with replaced(Engine, "step", lambda self: "ours"):
+        assert engine.step() == "ours"
+    assert engine.step() == "deepspeed's"
+
+
+def test_nothing_of_theirs_is_replaced_elsewhere():
+    """Assignments to attributes of what is imported from torch or deepspeed, and setattr on other things than ours."""
+    # The tables of ours that are filled: a module of the model; a saved loss scale.
+    ours = {"generate/precision.py: setattr", "checkpoint/state.py: setattr"}
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name == "deepspeed" and path.parent.parent.name == "engine":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        place = str(path.relative_to(PACKAGE))
+        found |= {f"{place}: {change}" for change in _changes(tree)}
+    assert found == ours
+
+
+def _changes(tree):
+    foreign = {
+        (alias.asname or alias.name).partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+        if (getattr(node, "module", None) or alias.name).partition(".")[0] in ("torch", "deepspeed")
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr"):
+            yield node.func.id
+        targets = node.targets if isinstance(node, (ast.Assign, ast.Delete)) else [getattr(node, "target", None)]
+        for target in targets:
+            root = target
+            while isinstance(root, (ast.Attribute, ast.Subscript)):
+                root = root.value
+            is_foreign = isinstance(root, ast.Name) and root.id in foreign and root is not target
+            if is_foreign or (isinstance(target, ast.Attribute) and target.attr == "__class__"):
+                yield ast.unparse(target)
+
+
+def test_the_search_for_changes_finds_them():
+    text = "import torch.nn as nn\nfrom deepspeed import ops\nnn.Module._apply = 1\nops.table['x'] = 2\na.__class__ = B"
+    assert set(_changes(ast.parse(text + "\nsetattr(a, 'b', 1)\nnn = 3\na.b = 4"))) == {
+        "nn.Module._apply", "ops.table['x']", "a.__class__", "setattr",
+    }  # fmt: skip
+
+
+def test_deepspeeds_log_level_comes_back_after_an_error(monkeypatch):
+    from deepspeed.ops.op_builder import all_ops
+    from deepspeed.utils import logger
+
+    class Refusing:
+        def is_compatible(self, verbose):
+            raise OSError("no such compiler")
+
+    before = logger.level
+    with pytest.raises(ZeroDivisionError), deepspeed_log_level():
+        assert logger.level == logging.ERROR
+        raise ZeroDivisionError
+    monkeypatch.setattr(all_ops, "ALL_OPS", {"refusing": Refusing()})
+    with pytest.raises(OSError):
+        resources.compatible_ops()
+    assert logger.level == before
+
+
+def test_linear_is_torchs_own_again():
+    import torch.nn.functional as F
+
+    linear = F.linear
+    with pytest.raises(ZeroDivisionError), own_linear():
+        F.linear = None
+        raise ZeroDivisionError
+    assert F.linear is linear
 
 
 def test_the_tested_version_is_installed():
@@ -31,7 +167,7 @@ def test_autoep_router_and_layer_are_as_expected():
 
 
 def test_autoep_sums_experts_as_its_combine_impl_says():
-    """What engine/deepspeed/expert_parallel.py switches, and engine/fused_check.py compares."""
+    """What engine/deepspeed/expert_parallel.py switches, and engine/kernel_choice.py compares."""
     from deepspeed.module_inject import auto_ep_layer
     from deepspeed.ops.triton_ops.autoep_fused_token_ops import fused_weighted_restore
 

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import FusedKernel
 from lumina_ds.engine import kernel_choice
-from lumina_ds.engine.fused_check import check_kernel
-from lumina_ds.engine.kernel_choice import choose_kernels
+from lumina_ds.engine.kernel_choice import check_kernel, choose_kernels
 from lumina_ds.errors import ConfigError, MachineError
 from lumina_ds.model import fused_kernels
 from lumina_ds.model.kernels import PLAIN

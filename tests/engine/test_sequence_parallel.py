@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lumina_ds.config.checks import sequence_faults, world_faults
-from lumina_ds.config.compile import choose_compile
 from lumina_ds.config.load import Override, load_config
+from lumina_ds.config.precision import choose_compile
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import IGNORED_LABEL, MicroBatch, RowShare
 from lumina_ds.engine.world import World

@@ -3,7 +3,8 @@
 import torch
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.engine.allocate import allocate, without_storage
+from lumina_ds.engine.allocate import allocate
+from lumina_ds.engine.deepspeed.meta_parameters import without_storage
 from lumina_ds.model import init
 from lumina_ds.model.init import initial_values
 from lumina_ds.model.transformer import CausalLM

@@ -170,7 +170,7 @@ def test_run_sh_runs_every_check_and_keeps_the_first_failure(tmp_path: Path) -> 
     done = run('bash "$0/.ci/run" -k "two words"'.replace("$0", str(checkout)), cwd=tmp_path, **variables)
     assert done.returncode == 3
     assert f"mypy in {checkout}, threads=1: \n" in done.stdout
-    assert f"python in {checkout}, threads=1: -m pytest -k two words\n" in done.stdout
+    assert f"python in {checkout}, threads=1: -m pytest --durations 10 -k two words\n" in done.stdout
     assert [line.split()[2:] for line in done.stdout.splitlines()[-5:]] == [
         ["ok"],
         ["failed", "(3)"],
@@ -178,6 +178,8 @@ def test_run_sh_runs_every_check_and_keeps_the_first_failure(tmp_path: Path) -> 
         ["failed", "(1)"],
         ["ok"],
     ]
+    quick = run('bash "$0/.ci/run" --quick -x'.replace("$0", str(checkout)), cwd=tmp_path, **variables)
+    assert "threads=1: -m pytest --durations 10 -m not slow and not faults -x\n" in quick.stdout
 
 
 @pytest.mark.parametrize(("there", "code"), [(False, 0), (False, 100), (True, 0)])

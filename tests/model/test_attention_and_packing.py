@@ -3,9 +3,9 @@
 import torch
 
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.model.attention import LayerCache
 from lumina_ds.model.attention_backends import DocumentLayout
 from lumina_ds.model.init import initialize
-from lumina_ds.model.kv_cache import LayerCache
 from lumina_ds.model.transformer import CausalLM
 
 CONFIG = ModelConfig(

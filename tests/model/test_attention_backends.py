@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from lumina_ds.config import attention
+from lumina_ds.config.attention import ATTENTION_BACKENDS
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.errors import ConfigError, MachineError
-from lumina_ds.model import attention_backends, attention_choice
-from lumina_ds.model.attention_backends import BACKENDS, DocumentLayout
-from lumina_ds.model.attention_choice import choose_attention
+from lumina_ds.model import attention_backends
+from lumina_ds.model.attention_backends import DocumentLayout, choose_attention
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 # Two rows of 96: a document of one token, neighbours of equal length, padding at the end of a row.
@@ -26,7 +27,7 @@ def attend(name, dtype, device="cpu", backward=True, lengths=LENGTHS):
     *inputs, upstream = (x.to(device, dtype) for x in drawn)
     for x in inputs:
         x.requires_grad_(backward)
-    out = BACKENDS[name](*inputs, DocumentLayout.from_lengths(lengths, device))
+    out = ATTENTION_BACKENDS[name].load()(*inputs, DocumentLayout.from_lengths(lengths, device))
     if not backward:
         return [out]
     out.backward(upstream)
@@ -63,7 +64,7 @@ def test_gpu_kernels_equal_the_reference(name):
 def test_the_reference_itself_by_hand():
     """One head of width one: softmax of q k over the document's earlier tokens, written out."""
     q, k, v = (torch.tensor(values).view(-1, 1, 1) for values in ([2.0, 0.0, 5.0], [1.0, 3.0, 9.0], [10.0, 20.0, 70.0]))
-    out = BACKENDS["reference"](q, k, v, DocumentLayout.from_lengths((2, 1)))
+    out = ATTENTION_BACKENDS["reference"].load()(q, k, v, DocumentLayout.from_lengths((2, 1)))
     # Token 0 sees itself; token 1 weighs both alike, since its query is 0; token 2 begins a document.
     assert out.flatten().tolist() == [10.0, 15.0, 70.0]
 
@@ -96,7 +97,7 @@ def test_automatic_choice_on_a_cpu():
 def test_automatic_choice_on_a_gpu(monkeypatch):
     """The rule itself, with a card and packages as they are asked for."""
     found = {"flash_attn": None, "torch.nn.attention.varlen": object(), "triton": object()}
-    monkeypatch.setattr(attention_choice.importlib.util, "find_spec", found.get)
+    monkeypatch.setattr(attention, "find_spec", found.get)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     long = config(("model.max_position_embeddings", 513))
     assert choose_attention(long, "cuda", "bf16").backend == "varlen"

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lumina_ds.config.loss_chunk import loss_chunk_tokens
+from lumina_ds.config.precision import loss_chunk_tokens
 from lumina_ds.model.loss import LanguageHead
 
 HIDDEN, VOCABULARY = 16, 50

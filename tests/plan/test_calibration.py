@@ -14,6 +14,7 @@ from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.errors import ConfigError
+from lumina_ds.measure.requests import measure_on_ranks
 from lumina_ds.plan.calibration import (
     Calibration,
     default_path,
@@ -26,7 +27,6 @@ from lumina_ds.plan.duration import plan_time
 from lumina_ds.plan.flops import flops_per_token
 from lumina_ds.plan.hardware import find_gpu
 from lumina_ds.plan.parameters import count_parameters
-from lumina_ds.ranks.measure import measure_on_ranks
 
 # Of a step on a busy machine; a rate that is off by its number of micro-batches or ranks is beyond it.
 FACTOR = 2

@@ -12,9 +12,10 @@ from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan import plan_memory
 from lumina_ds.plan.activations import activation_bytes
-from lumina_ds.plan.hardware import CARDS, GIB, cards_that_fit, usable_bytes
+from lumina_ds.plan.hardware import CARDS, cards_that_fit, usable_bytes
 from lumina_ds.plan.memory import COMPONENTS, PHASES
 from lumina_ds.plan.shape import Setting
+from lumina_ds.text import GIB
 
 DENSE = ModelConfig(
     vocab_size=512,

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 bench_memory = pytest.importorskip("bench_memory")
 
 from lumina_ds.cli.plan.verify import compare, memory_request, plan_request  # noqa: E402
-from lumina_ds.ranks.measure import measure_on_ranks  # noqa: E402
+from lumina_ds.measure.requests import measure_on_ranks  # noqa: E402
 
 # Hidden width 256, rows of 512 tokens, 1024 tokens a micro-batch; tests/benchmarks/bench_memory.py measures all 44.
 CASES = [

@@ -1,4 +1,4 @@
-"""`lumina_ds.plan` in Python: the README's snippet runs, without torch, and the results are plain dataclasses."""
+"""`lumina_ds.plan` in Python: the snippet of docs/planner.md runs, without torch, and the results are plain dataclasses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import lumina_ds.plan
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "planner.md"
 
 
-def test_the_readme_snippet_runs_without_torch():
-    [snippet] = re.findall(r"^```py\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def test_the_documented_snippet_runs_without_torch():
+    [snippet] = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     snippet += "import sys\nassert not {'torch', 'deepspeed', 'numpy', 'rich', 'click'} & set(sys.modules)\n"
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -9,39 +9,28 @@ import sys
 
 import pytest
 
-from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.load import preset_names
 
 
-@pytest.fixture
-def lumina(capsys):
-    def run(*args):
-        code = run_command(cli, args)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-def test_list_as_json_is_sorted_by_size(lumina):
-    code, out, _ = lumina("presets", "list", "--json")
+def test_list_as_json_is_sorted_by_size(run_cli):
+    code, out, _ = run_cli("presets", "list", "--json")
     records = json.loads(out)
     assert code == 0
     assert sorted(record["name"] for record in records) == preset_names()
     totals = [record["parameters"]["total"] for record in records]
     assert totals == sorted(totals)
-    assert lumina("presets", "--json")[1] == out
+    assert run_cli("presets", "--json")[1] == out
 
 
-def test_presets_alone_lists(lumina):
-    code, out, _ = lumina("presets")
+def test_presets_alone_lists(run_cli):
+    code, out, _ = run_cli("presets")
     assert code == 0
     assert all(name in out for name in preset_names())
     assert "7.06B" in out and "16 (top 2)" in out
 
 
-def test_show_as_json(lumina):
-    code, out, _ = lumina("presets", "show", "debug", "--json")
+def test_show_as_json(run_cli):
+    code, out, _ = run_cli("presets", "show", "debug", "--json")
     record = json.loads(out)
     assert code == 0
     assert record["parameters"]["total"] == 501_376
@@ -53,20 +42,20 @@ def test_show_as_json(lumina):
     assert record["model"]["num_experts"] == 4
 
 
-def test_show_as_text(lumina):
-    code, out, _ = lumina("presets", "show", "b7")
+def test_show_as_text(run_cli):
+    code, out, _ = run_cli("presets", "show", "b7")
     assert code == 0
     assert "7,055,632,384" in out and "rope_theta" in out
 
 
-def test_show_of_an_unknown_preset(lumina):
-    code, out, err = lumina("presets", "show", "b77")
+def test_show_of_an_unknown_preset(run_cli):
+    code, out, err = run_cli("presets", "show", "b77")
     assert (code, out) == (2, "")
     assert err == "error: no preset 'b77'; did you mean b7? (see: lumina presets list)\n"
 
 
-def test_plan_as_json(lumina):
-    code, out, _ = lumina("plan", "--config", "b7", "--gpus", "8", "--zero", "3", "--expert-parallel", "4", "--json")
+def test_plan_as_json(run_cli):
+    code, out, _ = run_cli("plan", "--config", "b7", "--gpus", "8", "--zero", "3", "--expert-parallel", "4", "--json")
     record = json.loads(out)
     assert code == 0
     assert (record["zero_stage"], record["world_size"], record["expert_parallel_size"]) == (3, 8, 4)
@@ -84,24 +73,24 @@ def test_plan_as_json(lumina):
     assert record["moments"]["step"] == "step of the largest group"
 
 
-def test_plan_takes_every_setting(lumina):
+def test_plan_takes_every_setting(run_cli):
     args = "--config debug --gpus 2 --micro-batch 3 --seq-length 128 --precision mixed_bf16 --device cpu --json"
-    record = json.loads(lumina("plan", *args.split(), "--activation-checkpointing", "full")[1])
+    record = json.loads(run_cli("plan", *args.split(), "--activation-checkpointing", "full")[1])
     assert (record["micro_batch_size"], record["seq_length"]) == (3, 128)
     assert (record["precision"], record["device"], record["activation_checkpointing"]) == ("mixed_bf16", "cpu", "full")
     assert record["grid"] == [] and record["fits_on_gb"] is None
 
 
-def test_plan_as_text(lumina):
-    code, out, _ = lumina("plan", "--config", "b7", "--gpus", "8")
+def test_plan_as_text(run_cli):
+    code, out, _ = run_cli("plan", "--config", "b7", "--gpus", "8")
     assert code == 0
     for text in ("7.06B parameters", "ZeRO 2", "master weights", "Peak ", "Fits on cards of: ", "✔", "✖"):
         assert text in out
 
 
-def test_a_larger_card_fits_more(lumina):
+def test_a_larger_card_fits_more(run_cli):
     def fitting(memory):
-        out = lumina("plan", "--config", "b14", "--gpu-memory", memory, "--json")[1]
+        out = run_cli("plan", "--config", "b14", "--gpu-memory", memory, "--json")[1]
         return sum(cell["fits"] for cell in json.loads(out)["grid"])
 
     assert fitting("24") < fitting("80") < fitting("192")
@@ -118,15 +107,15 @@ def test_a_larger_card_fits_more(lumina):
         (("--config", "b7", "--deepspeed_config", "zero9"), "is neither a file nor a shipped configuration"),
     ],
 )
-def test_errors_are_one_line_with_code_2(lumina, args, message):
-    code, out, err = lumina("plan", *args)
+def test_errors_are_one_line_with_code_2(run_cli, args, message):
+    code, out, err = run_cli("plan", *args)
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_fp16_on_a_cpu_is_the_machines_fault(lumina):
-    code, _, err = lumina("plan", "--config", "debug", "--device", "cpu", "--precision", "fp16")
+def test_fp16_on_a_cpu_is_the_machines_fault(run_cli):
+    code, _, err = run_cli("plan", "--config", "debug", "--device", "cpu", "--precision", "fp16")
     assert code == 4
     assert "fp16 is not possible on a CPU" in err
 
@@ -148,7 +137,7 @@ def test_plan_answers_at_once_and_without_torch():
 
 
 @pytest.mark.parametrize("args", [("presets", "--help"), ("presets", "show", "--help"), ("plan", "--help")])
-def test_help_has_an_example(lumina, args):
-    code, out, _ = lumina(*args)
+def test_help_has_an_example(run_cli, args):
+    code, out, _ = run_cli(*args)
     assert code == 0
     assert "Example: lumina " in out

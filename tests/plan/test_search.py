@@ -8,30 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.communication import communication_bytes
 from lumina_ds.plan.explain import explain
-from lumina_ds.plan.hardware import CARDS, GIB, GPUS, find_gpu
-from lumina_ds.plan.layout import Fixed, apply_layout, layout_json, layouts, with_offload
+from lumina_ds.plan.hardware import CARDS, GPUS, find_gpu
+from lumina_ds.plan.layout import Composer, Fixed, apply_layout, layout_json, layouts
 from lumina_ds.plan.memory import PHASES, plan_memory
 from lumina_ds.plan.search import find_cheapest
 from lumina_ds.plan.states import OptimizerGroup, ZeroSettings
+from lumina_ds.text import format_bytes
 
 H100 = find_gpu("h100-80").usable_bytes
-
-
-@pytest.fixture
-def run_cli(capsys):
-    def run(*args):
-        code = run_command(cli, [str(word) for word in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def preset(name, **fields):
@@ -106,7 +96,7 @@ def test_the_choice_is_the_first_that_fits(name, gpus):
     batch = (config.train.micro_batch_size, config.train.gradient_accumulation_steps)
     for layout in layouts(config, gpus, 8, "bf16", Fixed()):
         run = apply_layout(config, layout, *batch)
-        plan = plan_memory(run, gpus, "bf16", deepspeed_json=layout_json(run, layout, gpus, "bf16"))
+        plan = plan_memory(run, gpus, "bf16", deepspeed_json=layout_json(run, layout, gpus, Composer(run, "bf16")))
         if plan.peak_bytes <= H100:
             assert layout == result.choice.layout
             break
@@ -152,9 +142,9 @@ def test_the_batch_reaches_the_budget_with_the_largest_micro_batch():
     assert choice.plan.peak_bytes <= H100
     larger = choice.plan.micro_batch_size + 1
     run = apply_layout(config, choice.layout, larger, choice.plan.gradient_accumulation_steps)
-    plan = plan_memory(run, 8, "bf16", deepspeed_json=layout_json(run, choice.layout, 8, "bf16"))
+    plan = plan_memory(run, 8, "bf16", deepspeed_json=layout_json(run, choice.layout, 8, Composer(run, "bf16")))
     assert plan.peak_bytes > H100
-    assert result.binding.startswith(f"memory: a micro-batch of {larger} peaks at {plan.peak_bytes / GIB:.1f} GiB")
+    assert result.binding.startswith(f"memory: a micro-batch of {larger} peaks at {format_bytes(plan.peak_bytes)} in")
     assert result.advice[0].startswith(f"a micro-batch of {larger} fits with ZeRO-")
 
 
@@ -165,10 +155,10 @@ def test_advice_names_the_layout_that_communicates_less():
     [advice] = [line for line in result.advice if "between the GPUs" in line]
     kept = result.choice.layout.activation_checkpointing
     spread = find_cheapest(config, 128, "bf16", find_gpu("b200").usable_bytes, 8, Fixed(3, 8, kept, "none"))
-    sent = [found.choice.communication.network_bytes / GIB for found in (spread, result)]
+    sent = [found.choice.communication.network_bytes for found in (spread, result)]
     assert sent[0] < 0.5 * sent[1]
     assert not any("offload" in line for line in result.advice)
-    assert f"{sent[1]:,.0f} GiB between the GPUs: ZeRO-3, expert parallel" in advice
+    assert f"{format_bytes(sent[1])} between the GPUs: ZeRO-3, expert parallel" in advice
 
 
 def test_a_small_budget_binds_before_memory():
@@ -196,8 +186,9 @@ def test_a_budget_below_one_row_is_refused():
 def test_explanations_evaluate_to_the_bytes(stage, size, offload, precision):
     if stage == 0 and (precision == "bf16" or offload != "none"):
         return
-    config = preset("debug", deepspeed__zero_stage=stage, deepspeed__expert_parallel_size=size)
-    composed = with_offload(compose_deepspeed(config, 2, precision), offload)
+    fields = {"zero_stage": stage, "expert_parallel_size": size, "offload": offload}
+    config = preset("debug", **{f"deepspeed__{name}": value for name, value in fields.items()})
+    composed = compose_deepspeed(config, 2, precision)
     plan = plan_memory(config, 2, precision, deepspeed_json=composed)
     lines = explain(plan, config, composed)
     assert sum(line.num_bytes for line in lines[:-4]) == plan.peak_bytes
@@ -245,11 +236,14 @@ def evaluated(line):
     return eval(re.sub(r"(?<=\d),(?=\d)", "", line.filled).replace(" x ", " * "))
 
 
-def test_offload_needs_its_stage():
-    with pytest.raises(ConfigError, match=r"needs ZeRO-3, not 2; add --zero 3"):
-        with_offload({"zero_optimization": {"stage": 2}}, "optimizer+params")
-    with pytest.raises(ConfigError, match="needs ZeRO-1 or above"):
-        with_offload({"zero_optimization": {"stage": 0}}, "optimizer")
+@pytest.mark.parametrize(
+    ("stage", "offload", "message"),
+    [(2, "optimizer+params", r"needs ZeRO-3, not 2; add --zero 3"), (0, "optimizer", "needs ZeRO-1 or above, not 0")],
+)
+def test_offload_needs_its_stage(stage, offload, message):
+    config = preset("debug", deepspeed__zero_stage=stage, deepspeed__offload=offload)
+    with pytest.raises(ConfigError, match=message):
+        compose_deepspeed(config, 2, "fp32")
 
 
 def test_command_as_json(run_cli):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,13 +213,29 @@ def test_an_empty_split_is_an_error(tokenizer: Tokenizer, tmp_path: Path, make_l
         run([tmp_path / "few.jsonl"], tokenizer, tmp_path / "out", eval_fraction=0.001)
 
 
+@pytest.mark.parametrize("delay_seconds", [0.0, 1.0, 2.5])
 def test_a_killed_worker_is_reported(
-    chats: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chats: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay_seconds: float
 ) -> None:
+    """While it starts, while it imports, and at work; and the run leaves no process and no thread that waits."""
     from lumina_ds.errors import MachineError
     from preprocess import workers
 
+    many = tmp_path / "many.jsonl"
+    many.write_bytes(chats.read_bytes() * 400)
     monkeypatch.setattr(workers, "can_scan", lambda: False)  # else workers are threads
-    monkeypatch.setattr(workers, "_start_worker", os._exit)
+    killer = threading.Thread(target=kill_workers, args=(delay_seconds,))
+    killer.start()
     with pytest.raises(MachineError, match="worker was killed"):
-        run([chats], tokenizer, tmp_path / "out", num_workers=2)
+        run([many], tokenizer, tmp_path / "out", num_workers=2, block_bytes=1 << 19)
+    killer.join()
+    assert not multiprocessing.active_children()
+    assert not [thread for thread in threading.enumerate() if "call-process" in thread.name]
+
+
+def kill_workers(delay_seconds: float) -> None:
+    while not (workers := multiprocessing.active_children()):
+        time.sleep(0.01)
+    time.sleep(delay_seconds)
+    for worker in workers:
+        worker.kill()

@@ -19,13 +19,13 @@ def test_plain_lines_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         display.update(23_000_000, 1_200_000)  # too soon after the last line
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "preprocess: 22 MB of 44 MB, 11 s left, 2.0 MB/s, 100,000 tokens/s\n"
+    assert captured.err == "preprocess: 20.98 MiB of 41.96 MiB, 11 s left, 1.91 MiB/s, 100,000 tokens/s\n"
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with show_progress(1_000_000) as display:
-        display.update(1_000_000, 5_000)
+    with show_progress(1 << 20) as display:
+        display.update(1 << 20, 5_000)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "1.0/1.0 MB" in captured.err and "tokens/s" in captured.err
+    assert "1.0/1.0 MiB" in captured.err and "tokens/s" in captured.err

@@ -57,7 +57,10 @@ shutil.copyfile(sys.argv[1] + "/beat", sys.argv[1] + "/r/logs/heartbeat-rank-0.j
 
 @pytest.fixture
 def play(tmp_path):
-    """play(ends, **fields) supervises starts that end so; (code, options of every start, restarts.jsonl)."""
+    """play(ends, **fields) supervises starts that end so.
+
+    (code, resume, micro-batch and accumulation of every start, restarts.jsonl)
+    """
 
     def run(ends, health=None, train=None, **fields):
         settings = {"name": "r", "runs_dir": str(tmp_path), "restart_backoff_seconds": 0.01, **fields}
@@ -67,7 +70,13 @@ def play(tmp_path):
             (folder / name).mkdir(parents=True)
         (folder / "plan").write_text(json.dumps(ends))
         command = [sys.executable, "-c", PROGRAM, str(folder)]
-        code = supervise(config, lambda more: [*command, *more], dict(os.environ))
+
+        def make(changed):
+            train = changed.train
+            assert not train.auto_micro_batch
+            return [*command, changed.run.resume, str(train.micro_batch_size), str(train.gradient_accumulation_steps)]
+
+        code = supervise(config, make, dict(os.environ))
         restarts = folder / "logs/restarts.jsonl"
         recorded = restarts.read_text().splitlines() if restarts.exists() else []
         return code, [json.loads(line) for line in (folder / "starts").read_text().splitlines()], recorded
@@ -77,8 +86,8 @@ def play(tmp_path):
 
 def test_a_failure_is_started_again_from_the_newest_checkpoint(play, capsys):
     ends = [{"code": 247, "checkpoint": 3, "step": 5}, {"code": 8, "checkpoint": 6, "step": 5}, {"code": 0}]
-    code, starts, restarts = play(ends, max_restarts=5)
-    assert code == 0 and starts == [[], ["--run.resume", "auto"], ["--run.resume", "auto"]]
+    code, starts, restarts = play(ends, max_restarts=5, resume="none")
+    assert code == 0 and starts == [["none", "1", "1"], ["auto", "1", "1"], ["auto", "1", "1"]]
     found = [json.loads(line) for line in restarts]
     assert [(r["restart"], r["exit_code"], r["step"], r["checkpoint"]) for r in found] == [
         (1, 247, 5, "step-00000003"),
@@ -105,21 +114,22 @@ def test_what_will_not_change_by_itself_is_not_tried_again(play, code):
 
 
 def test_nothing_is_started_again_unless_asked(play):
-    assert play([{"code": 1}, {"code": 0}])[:2] == (1, [[]])
+    assert play([{"code": 1}, {"code": 0}])[:2] == (1, [["auto", "1", "1"]])
 
 
 def test_row_36_out_of_memory_halves_the_micro_batch_without_counting_as_a_restart(play, capsys):
     batch = {"micro_batch_size": 6, "gradient_accumulation_steps": 2}
     code, starts, _ = play([{"code": 6}, {"code": 6}, {"code": 6}], {"out_of_memory": "halve"}, batch)
     assert code == 6  # a micro-batch of one row cannot be halved
-    sizes = [dict(zip(words[::2], words[1::2], strict=True)) for words in starts]
-    fields = ("--train.micro_batch_size", "--train.gradient_accumulation_steps")
-    assert [tuple(size.get(field) for field in fields) for size in sizes] == [(None, None), ("3", "4"), ("1", "12")]
+    assert [words[1:] for words in starts] == [["6", "2"], ["3", "4"], ["1", "12"]]
     assert "starting again with --batch-size 3 --grad-accum 4, the same rows per step" in capsys.readouterr().err
 
 
 def test_out_of_memory_ends_the_run_by_default(play):
-    assert play([{"code": 6}, {"code": 0}], train={"micro_batch_size": 4})[:2] == (6, [[]])
+    assert play([{"code": 6}, {"code": 0}], train={"micro_batch_size": 4})[:2] == (
+        6,
+        [["auto", "4", "1"]],
+    )
 
 
 def test_a_signal_ends_the_wait_for_a_restart(play):
@@ -137,12 +147,12 @@ def test_ranks_whose_runner_died_of_the_same_signal_are_waited_for(tmp_path, cap
     (tmp_path / "beat").write_text(json.dumps(asdict(beat)))
     config = RunConfig.model_validate({"run": {"name": "r", "runs_dir": str(tmp_path)}})
     command = [sys.executable, "-c", SIGNALLED, str(tmp_path), RANK]
-    assert supervise(config, lambda more: command, dict(os.environ)) == code
+    assert supervise(config, lambda config: command, dict(os.environ)) == code
     assert "anything to save" not in capsys.readouterr().err
     # The same without a rank.
     alone = "import os, signal; os.kill(os.getppid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)"
     (tmp_path / "r/logs/heartbeat-rank-0.json").unlink()
-    assert supervise(config, lambda more: [sys.executable, "-c", alone], dict(os.environ)) == 75
+    assert supervise(config, lambda config: [sys.executable, "-c", alone], dict(os.environ)) == 75
     assert "stopped by a signal before there was anything to save" in capsys.readouterr().err
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from manifests import make_manifest
 
-from lumina_ds.checkpoint.format import FORMAT, MANIFEST, manifest_digest
+from lumina_ds.checkpoint.manifest import MANIFEST
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.report.runs.config import differences, starting_point
@@ -51,9 +52,7 @@ def write_run(folder: Path, num_steps: int = 4, **settings: Any) -> Path:
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
         files = {"a.pt": {"bytes": 1 << 20, "sha256": "0"}, "b.pt": {"bytes": 1 << 19, "sha256": "0"}}
-        manifest = {"step": step, "eval_loss": loss, "files": files, "topology": {"world_size": 2, "zero_stage": 2}}
-        sealed = manifest | {"format": FORMAT}
-        (checkpoint / MANIFEST).write_text(json.dumps(sealed | {"digest": manifest_digest(sealed)}))
+        (checkpoint / MANIFEST).write_text(make_manifest(step=step, eval_loss=loss, files=files).sealed())
     for pointer in ("latest", "best"):
         (folder / "checkpoints" / pointer).write_text("step-00000004")
     return folder
@@ -125,7 +124,7 @@ def test_figures_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "of 4, finished",
         "latest, best",
         "folderstatestepsize",
-        "1.5 MiB",
+        "1.50 MiB",
         "train.max_steps",
         '"stage": 2',
         "No step was skipped",

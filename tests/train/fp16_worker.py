@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from run_worker import configuration
+from tiny_run import configuration
 
 from lumina_ds.engine.world import start, stop
 from lumina_ds.train.start import train

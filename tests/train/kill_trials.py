@@ -179,7 +179,7 @@ def sound_steps(checkpoints):
 def make_shards(folder):
     """The test suite's tiny corpus, made through the command line."""
     sys.path.append(str(Path(__file__).parents[1]))
-    from conftest import write_conversations
+    from tiny_corpus import write_conversations
 
     from lumina_ds.cli.main import cli, run_command
 

@@ -47,7 +47,7 @@ def test_the_line_names_who_is_waited_for_first(tmp_path):
         stacks_path(tmp_path, rank).write_text(dump)
     beats = [beat(0), beat(1, "the data loader"), beat(2)]
     assert stall_lines(beats, set(), tmp_path) == [
-        "rank 1 is in document (lumina_ds/data/shards/folder.py:99) in the data loader of step 7",
+        "rank 1 is in document (data/shards/folder.py:99) in the data loader of step 7",
         "ranks 0, 2 wait in all_to_all_single in the training step of step 7",
     ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lumina_ds.checkpoint.format import read_manifest
+from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.data.loader import PackedRows, TrainingOrder
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.monitor.writers import read_records
@@ -34,8 +34,10 @@ def test_row_16_and_18_skips_on_all_ranks_at_every_stage_and_precision(run_ranks
         records = read_records(runs_dir / name / "metrics.jsonl")
         assert [record["skipped"] for record in records] == [0] * 6 + [1, 1], name
         assert records[6]["anomaly_score"] > 6 > records[7]["anomaly_score"], name
-        kept = records[6]["loss"] > 10 * records[5]["loss"] if name.endswith("-spike") else True
-        assert (kept and records[6]["grad_norm"] is not None) or name.endswith("-spike"), name
+        # What was injected is what the record shows: 50 times the loss, or a gradient as large under an ordinary loss.
+        loss, norm = (records[6][key] / records[5][key] for key in ("loss", "grad_norm"))
+        assert (loss > 10) if name.endswith("-spike") else (0.5 < loss < 2), name
+        assert norm > 10, name
     for rank in found["limit"]:
         assert "3 steps in a row were skipped, the last at step 5" in rank["error"]
         assert rank["step"] == 5 and rank["finite"]
@@ -60,8 +62,8 @@ def test_row_17_and_18_going_back_is_exact_and_passes_over_the_samples(run_ranks
         assert list(dict.fromkeys(record["row"] for record in passed)) == [order.row_at(p) for p in range(24, 28)]
         origins = [(o.source, o.line) for p in range(24, 28) for o in rows.origins(order.row_at(p))]
         assert [(record["source"], record["line"]) for record in passed] == origins
-        manifest = read_manifest(runs_dir / f"parts-{stage}" / "checkpoints" / "step-00000012")
-        assert manifest["health"]["passed_over"] == [[24, 4]] and manifest["health"]["rollbacks"] == 1
+        health = read_manifest(runs_dir / f"parts-{stage}" / "checkpoints" / "step-00000012").health
+        assert health.passed_over == [[24, 4]] and health.rollbacks == 1
 
 
 def test_row_17_nans_that_come_again_end_the_run_with_the_weights_of_the_checkpoint(runs_dir, corpus):

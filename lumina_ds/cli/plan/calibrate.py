@@ -27,11 +27,12 @@ def calibrate(config: RunConfig, num_ranks: int) -> Calibration:
 
     Starts ranks through the deepspeed runner, and writes to the folder of runs and removes it again.
     """
-    from lumina_ds.cli.train import check_run
-    from lumina_ds.ranks.measure import check_ranks, measure_on_ranks
+    from lumina_ds.measure.requests import measure_on_ranks
+    from lumina_ds.ranks.check_run import check_ranks, check_run
 
     config = _on_ranks(config, num_ranks)
-    device, precision, _ = check_run(config, num_ranks)
+    checked = check_run(config, num_ranks)
+    device, precision = checked.device, checked.precision
     check_ranks(num_ranks, device, 0)
     run = _that_fits(config, num_ranks, precision, device)
     check_ranks(num_ranks, device, plan_memory(run, num_ranks, precision, device).peak_bytes)

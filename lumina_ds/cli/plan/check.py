@@ -13,6 +13,7 @@ from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.precision import PRECISIONS, resolve_precision
 from lumina_ds.config.tensors import num_parameters
 from lumina_ds.errors import ConfigError
+from lumina_ds.text import counted
 
 
 @click.command(
@@ -45,7 +46,7 @@ def check(file: str, source: str | None, gpus: int | None, precision: str | None
         _print(file, report)
     if report.faults:
         count = len(report.faults)
-        raise ConfigError(f"{file} has {count} fault{'s' if count > 1 else ''}; nothing was started")
+        raise ConfigError(f"{file} has {counted(count, 'fault')}; nothing was started")
 
 
 def _print(file: str, report: DeepSpeedReport) -> None:

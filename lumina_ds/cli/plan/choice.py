@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lumina_ds.cli.presets import format_bytes
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.explain import Explanation
 from lumina_ds.plan.search import Choice, SearchResult
+from lumina_ds.text import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console

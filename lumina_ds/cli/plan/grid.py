@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.errors import ConfigError
-from lumina_ds.plan.hardware import GIB, usable_bytes
-from lumina_ds.plan.layout import with_offload
+from lumina_ds.plan.hardware import usable_bytes
+from lumina_ds.plan.layout import Composer
 from lumina_ds.plan.memory import plan_memory
+from lumina_ds.text import GIB, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,9 +19,9 @@ GPUS = (1, 2, 4, 8, 16, 32, 64)
 STAGES = (0, 1, 2, 3)
 
 
-def plan_grid(config: RunConfig, precision: str, world_size: int, offload: str = "none") -> list[dict[str, Any]]:
+def plan_grid(config: RunConfig, world_size: int, composer: Composer) -> list[dict[str, Any]]:
     """Peak bytes for every ZeRO stage, expert-parallel size and number of GPUs, the run's own among them; None where
-    the layout is refused. `offload` is as in layout.py."""
+    the layout is refused."""
     # The grid varies the ranks, which a fixed global batch would not allow.
     varied = config.model_copy(deep=True)
     varied.train.global_batch_size = None
@@ -32,15 +32,15 @@ def plan_grid(config: RunConfig, precision: str, world_size: int, offload: str =
         for size in expert_sizes(config.model, counts, config.deepspeed.expert_parallel_size):
             varied.deepspeed.expert_parallel_size = size
             for gpus in counts:
-                peak = None if gpus % size else _peak(varied, gpus, precision, offload)
+                peak = None if gpus % size else _peak(varied, gpus, composer)
                 cells.append({"zero_stage": stage, "expert_parallel_size": size, "gpus": gpus, "peak_bytes": peak})
     return cells
 
 
-def _peak(config: RunConfig, gpus: int, precision: str, offload: str) -> int | None:
+def _peak(config: RunConfig, gpus: int, composer: Composer) -> int | None:
     try:
-        json = with_offload(compose_deepspeed(config, gpus, precision), offload)
-        return plan_memory(config, gpus, precision, deepspeed_json=json).peak_bytes
+        json = composer.json(config, gpus)
+        return plan_memory(config, gpus, composer.precision, deepspeed_json=json).peak_bytes
     except ConfigError:
         return None
 
@@ -65,7 +65,7 @@ def render_grid(grid: list[dict[str, Any]], gpu_memory: float, console: Console)
     if len(sizes) > 1:
         table.add_column("EP", justify="right", no_wrap=True)
     for gpus in counts:
-        table.add_column(f"{gpus} GPU{'s' if gpus > 1 else ''}", justify="right", no_wrap=True)
+        table.add_column(counted(gpus, "GPU"), justify="right", no_wrap=True)
     peaks = {(cell["zero_stage"], cell["expert_parallel_size"], cell["gpus"]): cell["peak_bytes"] for cell in grid}
     for stage in STAGES:
         valid = [size for size in sizes if any(peaks[stage, size, gpus] is not None for gpus in counts)]

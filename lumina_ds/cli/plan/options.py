@@ -10,6 +10,7 @@ import click
 
 from lumina_ds.config.load import Override
 from lumina_ds.config.precision import PRECISIONS
+from lumina_ds.plan.layout import OFFLOADS
 
 # Click parameter -> configuration field and the flag that origins name.
 _FIELDS = {
@@ -20,6 +21,7 @@ _FIELDS = {
     "seq_length": ("data.seq_length", "--seq-length"),
     "activation_checkpointing": ("train.activation_checkpointing", "--activation-checkpointing"),
     "precision": ("train.precision", "--precision"),
+    "offload": ("deepspeed.offload", "--offload"),
 }
 _OPTIONS = (
     click.option("--zero", type=click.IntRange(0, 3), help="ZeRO stage."),
@@ -27,6 +29,7 @@ _OPTIONS = (
     click.option("--deepspeed_config", help="A DeepSpeed JSON: a file, or a name such as zero3_offload."),
     click.option("--micro-batch", type=click.IntRange(min=1), help="Packed rows per GPU and forward pass."),
     click.option("--seq-length", type=click.IntRange(min=2), help="Tokens of a packed row."),
+    click.option("--offload", type=click.Choice(OFFLOADS), help="Keep states in host memory."),
     click.option("--precision", type=click.Choice(PRECISIONS), help="auto: by device and model size."),
     click.option(
         "--activation-checkpointing",

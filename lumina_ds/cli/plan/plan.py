@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,21 +14,17 @@ from lumina_ds.cli.plan.choice import render_explanations, render_search, search
 from lumina_ds.cli.plan.grid import grid_record, plan_grid, render_grid
 from lumina_ds.cli.plan.options import TokenCount, overrides, setting_options
 from lumina_ds.cli.plan.rehearse import rehearse
+from lumina_ds.cli.plan.render import plan_record, render_plan
 from lumina_ds.cli.plan.time import time
 from lumina_ds.cli.plan.verify import verify
-from lumina_ds.cli.presets import format_bytes, format_count
-from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import load_config
 from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.tensors import num_parameters
 from lumina_ds.plan.explain import explain
-from lumina_ds.plan.hardware import cards_that_fit, find_gpu, usable_bytes
-from lumina_ds.plan.layout import OFFLOADS, Fixed, with_offload
-from lumina_ds.plan.memory import COMPONENTS, PHASES, MemoryPlan, plan_memory
+from lumina_ds.plan.hardware import find_gpu, usable_bytes
+from lumina_ds.plan.layout import Composer, Fixed
+from lumina_ds.plan.memory import plan_memory
 from lumina_ds.plan.search import find_cheapest
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @click.group(
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
 @click.option("--gpu-memory", type=click.FloatRange(min=1), default=80, show_default=True, help="GB, for the grid.")
 @click.option("--gpu", "gpu_name", help="A card, such as h100-80 or rtx4090: find the cheapest plan that fits it.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")
-@click.option("--offload", type=click.Choice(OFFLOADS), help="Keep states in host memory.")
 @click.option("--global-batch-tokens", type=TokenCount(), help="Solve micro-batch and accumulation for it: 4M.")
 @click.option("--explain", "explained", is_flag=True, help="Each formula with the numbers filled in.")
 @click.option("--write", "folder", type=click.Path(file_okay=False, path_type=Path), help="Write run.yaml and ds.json.")
@@ -57,7 +52,6 @@ def command(
     gpu_memory: float,
     gpu_name: str | None,
     nodes: int,
-    offload: str | None,
     global_batch_tokens: int | None,
     explained: bool,
     folder: Path | None,
@@ -80,18 +74,21 @@ def command(
     precision, reason = resolve_precision(config.train.precision, device, bf16, num_parameters(config.model))
     world_size = gpus * nodes
     card_gb = gpu.memory_gb if gpu else gpu_memory
-    composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
+    composer = Composer(config, precision)
+    composed = composer.json(config, world_size)
     plan = plan_memory(config, world_size, precision, device, composed)
-    grid = plan_grid(config, precision, world_size, offload or "none") if device == "cuda" else []
+    grid = plan_grid(config, world_size, composer) if device == "cuda" else []
     result = None
     if gpu_name or global_batch_tokens or folder:
         if device == "cpu":
             raise click.UsageError(
                 "--gpu, --global-batch-tokens and --write plan for GPUs; leave --device out", context
             )
-        fixed = Fixed(settings["zero"], settings["expert_parallel"], settings["activation_checkpointing"], offload)
+        fixed = Fixed(
+            settings["zero"], settings["expert_parallel"], settings["activation_checkpointing"], settings["offload"]
+        )
         limit = usable_bytes(card_gb)
-        result = find_cheapest(config, world_size, precision, limit, gpus, fixed, global_batch_tokens)
+        result = find_cheapest(config, world_size, precision, limit, gpus, fixed, global_batch_tokens, composer)
     formulas = explain(plan, config, composed) if explained else []
     if folder is not None:
         written = write_choice(result, precision, gpus, folder)
@@ -123,55 +120,3 @@ command.add_command(check)
 command.add_command(rehearse)
 command.add_command(time)
 command.add_command(verify)
-
-
-def render_plan(plan: MemoryPlan, console: Console, gpus_per_node: int | None = None) -> None:
-    """Print the layout, the breakdown by phase, the peak, and the cards that hold it."""
-    from rich.table import Table
-
-    counts = plan.parameters
-    console.print(
-        f"[bold]{plan.name}[/bold]: {format_count(counts.total)} parameters, {format_count(counts.active)} active, "
-        f"{format_count(plan.flops_per_token)}FLOP per token",
-        highlight=False,
-    )
-    console.print(
-        f"{plan.world_size} rank(s), ZeRO {plan.zero_stage}, expert parallel {plan.expert_parallel_size}, "
-        f"{plan.precision}, {plan.micro_batch_size} x {plan.seq_length} tokens, accumulation "
-        f"{plan.gradient_accumulation_steps}, activation checkpointing {plan.activation_checkpointing}",
-        highlight=False,
-    )
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("per rank", no_wrap=True)
-    for phase in PHASES:
-        table.add_column(phase, justify="right", no_wrap=True, style="bold" if phase == plan.peak_phase else "")
-    for component in COMPONENTS:
-        sizes = [plan.phases[phase][component] for phase in PHASES]
-        if any(sizes):
-            table.add_row(component, *(format_bytes(size) if size else "-" for size in sizes))
-    table.add_section()
-    table.add_row("total", *(format_bytes(plan.phase_bytes(phase)) for phase in PHASES))
-    console.print(table)
-    peak = f"Peak {format_bytes(plan.peak_bytes)} in {plan.peak_phase} ({plan.moments[plan.peak_phase].label})."
-    console.print(peak, highlight=False)
-    if plan.host_bytes:
-        ranks = gpus_per_node or 1
-        node = f" per node: {format_bytes(ranks * plan.host_bytes)} for {ranks} ranks," if gpus_per_node else ":"
-        console.print(f"Host memory{node} {format_bytes(plan.host_bytes)} for each.", highlight=False)
-    if plan.device == "cuda":
-        fitting = ", ".join(card.label for card in cards_that_fit(plan.peak_bytes))
-        console.print(f"Fits on cards of: {fitting or 'none of 24 to 192 GB'}.", highlight=False)
-
-
-def plan_record(plan: MemoryPlan) -> dict[str, Any]:
-    """The plan as one JSON-ready mapping."""
-    layout = {name: value for name, value in vars(plan).items() if name not in ("parameters", "phases", "setting")}
-    return {
-        **layout,
-        "parameters": {**vars(plan.parameters), "bf16_bytes": plan.parameters.bf16_bytes},
-        "moments": {phase: plan.moments[phase].label for phase in PHASES},
-        "phases": {phase: dict(plan.phases[phase]) for phase in PHASES},
-        "peak_phase": plan.peak_phase,
-        "peak_bytes": plan.peak_bytes,
-        "fits_on_gb": [card.memory_gb for card in cards_that_fit(plan.peak_bytes)] if plan.device == "cuda" else None,
-    }

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lumina_ds.cli.plan.options import overrides, setting_options
-from lumina_ds.cli.presets import format_bytes
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.deepspeed.report import batch_equation
 from lumina_ds.config.load import load_config
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.precision import resolve_precision
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.tensors import num_parameters, parameter_tensors
@@ -22,9 +22,9 @@ from lumina_ds.errors import ConfigError
 from lumina_ds.plan.cluster import cluster_findings
 from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.plan.hardware import find_gpu
-from lumina_ds.plan.layout import OFFLOADS, with_offload
 from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan, plan_memory
-from lumina_ds.plan.states import ZeroSettings, moment_elements, momentum_bytes, optimizer_groups
+from lumina_ds.plan.states import ZeroSettings, moment_bytes, optimizer_groups
+from lumina_ds.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from lumina_ds.measure.rehearsal import RankRehearsal
@@ -49,7 +49,6 @@ class Check:
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")
 @click.option("--gpu", "gpu_name", help="A card, such as h100-80: does a rank fit it?")
 @click.option("--host-memory", type=click.FloatRange(min=1), help="GB of a machine: do offloaded states fit it?")
-@click.option("--offload", type=click.Choice(OFFLOADS), help="Keep states in host memory.")
 @setting_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def rehearse(
@@ -58,7 +57,6 @@ def rehearse(
     nodes: int,
     gpu_name: str | None,
     host_memory: float | None,
-    offload: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -73,7 +71,7 @@ def rehearse(
     world_size = gpus * nodes
     bf16 = gpu is None or gpu.bf16
     precision, _ = resolve_precision(config.train.precision, "cuda", bf16, num_parameters(config.model))
-    composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
+    composed = compose_deepspeed(config, world_size, precision)
     plan = plan_memory(config, world_size, precision, "cuda", composed)
     from lumina_ds.measure.rehearsal import rehearse as rehearse_ranks
     from lumina_ds.measure.rehearsal import substituted
@@ -127,6 +125,7 @@ def rehearsal_checks(
         )
     )
     # Of Muon's momentum the plan has the fullest rank's.
+    has_whole_momenta = bool(OPTIMIZERS[config.train.optimizer].own_kinds)
     planned = _planned_states(config, plan, composed)
     for each in rehearsed:
         found = (each.parameter_bytes, each.master_bytes, each.moment_bytes)
@@ -135,7 +134,7 @@ def rehearsal_checks(
         wrong = [
             f"{name} {size:,} bytes, planned {expected:,}"
             for name, size, expected in zip(names, found, planned, strict=True)
-            if size != expected and not (name == "moments" and config.train.optimizer == "muon" and size < expected)
+            if size != expected and not (name == "moments" and has_whole_momenta and size < expected)
         ]
         checks.append(Check(f"rank {each.rank} holds what is planned", not wrong, "; ".join(wrong) or sizes))
     saved = _checkpoint(config, plan, rehearsed)
@@ -181,17 +180,16 @@ def _planned_states(config: RunConfig, plan: MemoryPlan, composed: Mapping[str, 
     groups = optimizer_groups(config.model, plan.world_size, plan.expert_parallel_size, config.train.optimizer)
     if zero.stage == 0:
         n = sum(group.numel for group in groups)
-        return b * n, 0, 8 * n
+        return b * n, 0, moment_bytes(groups, zero, b)
     share = sum(group.shards if zero.stage == 3 else group.partition for group in groups)
     parameters = plan.states["parameters"] + (b * share if zero.offload_param != "none" else 0)
-    adam, muon = moment_elements(groups) if config.train.optimizer == "muon" else (share, 0)
-    return parameters, 4 * share, 8 * adam + momentum_bytes(zero, b) * muon
+    return parameters, 4 * share, moment_bytes(groups, zero, b)
 
 
 def _checkpoint(config: RunConfig, plan: MemoryPlan, rehearsed: list[RankRehearsal]) -> dict[str, int]:
     """Files of all ranks: each one's pieces and random state, the whole weights with their index, the tokenizer and
     the manifest (lumina_ds/checkpoint/state.py), of which only pieces and weights weigh."""
-    from lumina_ds.checkpoint.whole_weights import weight_file_plan
+    from lumina_ds.checkpoint.consolidate import weight_file_plan
 
     width, world = PARAMETER_BYTES[plan.precision], plan.world_size
     sizes = {tensor.name: width * tensor.numel for tensor in parameter_tensors(config.model)}
@@ -215,7 +213,7 @@ def _print(
     console = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True)
     ranks = ", ".join(str(each.rank) for each in rehearsed)
     console.print(
-        f"{plan.name} on {plan.world_size} ranks, ZeRO {plan.zero_stage}, expert parallel {plan.expert_parallel_size}, "
+        f"{plan.name} on {counted(plan.world_size, 'rank')}, ZeRO {plan.zero_stage}, expert parallel {plan.expert_parallel_size}, "
         f"{plan.precision}; rehearsed as ranks {ranks}"
     )
     for check in checks:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lumina_ds.cli.plan.options import TokenCount, overrides, setting_options
-from lumina_ds.cli.presets import format_bytes, format_count
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.load import load_config
 from lumina_ds.config.precision import resolve_precision
@@ -28,6 +27,7 @@ from lumina_ds.plan.calibration import (
 )
 from lumina_ds.plan.duration import TimePlan, plan_time
 from lumina_ds.plan.hardware import Gpu, find_gpu
+from lumina_ds.text import format_bytes, format_count
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,13 +11,12 @@ from typing import Any
 import click
 
 from lumina_ds.cli.plan.options import overrides, setting_options
-from lumina_ds.cli.presets import format_bytes
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import load_config
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.plan.layout import OFFLOADS, with_offload
 from lumina_ds.plan.memory import PHASES, MemoryPlan, plan_memory
 from lumina_ds.plan.shape import ExpertLoad
+from lumina_ds.text import format_bytes
 
 STATES = ("parameters", "master weights", "moments", "gradients")
 # Outside the allocator, or not a prediction.
@@ -45,23 +44,23 @@ class Compared:
 )
 @click.option("--config", "source", required=True, help="A preset's name or a YAML file.")
 @click.option("--gpus", type=click.IntRange(min=1), help="Ranks on this machine; all its GPUs, or 1 on a CPU.")
-@click.option("--offload", type=click.Choice(OFFLOADS), help="Keep states in host memory.")
 @setting_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def verify(source: str, gpus: int | None, offload: str | None, as_json: bool, **settings: Any) -> None:
+def verify(source: str, gpus: int | None, as_json: bool, **settings: Any) -> None:
     """Run 3 real steps on this machine, with random tokens, and print predicted beside measured memory.
 
     Model states are live tensors. Peaks come from the allocator on a GPU, and on a CPU from torch's record of every
     allocation; the margin and the CUDA context of a plan are left out of the comparison.
     """
     config = load_config(source, overrides(settings)).config
-    from lumina_ds.cli.train import check_run
     from lumina_ds.engine.resources import num_local_devices
-    from lumina_ds.ranks.measure import check_ranks, measure_on_ranks
+    from lumina_ds.measure.requests import measure_on_ranks
+    from lumina_ds.ranks.check_run import check_ranks, check_run
 
     world_size = gpus or num_local_devices()
-    device, precision, _ = check_run(config, world_size)
-    request, plan = memory_request(config, world_size, precision, device, offload)
+    checked = check_run(config, world_size)
+    device, precision = checked.device, checked.precision
+    request, plan = memory_request(config, world_size, precision, device)
     check_ranks(world_size, device, plan.peak_bytes)
     (measured,) = measure_on_ranks([request], world_size)
     plan = plan_request(request, world_size, device, measured)
@@ -75,10 +74,10 @@ def verify(source: str, gpus: int | None, offload: str | None, as_json: bool, **
 
 
 def memory_request(
-    config: RunConfig, world_size: int, precision: str, device: str, offload: str | None = None
+    config: RunConfig, world_size: int, precision: str, device: str
 ) -> tuple[dict[str, Any], MemoryPlan]:
     """What the ranks are asked to run, and the plan of the same."""
-    composed = with_offload(compose_deepspeed(config, world_size, precision), offload or "none")
+    composed = compose_deepspeed(config, world_size, precision)
     asked = {"config": config.model_dump(mode="json"), "precision": precision, "deepspeed": composed}
     return asked, plan_request(asked, world_size, device)
 

@@ -20,7 +20,7 @@ from lumina_ds.config.deepspeed.sections import (
     SIDE_SECTIONS,
 )
 from lumina_ds.config.deepspeed.tree import AUTO, section_of, sections_at
-from lumina_ds.config.suggest import nearest
+from lumina_ds.text import nearest
 
 
 def deepspeed_faults(json: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from lumina_ds.config.deepspeed.keys import TOP_LEVEL
 from lumina_ds.config.deepspeed.merge import Merger
 from lumina_ds.config.deepspeed.optimizer import merge_optimizer, optimizer_faults
 from lumina_ds.config.deepspeed.tree import AUTO, is_above, is_enabled, section_of, value_at
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.config.suggest import nearest
 from lumina_ds.config.tensors import moe_layers, parameter_tensors
 from lumina_ds.errors import ConfigError
+from lumina_ds.text import counted, nearest
 
 __all__ = [
     "compose_deepspeed",
@@ -32,8 +34,9 @@ __all__ = [
 ]
 
 # Installed inside the package, or beside it in a checkout.
-_FOLDERS = (Path(__file__).parents[1] / "ds_configs", Path(__file__).parents[2] / "ds_configs")
+_FOLDERS = (Path(__file__).parents[2] / "ds_configs", Path(__file__).parents[3] / "ds_configs")
 _MAX_JSON_BYTES = 1 << 20
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 # DeepSpeed's default of 5e8 elements costs gigabytes of buffers; larger than 2e8 gains no speed.
 _MAX_BUCKET = 200_000_000
@@ -71,8 +74,19 @@ def compose_deepspeed(config: RunConfig, world_size: int, precision: str) -> dic
     return {key: merged[key] for key in TOP_LEVEL if key in merged}
 
 
+def with_batch(composed: Mapping[str, Any], config: RunConfig, world_size: int) -> dict[str, Any]:
+    """A copy of a composed JSON for the batch of `config` on `world_size` ranks, its only part that depends on them."""
+    return deepcopy(dict(composed)) | _batch(config, world_size)
+
+
+def pins_batch(config: RunConfig) -> bool:
+    """Whether the run's file names a batch number, so that it fits some batches and numbers of ranks only."""
+    file = load_deepspeed_json(config.deepspeed.config) if config.deepspeed.config else {}
+    return any(file.get(name, AUTO) not in (AUTO, None) for name in BATCH_KEYS)
+
+
 def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> int:
-    """ZeRO stage of the run: --zero, else the file's, else 0 on one rank and 1 on several, or with Muon.
+    """ZeRO stage of the run: --zero, else the file's, else 0 on one rank and 1 on several, or for an optimizer that needs ZeRO.
 
     Pure half precision never runs at stage 0, where DeepSpeed's unfused optimizer diverges: by default
     it takes stage 1, and asking for 0 raises ConfigError.
@@ -89,7 +103,7 @@ def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> in
             f"ZeRO stage 0 with {precision} takes an optimizer path that diverges from the other stages; "
             "use --zero 1, or --precision mixed_bf16"
         )
-    sharded = world_size > 1 or half or config.train.optimizer == "muon"
+    sharded = world_size > 1 or half or 0 not in OPTIMIZERS[config.train.optimizer].stages
     return asked if asked is not None else int(sharded)
 
 
@@ -133,12 +147,17 @@ def _file_faults(base: Mapping[str, Any], config: RunConfig) -> list[str]:
 
 
 def _merge_batch(merger: Merger, config: RunConfig, world_size: int) -> None:
+    product, micro, accumulation = _batch(config, world_size).values()
+    equation = f"the batch is {micro} x {accumulation} x {counted(world_size, 'rank')} = {product}"
+    for name, value, owner in zip(
+        BATCH_KEYS, (product, micro, accumulation), ("", "--batch-size; ", "--grad-accum; "), strict=True
+    ):
+        merger.impose(name, value, owner + equation)
+
+
+def _batch(config: RunConfig, world_size: int) -> dict[str, int]:
     micro, accumulation = config.train.micro_batch_size, config.train.gradient_accumulation_steps
-    product = micro * accumulation * world_size
-    equation = f"the batch is {micro} x {accumulation} x {world_size} ranks = {product}"
-    merger.impose("train_batch_size", product, equation)
-    merger.impose("train_micro_batch_size_per_gpu", micro, f"--batch-size; {equation}")
-    merger.impose("gradient_accumulation_steps", accumulation, f"--grad-accum; {equation}")
+    return dict(zip(BATCH_KEYS, (micro * accumulation * world_size, micro, accumulation), strict=True))
 
 
 def _merge_precision(merger: Merger, precision: str) -> None:
@@ -184,8 +203,10 @@ def _merge_offload(merger: Merger, config: RunConfig, stage: int) -> None:
                 )
         return
     if stage == 0 or (offload == "optimizer+params" and stage != 3):
-        needed = "ZeRO-3; add --zero 3, or use --offload optimizer" if "params" in offload else "ZeRO-1, 2 or 3"
-        merger.faults.append(f"--offload {offload} with ZeRO-{stage} needs {needed}")
+        needed = f"ZeRO-3, not {stage}; add --zero 3, or use --offload optimizer"
+        if offload == "optimizer":
+            needed = f"ZeRO-1 or above, not {stage}; add --zero 2"
+        merger.faults.append(f"--offload {offload} needs {needed}")
         return
     for section in ("offload_optimizer", "offload_param")[: 2 if "params" in offload else 1]:
         merger.impose(f"zero_optimization.{section}.device", "cpu", f"--offload {offload}")

@@ -11,12 +11,11 @@ from typing import Any
 
 from lumina_ds.config.deepspeed.check import deepspeed_faults
 from lumina_ds.config.deepspeed.combinations import combination_warnings
-from lumina_ds.config.deepspeed.compose import compose_deepspeed, load_deepspeed_json
+from lumina_ds.config.deepspeed.compose import BATCH_KEYS, compose_deepspeed, load_deepspeed_json
 from lumina_ds.config.deepspeed.tree import AUTO, auto_paths, value_at
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 
-_BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _DEFAULT = "DeepSpeed's default"
 
 
@@ -70,7 +69,7 @@ def batch_equation(json: Mapping[str, Any], world_size: int | None) -> tuple[str
 
     The equation is None where numbers are missing or "auto"; the fault says which numbers would hold.
     """
-    total, micro, accumulation = (_number(json.get(name)) for name in _BATCH)
+    total, micro, accumulation = (_number(json.get(name)) for name in BATCH_KEYS)
     ranks = world_size
     if total is None:
         # Either factor alone stands for the other being 1; no factor at all leaves the batch open.
@@ -89,13 +88,13 @@ def batch_equation(json: Mapping[str, Any], world_size: int | None) -> tuple[str
         accumulation = total // (micro * ranks)
     assert micro is not None and accumulation is not None
     product = micro * accumulation * ranks
-    equation = f"{_BATCH[0]} {total} = {micro} per GPU x {accumulation} accumulated x {ranks} ranks"
+    equation = f"{BATCH_KEYS[0]} {total} = {micro} per GPU x {accumulation} accumulated x {ranks} ranks"
     if product == total and product > 0:
         return equation, None
     factors = max(1, micro) * max(1, accumulation)
     below = max(1, total // (factors * ranks)) * factors * ranks
     return None, (
-        f"the batch equation does not hold on {ranks} ranks: {_BATCH[0]} {total} is not micro-batch {micro} x "
+        f"the batch equation does not hold on {ranks} ranks: {BATCH_KEYS[0]} {total} is not micro-batch {micro} x "
         f"accumulation {accumulation} x {ranks} = {product}; set it to {below}, or leave one of the three out"
     )
 

@@ -10,26 +10,35 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
+import torch
 from torch import nn
 
+from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import TrainConfig
+from lumina_ds.config.tensors import parameter_tensors
+from lumina_ds.engine.deepspeed.changes import Need, existing, replace
+from lumina_ds.errors import MachineError
+from lumina_ds.model.transformer import CausalLM
 
 _KERNELS = ("zeropower_via_newtonschulz5", "zeropower_via_gram_newtonschulz", "muon_update")
-_ADAMW_NAMES = ("embed_tokens", "lm_head", "router")
+NEEDS = (
+    *(Need(f"deepspeed.runtime.zero.muon.original_muon:{name}") for name in _KERNELS),
+    Need("deepspeed:DeepSpeedEngine._muon_param_groups", contains="use_muon"),
+)
 
 
-def muon_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+def muon_groups(model: CausalLM, train: TrainConfig) -> list[dict[str, Any]]:
     """Groups for DeepSpeed's Muon, whose parameters are marked for one half or the other.
 
     Decay is decoupled: a step takes off rate x weight_decay. Muon's rate is far above AdamW's, so its weight_decay
     is lowered by their ratio, and every matrix decays alike.
     """
+    own_kinds = OPTIMIZERS[train.optimizer].own_kinds
+    takes = {tensor.name: tensor.kind in own_kinds for tensor in parameter_tensors(model.config)}
     parts: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "no_decay": []}
     for name, parameter in model.named_parameters():
-        parameter.use_muon = parameter.dim() > 1 and not any(  # type: ignore[attr-defined]
-            part in name.split(".") for part in _ADAMW_NAMES
-        )
-        part = "muon" if parameter.use_muon else "decay" if parameter.dim() > 1 else "no_decay"  # type: ignore[attr-defined]
+        parameter.use_muon = takes[name]  # type: ignore[attr-defined]
+        part = "muon" if takes[name] else "decay" if parameter.dim() > 1 else "no_decay"
         parts[part].append(parameter)
     decay = {"muon": train.weight_decay / train.muon_rate_factor, "decay": train.weight_decay, "no_decay": 0.0}
     return [{"name": part, "params": params, "weight_decay": decay[part]} for part, params in parts.items() if params]
@@ -45,5 +54,9 @@ def use_plain_kernels(device: str) -> None:
     from deepspeed.runtime.zero.muon import original_muon
 
     for name in _KERNELS:
-        kernel = getattr(original_muon, name)
-        setattr(original_muon, name, getattr(kernel, "_torchdynamo_orig_callable", kernel))
+        kernel = existing(original_muon, name)
+        # Where torch keeps what it compiles (torch/_dynamo/eval_frame.py).
+        plain = getattr(kernel, "_torchdynamo_orig_callable", kernel)
+        if plain.__code__.co_filename != original_muon.__file__:
+            raise MachineError(f"torch {torch.__version__} hides DeepSpeed's {name} behind torch.compile; use adamw")
+        replace(original_muon, name, plain)

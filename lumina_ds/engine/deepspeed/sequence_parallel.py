@@ -12,8 +12,15 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from lumina_ds.engine.deepspeed.changes import Need
 from lumina_ds.engine.world import World
 from lumina_ds.model.attention import Attention
+
+_EXCHANGE = "deepspeed.sequence.layer:DistributedAttention"
+NEEDS = (
+    Need(f"{_EXCHANGE}.__init__", contains="num_kv_heads"),
+    Need(f"{_EXCHANGE}.forward", "self query key value batch_dim_idx"),
+)
 
 
 def share_rows(model: nn.Module, world: World) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from lumina_ds.config.schema import RunConfig
@@ -18,7 +19,8 @@ from lumina_ds.measure.selftest.curves import Comparison, Curve, compare
 from lumina_ds.measure.selftest.layouts import Layout, Pair, layouts_of, pairs_for
 from lumina_ds.measure.selftest.shape import tiny_run
 from lumina_ds.measure.selftest.task import PROGRESS_FILE, Task, curve_path
-from lumina_ds.ranks.runner import complete_runner_arguments, runner_command
+from lumina_ds.ranks.ask import MODULE, Question, question_words
+from lumina_ds.ranks.runner import complete_runner_arguments, rank_environment, runner_command
 from lumina_ds.ranks.supervise import end_marked
 from lumina_ds.train.watch.orphans import START_MARK
 
@@ -48,8 +50,7 @@ class SelfTest:
         write_corpus(folder)
         for num_ranks, layouts in self.starts().items():
             task = Task(self.config, layouts, self.num_steps, self.num_ranks)
-            task.write(folder, f"ranks-{num_ranks}.json")
-            _run_ranks(folder, num_ranks, case_seconds, show)
+            _run_ranks(task, folder, num_ranks, case_seconds, show)
         return compare_pairs(self.pairs, folder)
 
     def starts(self) -> dict[int, list[Layout]]:
@@ -67,19 +68,15 @@ def compare_pairs(pairs: Sequence[Pair], folder: Path) -> list[Comparison]:
     return [compare(pair, curves[pair.left], curves[pair.right]) for pair in pairs]
 
 
-def _run_ranks(folder: Path, num_ranks: int, case_seconds: float, show: Callable[[str], None]) -> None:
+def _run_ranks(task: Task, folder: Path, num_ranks: int, case_seconds: float, show: Callable[[str], None]) -> None:
     """One start of the deepspeed runner, ended with everything it started when it stalls or we are told to stop."""
-    import torch
-
-    task, log = folder / f"ranks-{num_ranks}.json", folder / f"ranks-{num_ranks}.log"
-    arguments = complete_runner_arguments(["--num_gpus", str(num_ranks)])
-    command = runner_command(arguments, [str(task)], module="lumina_ds.measure.selftest.worker")
-    environment = dict(os.environ) if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu", **os.environ}
-    mark = uuid.uuid4().hex
+    log, mark = folder / f"ranks-{num_ranks}.log", uuid.uuid4().hex
+    question = Question("lumina_ds.measure.selftest.worker.answer", {"task": asdict(task), "folder": str(folder)})
+    words, _ = question_words(question, folder)
+    command = runner_command(complete_runner_arguments(["--num_gpus", str(num_ranks)]), words, MODULE)
+    environment = {**rank_environment(), START_MARK: mark}
     with open(log, "wb") as stream, _ended_by_signals():
-        process = subprocess.Popen(
-            command, env={**environment, START_MARK: mark}, stdout=stream, stderr=stream, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
         try:
             _watch(process, folder / PROGRESS_FILE, case_seconds, show)
         finally:

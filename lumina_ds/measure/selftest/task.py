@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,9 @@ class Task:
     num_steps: int
     max_ranks: int
 
-    def write(self, folder: Path, name: str) -> None:
-        (folder / name).write_text(json.dumps(asdict(self)))
-
     @classmethod
-    def read(cls, path: Path) -> Task:
-        values = json.loads(path.read_text())
+    def of(cls, values: Mapping[str, Any]) -> Task:
+        """From what `asdict` gives."""
         return cls(**{**values, "layouts": [Layout(**layout) for layout in values["layouts"]]})
 
 

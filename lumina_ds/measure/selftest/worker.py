@@ -6,17 +6,15 @@ sees where a hang or a failure was.
 
 from __future__ import annotations
 
-import sys
-import traceback
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import MicroBatch
 from lumina_ds.engine.build import build_engine
-from lumina_ds.engine.world import World, start, stop
-from lumina_ds.errors import LuminaError
+from lumina_ds.engine.world import World
 from lumina_ds.measure.selftest.corpus import Corpus
 from lumina_ds.measure.selftest.curves import Curve
 from lumina_ds.measure.selftest.layouts import Layout
@@ -25,6 +23,11 @@ from lumina_ds.measure.selftest.training import starve, train_engine, train_plai
 from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 from lumina_ds.monitor.writers import append_record
+
+
+def answer(task: Mapping[str, Any], folder: str, world: World) -> None:
+    """`run_layouts`, asked for by the parent. A collective."""
+    run_layouts(Task.of(task), Path(folder), world)
 
 
 def run_layouts(task: Task, folder: Path, world: World) -> None:
@@ -64,23 +67,3 @@ def _train(config: RunConfig, layout: Layout, corpus: Corpus, num_steps: int, wo
 def _tell(folder: Path, world: World, layout: Layout, event: str) -> None:
     if world.rank == 0:
         append_record(folder / PROGRESS_FILE, {"event": event, "layout": f"{layout} in {layout.precision}"})
-
-
-def main(arguments: Iterable[str]) -> None:
-    """Entry of `python -m lumina_ds.measure.selftest.worker TASK`, started by the deepspeed runner."""
-    [path] = [Path(word) for word in arguments if not word.startswith("--")]
-    code, clean = 1, False
-    try:
-        world = start()
-        run_layouts(Task.read(path), path.parent, world)
-        code, clean = 0, True
-    except LuminaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
-    except Exception:
-        traceback.print_exc()
-    stop(code, clean)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -12,6 +12,7 @@ from lumina_ds.config.load import load_config, preset_names
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.report.page import details, escape, scrolling, table
 from lumina_ds.report.runs.run import RunRecord
+from lumina_ds.text import counted
 
 Difference = tuple[str, str, str]
 
@@ -58,9 +59,7 @@ def _facts(run: RunRecord) -> dict[str, str]:
     facts = {name.replace("_", " "): str(value) for name, value in run.topology.items()}
     hosts = environment.get("hosts")
     if isinstance(hosts, dict):
-        facts["hosts"] = ", ".join(
-            f"{host} ({ranks} {'rank' if ranks == 1 else 'ranks'})" for host, ranks in hosts.items()
-        )
+        facts["hosts"] = ", ".join(f"{host} ({counted(ranks, 'rank')})" for host, ranks in hosts.items())
     devices, command = environment.get("devices"), environment.get("command")
     if isinstance(devices, list):
         facts["devices"] = ", ".join(map(str, devices))

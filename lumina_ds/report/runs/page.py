@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lumina_ds.monitor.metrics import Plot, Section
-from lumina_ds.monitor.records import GIB, METRICS
+from lumina_ds.monitor.records import METRICS
 from lumina_ds.report.heat_map import HEAT_STYLE
 from lumina_ds.report.line_plot import LINE_STYLE, Line, LinePlot, line_figure
 from lumina_ds.report.page import escape, page, section, table, tiles
@@ -13,6 +13,7 @@ from lumina_ds.report.runs.config import configuration, environment
 from lumina_ds.report.runs.experts import expert_loads
 from lumina_ds.report.runs.run import RunRecord, moment
 from lumina_ds.report.scale import Point
+from lumina_ds.text import format_bytes
 
 
 def run_page(run: RunRecord, other: RunRecord | None = None) -> str:
@@ -65,7 +66,7 @@ def _tiles(run: RunRecord) -> list[tuple[str, str, str, str]]:
         ("Skipped steps", f"{run.skipped:,}", "non-finite gradients", "warning" if run.skipped else "good"),
     ]
     if memory is not None:
-        entries.append(("Peak memory", f"{memory / GIB:.2f} GiB", "rank 0", ""))
+        entries.append(("Peak memory", format_bytes(memory), "rank 0", ""))
     if loss.num_missing:
         entries.append(("Not finite", f"{loss.num_missing:,}", "losses", "error"))
     return entries
@@ -143,7 +144,7 @@ def _checkpoints(run: RunRecord, named: bool) -> str:
             c.name,
             ", ".join(c.marks) or c.fault,
             f"{c.step:,}",
-            "unknown" if c.num_bytes is None else f"{c.num_bytes / (1 << 20):,.1f} MiB",
+            "unknown" if c.num_bytes is None else format_bytes(c.num_bytes),
             "none" if c.eval_loss is None else f"{c.eval_loss:.4f}",
         )
         for c in run.checkpoints

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lumina_ds.checkpoint.format import pointer_target, read_manifest, step_folders
+from lumina_ds.checkpoint.format import StepSummary, step_folders, step_summaries
 from lumina_ds.config.load import read_yaml
-from lumina_ds.errors import CheckpointError, ConfigError, DataError
+from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.monitor.metrics import is_per_layer
 from lumina_ds.monitor.reading import read_lines
 from lumina_ds.monitor.records import METRICS, EvaluationRecord, StepRecord
@@ -27,19 +27,6 @@ ENVIRONMENT = "environment.json"
 _NUM_FAULTS_SHOWN = 5
 _LAYERS = [name for name, metric in METRICS.items() if metric.layers]
 _Record = TypeVar("_Record")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A step folder: `fault` says why its manifest cannot be read. Files are not digested here."""
-
-    name: str
-    step: int
-    num_bytes: int | None = None
-    eval_loss: float | None = None
-    marks: tuple[str, ...] = ()
-    topology: dict[str, Any] = field(default_factory=dict)
-    fault: str = ""
 
 
 @dataclass
@@ -57,7 +44,7 @@ class RunRecord:
     experts: ExpertUsage = field(default_factory=ExpertUsage)
     layers: dict[str, list[float]] = field(default_factory=dict)
     evaluations: list[Point] = field(default_factory=list)
-    checkpoints: list[Checkpoint] = field(default_factory=list)
+    checkpoints: list[StepSummary] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     num_records: int = 0
     last_step: int = 0
@@ -135,7 +122,7 @@ def read_run(path: Path) -> RunRecord:
         for record in _records(path / EVALUATIONS, EvaluationRecord.read, run.faults)
         if math.isfinite(record.loss)
     ]
-    run.checkpoints = list(_checkpoints(path / "checkpoints"))
+    run.checkpoints = step_summaries(step_folders(path / "checkpoints"))
     return run
 
 
@@ -188,26 +175,6 @@ def _json_object(path: Path, faults: list[str]) -> dict[str, Any]:
         faults.append(f"{path.name} cannot be read: {getattr(error, 'strerror', None) or error}")
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _checkpoints(folder: Path) -> Iterator[Checkpoint]:
-    pointers = {name: pointer_target(folder, name) for name in ("latest", "best")}
-    for path in step_folders(folder):
-        marks = tuple(name for name, target in pointers.items() if target == path)
-        try:
-            manifest = read_manifest(path)
-        except CheckpointError as error:
-            fault = str(error).replace(f"{path}/", "").replace(str(path), path.name)
-            yield Checkpoint(path.name, int(path.name.removeprefix("step-")), marks=marks, fault=fault)
-            continue
-        yield Checkpoint(
-            path.name,
-            manifest["step"],
-            sum(entry["bytes"] for entry in manifest["files"].values()),
-            manifest["eval_loss"],
-            marks,
-            manifest["topology"],
-        )
 
 
 def _count(value: float | None) -> int:

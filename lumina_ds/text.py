@@ -1,0 +1,36 @@
+"""How messages write numbers and names: bytes, counts, and the nearest name to one that was mistyped."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Bytes in GiB, or in MiB below one: 13.14 GiB, 0.25 MiB."""
+    size, unit = (GIB, "GiB") if num_bytes >= GIB else (MIB, "MiB")
+    return f"{num_bytes / size:,.2f} {unit}"
+
+
+def format_count(number: int) -> str:
+    """A count as people say it: 501K, 69.8M, 7.06B, 15T."""
+    for size, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        # What rounds to 1,000 of a unit is one of the next.
+        if number >= 0.9995 * size:
+            shown = number / size
+            return f"{shown:,.0f}{letter}" if shown >= 999.5 else f"{shown:.3g}{letter}"
+    return str(number)
+
+
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """The number with its noun: 1 rank, 1,200 ranks. `several` is the plural where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """A hint that names the closest candidate, or the empty string when none is close."""
+    match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else ""
