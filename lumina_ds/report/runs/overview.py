@@ -9,6 +9,7 @@ from urllib.parse import quote
 from lumina_ds.report.line_plot import LINE_STYLE, sparkline
 from lumina_ds.report.page import escape, page, scrolling, section
 from lumina_ds.report.runs.run import RunRecord, moment
+from lumina_ds.text import counted
 
 _STYLE = "svg.spark { width: 10rem; } td.spark { padding: .15rem .7rem .15rem 0; }"
 # Heading -> class of its cells.
@@ -31,7 +32,7 @@ def overview_page(folder: Path, runs: Sequence[RunRecord], page_path: Path) -> s
     newest_first = sorted(runs, key=lambda run: run.last_time or 0.0, reverse=True)
     return page(
         f"Runs in {folder.resolve().name}",
-        f"{len(runs)} runs, the newest first",
+        f"{counted(len(runs), 'run')}, the newest first",
         [section("Runs", _table(newest_first, page_path))],
         LINE_STYLE + _STYLE + "body { max-width: 84rem; }",
     )

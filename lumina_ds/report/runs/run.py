@@ -157,7 +157,12 @@ def _records(path: Path, read: Callable[[Any], _Record | None], faults: list[str
     if bad:
         shown = ", ".join(str(number) for number in bad[:_NUM_FAULTS_SHOWN])
         more = ", ..." if len(bad) > _NUM_FAULTS_SHOWN else ""
-        faults.append(f"{len(bad):,} lines of {path.name} are no records and were left out: {shown}{more}")
+        what = (
+            f"1 line of {path.name} is no record and was"
+            if len(bad) == 1
+            else f"{len(bad):,} lines of {path.name} are no records and were"
+        )
+        faults.append(f"{what} left out: {shown}{more}")
 
 
 def _config(path: Path, faults: list[str]) -> dict[str, Any]:
