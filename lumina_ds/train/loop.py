@@ -25,7 +25,7 @@ from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.saves import Saves
 from lumina_ds.train.setting import Setting
 from lumina_ds.train.state import RunState
-from lumina_ds.train.step import StepCounts, StepOutcome, agree, peak_memory_bytes, rank_micro_batches
+from lumina_ds.train.step import StepCounts, StepOutcome, agree, peak_memory, rank_micro_batches
 from lumina_ds.train.stop import resumable_message
 from lumina_ds.train.watch.watchdog import EVALUATION, LOADER, STEP, Watchdog
 
@@ -153,7 +153,7 @@ class TrainingLoop:
             seconds=seconds,
             data_seconds=data_seconds,
             anomaly_score=anomaly_score,
-            memory_bytes=peak_memory_bytes(self.world),
+            memory_bytes=peak_memory(self.world),
             counts=counts,
             outcome=outcome,
             config=self.config,

@@ -199,7 +199,7 @@ def _read(sums: Tensor, norm: Tensor | float) -> tuple[Tensor, float]:
     return sums.cpu(), float(norm)
 
 
-def peak_memory_bytes(world: World) -> int:
+def peak_memory(world: World) -> int:
     """Peak bytes allocated on the card, or the resident memory of this process on a CPU."""
     if world.device == "cuda":
         return torch.cuda.max_memory_allocated()
