@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 from lumina_ds.config.precision import loss_chunk_tokens
 from lumina_ds.config.schema import ModelConfig
@@ -19,20 +18,10 @@ from lumina_ds.plan.activations import (
     LayerBytes,
     expert_rows,
 )
+from lumina_ds.plan.formula import Formula, number
 from lumina_ds.plan.loss_memory import fused_chunk_tokens, loss_parts, takes_fused_loss
 from lumina_ds.plan.peaks import Moment
 from lumina_ds.plan.shape import Setting
-
-
-class Formula(NamedTuple):
-    """With symbols, and with numbers."""
-
-    symbols: str
-    filled: str
-
-
-def number(value: int) -> str:
-    return f"{value:,}"
 
 
 def activation_formulas(
