@@ -40,9 +40,9 @@ def explain(plan: MemoryPlan, config: RunConfig, deepspeed_json: Mapping[str, An
     """The components of `plan`'s peak phase, largest first, then the phases' totals and the peak; `config` and
     `deepspeed_json` are what the plan was made of."""
     zero = ZeroSettings.from_json(deepspeed_json, PARAMETER_BYTES[plan.precision])
-    moment, setting = plan.moments[plan.peak_phase], plan.setting
+    moment, shape = plan.peaks[plan.peak_phase], plan.shape
     known = _state_formulas(plan, config, zero)
-    known |= activation_formulas(config.model, setting, activation_bytes(config.model, setting), moment, plan.breakdown)
+    known |= activation_formulas(config.model, shape, activation_bytes(config.model, shape), moment, plan.breakdown)
     lines = [
         Explanation.of(component, known[component])
         for component, size in sorted(plan.breakdown.items(), key=lambda item: -item[1])
@@ -50,7 +50,7 @@ def explain(plan: MemoryPlan, config: RunConfig, deepspeed_json: Mapping[str, An
     ]
     for phase in PHASES:
         sizes = [size for size in plan.phases[phase].values() if size]
-        formula = f"the sum of what is alive at its highest moment, the {plan.moments[phase].label}"
+        formula = f"the sum of what is alive at its highest moment, the {plan.peaks[phase].label}"
         filled = " + ".join(map(number, sorted(sizes, reverse=True))) or "0"
         lines.append(Explanation.of(f"total of {phase}", Formula(formula, filled)))
     totals = ", ".join(number(plan.phase_bytes(phase)) for phase in PHASES)
@@ -123,7 +123,7 @@ def _buckets(plan: MemoryPlan, zero: ZeroSettings) -> Formula:
     if zero.stage and one and size % one == 0:
         filled = f"{buffers} x {number(zero.reduce_bucket_size)} x {size // one}"
         return Formula("buffers x reduce_bucket_size x bytes an element", filled)
-    if zero.stage and one and size > one and plan.moments[plan.peak_phase].kind == "reduction":
+    if zero.stage and one and size > one and plan.peaks[plan.peak_phase].kind == "reduction":
         width = 8 if plan.precision == "mixed_bf16" and zero.stage < 3 else PARAMETER_BYTES[plan.precision]
         buffer = width * one if zero.contiguous_gradients else 0
         filled = f"{buffers} x {number(zero.reduce_bucket_size)} x {width} + {number(size - buffer)}"
