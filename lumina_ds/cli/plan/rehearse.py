@@ -190,7 +190,7 @@ def _planned_states(config: RunConfig, plan: MemoryPlan, composed: Mapping[str, 
 def _checkpoint(config: RunConfig, plan: MemoryPlan, rehearsed: list[RankRehearsal]) -> dict[str, int]:
     """Files of all ranks: each one's pieces and random state, the whole weights with their index, the tokenizer and
     the manifest (lumina_ds/checkpoint/state.py), of which only pieces and weights weigh."""
-    from lumina_ds.checkpoint.whole_weights import weight_file_plan
+    from lumina_ds.checkpoint.consolidate import weight_file_plan
 
     width, world = PARAMETER_BYTES[plan.precision], plan.world_size
     sizes = {tensor.name: width * tensor.numel for tensor in parameter_tensors(config.model)}
