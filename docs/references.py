@@ -121,7 +121,8 @@ def commands_page() -> str:
     """The page of all commands: a heading for each, its help, its usage and a table of its options."""
     parts = [COMMANDS_HEAD, "| command | |\n|---|---|"]
     parts[-1] += (
-        "".join(f"\n| [`lumina {name}`](#lumina-{name}) | {_escape(verb.help)} |" for name, verb in VERBS.items()) + "\n"
+        "".join(f"\n| [`lumina {name}`](#lumina-{name}) | {_escape(verb.help)} |" for name, verb in VERBS.items())
+        + "\n"
     )
     context = click.Context(cli, info_name="lumina")
     for name in VERBS:

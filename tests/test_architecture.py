@@ -45,18 +45,12 @@ TOP = len(LAYERS) - 1
 ENTRY_POINTS = {"lumina_ds", "lumina_ds.__main__", "preprocess.__main__"}
 
 # What breaks a rule today. The lists are exact: an entry that is mended must go, and nothing new may come.
-KNOWN_CIRCLES: list[set[str]] = [
-    {"lumina_ds.checkpoint.state", "lumina_ds.checkpoint.whole_weights"},
-    {
-        "lumina_ds.train.long_steps", "lumina_ds.train.precision_fallback", "lumina_ds.train.record",
-        "lumina_ds.train.resume", "lumina_ds.train.rollback", "lumina_ds.train.run", "lumina_ds.train.start",
-    },
-]  # fmt: skip
+KNOWN_CIRCLES: list[set[str]] = []
 KNOWN_UPWARD: dict[str, set[str]] = {}
 KNOWN_USERS_OF_DEEPSPEED: list[str] = []
-KNOWN_KEEPERS_OF_STEP_FOLDERS = ["launch.quickstart_report", "lumina_ds.report.runs.run", "lumina_ds.train.resume"]
-KNOWN_LARGE_CLASSES = ["lumina_ds.train.run.TrainingRun"]
-KNOWN_LONG_FILES = ["lumina_ds.train.run"]
+KNOWN_KEEPERS_OF_STEP_FOLDERS = ["launch.quickstart_report", "lumina_ds.report.runs.run"]
+KNOWN_LARGE_CLASSES: list[str] = []
+KNOWN_LONG_FILES: list[str] = []
 KNOWN_STRANGERS_IN_CLI: list[str] = []
 
 MAY_IMPORT_DEEPSPEED = ("lumina_ds.engine", "lumina_ds.checkpoint")
@@ -76,7 +70,7 @@ TOP_LEVEL = {
 }  # fmt: skip
 MOST_METHODS = 25
 MOST_LINES_OF_A_FUNCTION = 80
-MOST_LINES_OF_A_FILE = {"lumina_ds.train.run": 250} | {"lumina_ds.cli": 250}
+MOST_LINES_OF_A_FILE = {"lumina_ds.train.run": 250, "lumina_ds.train.loop": 250} | {"lumina_ds.cli": 250}
 # Not a verb, but what verbs have in common: finding one, options of a configuration, finding a model.
 SHARED_BY_VERBS = {"main", "config_options", "model_source"}
 # A name of a step folder, whole, as a pattern or as the fixed part of an f-string; a pointer below a folder.

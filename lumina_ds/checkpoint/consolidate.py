@@ -1,13 +1,122 @@
-"""Full weights out of a partitioned engine, one parameter at a time."""
+"""The whole weights, for inference: safetensors files under Hugging Face's names.
+
+They are gathered from a live engine by collectives between its ranks, or read from the pieces that all ranks have
+written: while a checkpoint is saved, or of a finished one without any rank (`lumina checkpoint consolidate`). What comes
+from pieces passes through memory a few MiB at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from lumina_ds.checkpoint.format import BIASES_FILE
+from lumina_ds.checkpoint.manifest import MANIFEST, Manifest, read_manifest
+from lumina_ds.checkpoint.pieces import WEIGHT
+from lumina_ds.checkpoint.saved_state import SavedState
+from lumina_ds.checkpoint.tensor_file import CheckpointFile
+from lumina_ds.errors import ConfigError, MachineError
+from lumina_ds.files import WEIGHTS_INDEX, weights_index, write_atomically
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+MAX_WEIGHT_FILE_BYTES = 4 << 30
+
+
+def consolidate(folder: Path, out: Path, dtype: torch.dtype) -> int:
+    """Whole weights of a verified step folder as safetensors from its fp32 state; returns their bytes.
+
+    `out` is one file when its name ends in .safetensors, otherwise a folder of files of at most 4 GiB with Hugging
+    Face's index. Router biases of a checkpoint come along. Raises MachineError when it cannot be written, and ConfigError when it is a
+    checkpoint or another folder with a manifest.
+    """
+    manifest = read_manifest(folder)
+    saved = SavedState(folder, manifest.files)
+    shapes = saved.shapes | _bias_shapes(folder, manifest)
+    sizes = {name: prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    single = out.suffix == ".safetensors"
+    plan = [list(sizes)] if single else weight_file_plan(sizes, 1)
+    names = [out.name] if single else [weight_file_name(number) for number in range(len(plan))]
+    target = out.parent if single else out
+    if (target / MANIFEST).exists():
+        raise ConfigError(f"{target} is a sealed folder, which more files would damage; set --out to another one")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, parameters in zip(names, plan, strict=True):
+            _whole_file(folder, saved, f".{name}.tmp", {each: shapes[each] for each in parameters}, dtype).write(target)
+            os.replace(target / f".{name}.tmp", target / name)
+        if not single:
+            weight_map = {each: name for name, parameters in zip(names, plan, strict=True) for each in parameters}
+            write_atomically(out / WEIGHTS_INDEX, weights_index(weight_map, {"total_size": sum(sizes.values())}))
+    except OSError as error:
+        for unfinished in target.glob(".*.safetensors.tmp"):
+            unfinished.unlink(missing_ok=True)
+        raise MachineError(f"{out} cannot be written: {error.strerror}; free some space, or set --out") from error
+    return sum(sizes.values())
+
+
+def weight_file_plan(sizes: dict[str, int], world_size: int) -> list[list[str]]:
+    """Names of the parameters in each weight file: consecutive ones, at most 4 GiB and about a rank's share."""
+    limit = min(MAX_WEIGHT_FILE_BYTES, -(-sum(sizes.values()) // world_size))
+    files: list[list[str]] = []
+    used = limit
+    for name, size in sizes.items():
+        if not files or (used + size > limit and used > 0):
+            files.append([])
+            used = 0
+        files[-1].append(name)
+        used += size
+    return files
+
+
+def gathered_weight_files(engine: Any) -> Iterator[CheckpointFile]:
+    """This rank's weight files from the live parameters; rank 0 adds the index. A collective: exhaust it."""
+    import torch.distributed as dist
+
+    plan, place = _plan(engine)
+    owner = {parameter: number % dist.get_world_size() for parameter, number in place.items()}
+    batch: dict[str, Tensor] = {}
+    for parameter, tensor in full_parameters(engine, owner):
+        if tensor is not None:
+            batch[parameter] = tensor
+            if parameter == plan[place[parameter]][-1]:
+                yield CheckpointFile(weight_file_name(place[parameter]), batch)
+                batch = {}
+    yield from _index(engine, place)
+
+
+def weight_files_from_pieces(engine: Any, folder: Path) -> Iterator[CheckpointFile]:
+    """The same files, bit for bit, from the optimizer files of all ranks in `folder`. No collective."""
+    import torch
+    import torch.distributed as dist
+
+    plan, place = _plan(engine)
+    saved = SavedState(folder, [path.name for path in folder.iterdir()])
+    dtypes = {name: parameter.dtype for name, parameter in engine.module.named_parameters()}
+    for number in range(dist.get_rank(), len(plan), dist.get_world_size()):
+        shapes = {name: torch.empty(saved.shapes[name], dtype=dtypes[name], device="meta") for name in plan[number]}
+        yield CheckpointFile(weight_file_name(number), shapes, load=whole_from_pieces(saved, shapes))
+    yield from _index(engine, place)
+
+
+def whole_from_pieces(saved: SavedState, tensors: dict[str, Tensor]) -> Callable[[str], Iterator[Tensor]]:
+    """What CheckpointFile asks for values: whole parameters in the dtypes of `tensors`, a few MiB at a time."""
+
+    def load(name: str) -> Iterator[Tensor]:
+        for values in saved.pieces(name, WEIGHT, 0, tensors[name].numel()):
+            yield values.to(tensors[name].dtype)
+
+    return load
+
+
+def weight_file_name(number: int) -> str:
+    """Name of a weight file by its place in the plan."""
+    return f"model-{number + 1:05d}.safetensors"
 
 
 def full_parameters(engine: Any, owner: Mapping[str, int] | None = None) -> Iterator[tuple[str, Tensor | None]]:
@@ -17,6 +126,7 @@ def full_parameters(engine: Any, owner: Mapping[str, int] | None = None) -> Iter
     bounded. ZeRO-3 partitions are gathered first, then the experts of the expert-parallel group (their order is
     the group's rank order, deepspeed/module_inject/auto_ep_layer.py).
     """
+    import torch
     import torch.distributed as dist
 
     for name, parameter in engine.module.named_parameters():
@@ -40,6 +150,57 @@ def whole_bytes(engine: Any) -> dict[str, int]:
     return sizes
 
 
+def _whole_file(
+    folder: Path, saved: SavedState, name: str, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
+) -> CheckpointFile:
+    import torch
+    from safetensors import safe_open
+
+    tensors = {parameter: torch.empty(shape, dtype=dtype, device="meta") for parameter, shape in shapes.items()}
+    whole = whole_from_pieces(saved, tensors)
+
+    def load(parameter: str) -> Iterator[Tensor]:
+        if parameter in saved.shapes:
+            yield from whole(parameter)
+        else:
+            with safe_open(folder / BIASES_FILE, framework="pt") as file:
+                yield file.get_tensor(parameter).to(dtype)
+
+    return CheckpointFile(name, tensors, load=load)
+
+
+def _bias_shapes(folder: Path, manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    from safetensors import safe_open
+
+    if BIASES_FILE not in manifest.files:
+        return {}
+    with safe_open(folder / BIASES_FILE, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
+def _plan(engine: Any) -> tuple[list[list[str]], dict[str, int]]:
+    import torch.distributed as dist
+
+    plan = weight_file_plan(whole_bytes(engine), dist.get_world_size())
+    return plan, {parameter: number for number, parameters in enumerate(plan) for parameter in parameters}
+
+
+def _index(engine: Any, place: dict[str, int]) -> Iterator[CheckpointFile]:
+    """What rank 0 adds. The routers' state is alike on all ranks; what inference needs of it belongs here too."""
+    import torch.distributed as dist
+
+    from lumina_ds.model.balancing import selection_biases
+
+    if dist.get_rank() != 0:
+        return
+    biases = selection_biases(engine.module)
+    if biases:
+        yield CheckpointFile(BIASES_FILE, biases)
+    weight_map = {parameter: weight_file_name(number) for parameter, number in place.items()}
+    content = weights_index(weight_map | dict.fromkeys(biases, BIASES_FILE), {})
+    yield CheckpointFile(WEIGHTS_INDEX, content=content.encode())
+
+
 def _is_expert(parameter: nn.Parameter) -> bool:
     return not getattr(parameter, "allreduce", True)
 
@@ -51,6 +212,7 @@ def _gathered(parameter: nn.Parameter) -> Any:
 
 
 def _all_experts(parameter: Any) -> Tensor:
+    import torch
     import torch.distributed as dist
     from deepspeed.utils import groups
 

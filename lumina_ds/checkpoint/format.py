@@ -1,41 +1,36 @@
 """Step folders on disk: what a sound one is, finding the newest, and the pointers `latest` and `best`.
 
 A step folder holds every rank's pieces of parameters and optimizer state, every rank's random state, the whole
-weights as safetensors (so that evaluation and generation need no DeepSpeed), the tokenizer, and manifest.json,
-which is written last and names every file with size and digest. A folder without a manifest that verifies is not a
-checkpoint. checkpoint/saver.py writes them; nothing outside the folder is followed from them.
+weights as safetensors (so that evaluation and generation need no DeepSpeed), the tokenizer, and manifest.json
+(checkpoint/manifest.py), which is written last and names every file with size and digest. A folder without a manifest
+that verifies is not a checkpoint. checkpoint/saver.py writes them; nothing outside the folder is followed from them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lumina_ds.checkpoint.manifest import FileEntry, read_manifest, step_name
 from lumina_ds.errors import CheckpointError
-from lumina_ds.files import file_digest, write_atomically
+from lumina_ds.files import WEIGHTS_INDEX, file_digest, read_weights_index, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
-MANIFEST = "manifest.json"
-WEIGHTS_INDEX = "model.safetensors.index.json"
 BUFFERS_FILE = "buffers.safetensors"
 BIASES_FILE = "model-routers.safetensors"
 STEP_NAME = re.compile(r"step-\d{8}")
+POINTERS = ("latest", "best")
 # Hashing lets go of Python's lock, so files are read side by side.
 _READERS = 8
-
-
-def step_name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def newest_valid(checkpoints: Path) -> Path | None:
@@ -78,53 +73,28 @@ def step_folders(checkpoints: Path) -> list[Path]:
     return sorted(path for path in checkpoints.glob("step-*") if STEP_NAME.fullmatch(path.name) and _is_folder(path))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a step folder; CheckpointError when missing, altered, or of another step or format."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is missing or unreadable; the checkpoint was not finished") from error
-    if not isinstance(manifest, dict) or manifest.get("digest") != manifest_digest(manifest):
-        raise CheckpointError(f"{path} was altered (its digest differs)")
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(
-            f"{folder} has checkpoint format {manifest['format']}, this version reads {FORMAT}; "
-            "use the version that wrote it, or start a run from its weights with --train.init_from"
-        )
-    if step_name(manifest["step"]) != folder.name:
-        raise CheckpointError(f"{folder} holds the checkpoint of step {manifest['step']}; it was renamed")
-    return manifest
-
-
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 of the manifest's content without its own digest, in canonical JSON."""
-    content = {key: value for key, value in manifest.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def checkpoint_faults(folder: Path) -> list[str]:
     """What is wrong with a step folder: missing, short or altered files. Reads every byte."""
     try:
         manifest = read_manifest(folder)
     except CheckpointError as error:
         return [str(error)]
-    files = manifest["files"]
+    files = manifest.files
     with ThreadPoolExecutor(_READERS) as readers:
         found = readers.map(lambda name: _file_fault(folder, name, files[name]), files)
         return [fault for fault in found if fault is not None]
 
 
-def _file_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
+def _file_fault(folder: Path, name: str, entry: FileEntry) -> str | None:
     path = folder / name
     if Path(name).name != name or path.is_symlink():
         return f"{name} leads out of the checkpoint"
     if not path.is_file():
         return f"{name} is missing"
-    if path.stat().st_size != entry["bytes"]:
-        return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+    if path.stat().st_size != entry.bytes:
+        return f"{name} has {path.stat().st_size} bytes instead of {entry.bytes}"
     try:
-        altered = file_digest(path) != entry["sha256"]
+        altered = file_digest(path) != entry.sha256
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"
     return f"{name} was altered (its digest differs)" if altered else None
@@ -133,12 +103,11 @@ def _file_fault(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files with the whole weights of a step folder; CheckpointError when its index names none."""
     try:
-        index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS_INDEX} is no index of weight files") from error
-    if outside := [name for name in names if Path(name).name != name]:
-        raise CheckpointError(f"{folder / WEIGHTS_INDEX} names {outside[0]}, which is outside the checkpoint")
+        names = sorted(set(read_weights_index(folder).values()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS_INDEX} is no index of weight files: {error}") from error
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(f"{folder / WEIGHTS_INDEX} names {missing[0]}, which is missing")
     return [folder / name for name in names]
 
 
@@ -170,9 +139,49 @@ def _best_of(folders: list[Path]) -> Path | None:
     losses = {}
     for folder in folders:
         with contextlib.suppress(CheckpointError):
-            if (loss := read_manifest(folder)["eval_loss"]) is not None:
+            if (loss := read_manifest(folder).eval_loss) is not None:
                 losses[folder] = loss
     return min(losses, key=lambda folder: losses[folder], default=None)
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """A step folder in a list: `marks` are the pointers that name it, `fault` says why its manifest cannot be read.
+
+    Files are not digested here.
+    """
+
+    name: str
+    step: int
+    num_bytes: int | None = None
+    eval_loss: float | None = None
+    marks: tuple[str, ...] = ()
+    topology: dict[str, Any] = field(default_factory=dict)
+    fault: str = ""
+
+
+def step_summaries(folders: Sequence[Path]) -> list[StepSummary]:
+    """What lists show of step folders, in their order."""
+    return [_summary(folder) for folder in folders]
+
+
+def _summary(folder: Path) -> StepSummary:
+    step = int(folder.name.removeprefix("step-"))
+    marks = tuple(name for name in POINTERS if pointer_target(folder.parent, name) == folder)
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return StepSummary(folder.name, step, marks=marks, fault=str(error))
+    topology = manifest.topology.model_dump()
+    return StepSummary(folder.name, step, manifest.num_bytes, manifest.eval_loss, marks, topology)
+
+
+def step_folders_in(path: Path) -> list[Path]:
+    """The step folders of a run folder, or `path` itself when it is one; CheckpointError when there is none."""
+    folders = [path] if STEP_NAME.fullmatch(path.name) and path.is_dir() else step_folders(path / "checkpoints")
+    if not folders:
+        raise CheckpointError(f"{path} holds no checkpoint; give a run folder or one of its step folders")
+    return folders
 
 
 def pointer_target(checkpoints: Path, pointer: str) -> Path | None:

@@ -6,25 +6,14 @@ leaves a sound checkpoint to be found. Folders are renamed before they are delet
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-from lumina_ds.checkpoint.format import (
-    FORMAT,
-    MANIFEST,
-    STEP_NAME,
-    checkpoint_faults,
-    manifest_digest,
-    pointer_target,
-    read_manifest,
-    step_folders,
-    step_name,
-)
+from lumina_ds.checkpoint.format import STEP_NAME, checkpoint_faults, pointer_target, step_folders
+from lumina_ds.checkpoint.manifest import MANIFEST, Manifest, read_manifest, step_name
 from lumina_ds.errors import CheckpointError
 from lumina_ds.files import sync_folder, write_atomically
 
@@ -41,13 +30,12 @@ def begin(checkpoints: Path, step: int) -> Path:
     return staging
 
 
-def publish(staging: Path, manifest: dict[str, Any], keep: int, newest: bool = True) -> Path:
+def publish(staging: Path, manifest: Manifest, keep: int, newest: bool = True) -> Path:
     """Seal `staging` with its manifest, give it its name, move the pointers, and delete older checkpoints.
 
     `latest` moves to a checkpoint that is `newest`, `best` to one with a lower evaluation loss.
     """
-    sealed = manifest | {"format": FORMAT}
-    write_atomically(staging / MANIFEST, json.dumps(sealed | {"digest": manifest_digest(sealed)}, indent=1))
+    write_atomically(staging / MANIFEST, manifest.sealed())
     final = staging.with_suffix("")
     sync_folder(staging)
     replaced = final.with_name(f"{final.name}.replaced")
@@ -58,8 +46,7 @@ def publish(staging: Path, manifest: dict[str, Any], keep: int, newest: bool = T
     sync_folder(final.parent)
     if newest:
         write_atomically(final.parent / "latest", final.name)
-    loss = manifest["eval_loss"]
-    if loss is not None and loss < best_loss(final.parent):
+    if manifest.eval_loss is not None and manifest.eval_loss < best_loss(final.parent):
         write_atomically(final.parent / "best", final.name)
     shutil.rmtree(replaced, ignore_errors=True)
     prune(final.parent, keep)
@@ -101,7 +88,7 @@ def best_loss(checkpoints: Path) -> float:
     """Evaluation loss of the checkpoint that `best` names; infinite when there is none that can be read."""
     best = pointer_target(checkpoints, "best")
     try:
-        loss = read_manifest(best)["eval_loss"] if best is not None else None
+        loss = read_manifest(best).eval_loss if best is not None else None
     except CheckpointError:
         loss = None
     return math.inf if loss is None else loss

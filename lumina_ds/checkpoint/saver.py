@@ -11,22 +11,24 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
-from lumina_ds.checkpoint.format import step_name
+from lumina_ds.checkpoint.consolidate import gathered_weight_files, weight_files_from_pieces
+from lumina_ds.checkpoint.manifest import EngineCounters, FileEntry, Manifest, SavedRun, step_name
 from lumina_ds.checkpoint.publish import begin, publish
-from lumina_ds.checkpoint.state import engine_counters, own_files, rank_files
+from lumina_ds.checkpoint.state import engine_counters, own_files, random_state
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
-from lumina_ds.checkpoint.whole_weights import weight_files_from_pieces
-from lumina_ds.engine.world import World
+from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import LuminaError, MachineError, UnstableError
 from lumina_ds.text import format_bytes
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +64,13 @@ class CheckpointSaver:
         self._thread: threading.Thread | None = None
         self._outcome: SaveOutcome | None = None
 
-    def save(self, engine: Any, manifest: dict[str, Any]) -> None:
+    def save(self, engine: Any, run: SavedRun) -> None:
         """Begin to save the state as it is now, after a save still under way; `poll` and `finish` tell its end.
 
-        `manifest` is what a resumed run must know: step, rows, topology, config, digests of tokenizer and data.
+        `run` is what a resumed run must know.
         """
         self._join()
-        save = _Save(self, {**manifest, "engine": engine_counters(engine)}, time.perf_counter())
+        save = _Save(self, run, engine_counters(engine), time.perf_counter())
         if not save.begin():
             return
         files: Iterable[CheckpointFile] = rank_files(engine)
@@ -80,13 +82,13 @@ class CheckpointSaver:
         self._thread = threading.Thread(target=save.write_beside_training, args=(copies,), name="checkpoint")
         self._thread.start()
 
-    def save_inside_step(self, engine: Any, manifest: dict[str, Any], random: dict[str, Any]) -> None:
+    def save_inside_step(self, engine: Any, run: SavedRun, random: dict[str, Any]) -> None:
         """As `save`, from another thread than the training's, which is inside a step and may not update meanwhile.
 
         Nothing passes through the training's groups. `random` is the random state of before the step. A collective.
         """
         self._join()
-        save = _Save(self, {**manifest, "engine": engine_counters(engine)}, time.perf_counter())
+        save = _Save(self, run, engine_counters(engine), time.perf_counter())
         if save.begin():
             save.write(lambda: own_files(engine, random), lambda: weight_files_from_pieces(engine, save.staging))
 
@@ -129,23 +131,31 @@ class CheckpointSaver:
         return bool(fits.item())
 
 
+def rank_files(engine: Any) -> Iterator[CheckpointFile]:
+    """This rank's files one after the other, tensors as views where that is possible. A collective: exhaust it."""
+    yield from own_files(engine, random_state())
+    yield from gathered_weight_files(engine)
+
+
 class _Save:
     """One save from its temporary folder to its publication."""
 
-    def __init__(self, saver: CheckpointSaver, manifest: dict[str, Any], started: float) -> None:
+    def __init__(self, saver: CheckpointSaver, run: SavedRun, engine: EngineCounters, started: float) -> None:
         self.saver = saver
-        self.manifest = manifest
+        self.run = run
+        self.engine = engine
         self.started = started
         self.stalled_seconds: float | None = None
         self.staging = Path()
+        self.written: dict[str, FileEntry] = {}
 
     def begin(self) -> bool:
         """Make the folder if there is room; otherwise the save has ended already. A collective."""
-        answer = self._on_rank_0(self._make_folder)
-        if isinstance(answer, LuminaError):
-            self._end(answer)
+        try:
+            self.staging = self._on_rank_0(self._make_folder)
+        except LuminaError as error:
+            self._end(error)
             return False
-        self.staging = answer
         return True
 
     def write(self, *parts: Callable[[], Iterable[CheckpointFile]]) -> None:
@@ -153,8 +163,8 @@ class _Save:
 
         A part begins when all ranks have written the one before.
         """
-        entries: dict[str, Any] = self.manifest.pop("files", {})  # rank 0 has written the tokenizer already
-        found: dict[str, Any] = {}
+        entries = self.written
+        found: dict[str, FileEntry] = {}
         for part in parts:
             gathered = self._gather(entries, self._write_files(part, entries))
             errors = [error for _, error in gathered if error is not None]
@@ -163,19 +173,24 @@ class _Save:
                 self._end(errors[0])
                 return
             found |= dict(item for entries, _ in gathered for item in entries.items())
-        self.manifest["files"] = dict(sorted(found.items()))
-        answer = self._on_rank_0(lambda: publish(self.staging, self.manifest, self.saver.keep))
-        self._end(answer if isinstance(answer, LuminaError) else None)
+        try:
+            self._on_rank_0(lambda: publish(self.staging, self._manifest(found), self.saver.keep))
+        except LuminaError as error:
+            self._end(error)
+            return
+        self._end(None)
 
     def write_beside_training(self, files: Iterable[CheckpointFile]) -> None:
         """`write` in a thread, where an error must not pass unheard."""
         try:
             self.write(lambda: files)
         except Exception as error:
-            logger.exception("saving step %d failed", self.manifest["step"])
-            self._end(MachineError(f"the checkpoint of step {self.manifest['step']} was not published: {error}"))
+            logger.exception("saving step %d failed", self.run.step)
+            self._end(MachineError(f"the checkpoint of step {self.run.step} was not published: {error}"))
 
-    def _write_files(self, part: Callable[[], Iterable[CheckpointFile]], entries: dict[str, Any]) -> LuminaError | None:
+    def _write_files(
+        self, part: Callable[[], Iterable[CheckpointFile]], entries: dict[str, FileEntry]
+    ) -> LuminaError | None:
         error: LuminaError | None = None
         try:
             # To the end even after an error: the other ranks may wait for this one to gather a parameter.
@@ -186,14 +201,14 @@ class _Save:
             error = error or unreadable
         return error
 
-    def _gather(self, entries: dict[str, Any], error: LuminaError | None) -> list[Any]:
+    def _gather(self, entries: dict[str, FileEntry], error: LuminaError | None) -> list[Any]:
         import torch.distributed as dist
 
         gathered: list[Any] = [None] * self.saver.world.size
         dist.all_gather_object(gathered, (entries, error), group=self.saver._group)
         return gathered
 
-    def _write_file(self, file: CheckpointFile, entries: dict[str, Any]) -> LuminaError | None:
+    def _write_file(self, file: CheckpointFile, entries: dict[str, FileEntry]) -> LuminaError | None:
         bad = file.first_not_finite()
         if bad is not None:
             return UnstableError(f"{bad} holds values that are not finite; lower --learning-rate, or use fp32")
@@ -203,35 +218,37 @@ class _Save:
             return MachineError(f"{self.staging / file.name} cannot be written: {error.strerror}; free some space")
         return None
 
+    def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
+        own = {"engine": self.engine, "files": dict(sorted(files.items()))}
+        return Manifest(**(dict(self.run) | own))
+
     def _make_folder(self) -> Path:
         free = shutil.disk_usage(self.saver.checkpoints).free
         if free < self.saver.num_bytes:
             raise MachineError(
-                f"a checkpoint takes {format_bytes(self.saver.num_bytes)} and {self.saver.checkpoints} has {format_bytes(free)} free; "
-                "free some space, or lower --train.keep_checkpoints"
+                f"a checkpoint takes {format_bytes(self.saver.num_bytes)} and {self.saver.checkpoints} has "
+                f"{format_bytes(free)} free; free some space, or lower --train.keep_checkpoints"
             )
-        staging = begin(self.saver.checkpoints, self.manifest["step"])
+        staging = begin(self.saver.checkpoints, self.run.step)
         tokenizer = CheckpointFile(self.saver.tokenizer.name, content=self.saver.tokenizer.read_bytes())
-        self.manifest["files"] = {tokenizer.name: tokenizer.write(staging)}
+        self.written[tokenizer.name] = tokenizer.write(staging)
         return staging
 
-    def _on_rank_0(self, action: Callable[[], Any]) -> Any:
-        """The answer of rank 0, or its error, on every rank."""
-        import torch.distributed as dist
+    def _on_rank_0(self, action: Callable[[], T]) -> T:
+        """on_rank_0 in the saver's group, where a disk that refuses is a MachineError."""
 
-        answer: list[Any] = [None]
-        if self.saver.world.rank == 0:
+        def act() -> T:
             try:
-                answer[0] = action()
-            except LuminaError as error:
-                answer[0] = error
+                return action()
             except OSError as error:
-                answer[0] = MachineError(f"no checkpoint can be made in {self.saver.checkpoints}: {error.strerror}")
-        dist.broadcast_object_list(answer, src=0, group=self.saver._group)
-        return answer[0]
+                raise MachineError(
+                    f"no checkpoint can be made in {self.saver.checkpoints}: {error.strerror}"
+                ) from error
+
+        return on_rank_0(self.saver.world, act, self.saver._group)
 
     def _end(self, error: LuminaError | None) -> None:
         total = time.perf_counter() - self.started
         stalled = total if self.stalled_seconds is None else self.stalled_seconds
-        folder = self.saver.checkpoints / step_name(self.manifest["step"])
-        self.saver._outcome = SaveOutcome(self.manifest["step"], folder, error, stalled, total)
+        folder = self.saver.checkpoints / step_name(self.run.step)
+        self.saver._outcome = SaveOutcome(self.run.step, folder, error, stalled, total)

@@ -8,30 +8,21 @@ reads looks up which files hold the elements it needs, so world size, ZeRO stage
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lumina_ds.checkpoint.format import BUFFERS_FILE, read_manifest
+from lumina_ds.checkpoint.format import BUFFERS_FILE
+from lumina_ds.checkpoint.manifest import EngineCounters, Manifest, read_manifest
 from lumina_ds.checkpoint.pieces import optimizer_file_name, pieces_of_rank, publish_weights
-from lumina_ds.checkpoint.tensor_file import PIECE_BYTES, CheckpointFile, TensorReader
+from lumina_ds.checkpoint.saved_state import PieceRecord, SavedState, pieces_metadata
+from lumina_ds.checkpoint.tensor_file import CheckpointFile
 from lumina_ds.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-PIECES = "lumina_pieces"
-
-
-def rank_files(engine: Any) -> Iterator[CheckpointFile]:
-    """This rank's files one after the other, tensors as views where that is possible. A collective: exhaust it."""
-    from lumina_ds.checkpoint.whole_weights import gathered_weight_files
-
-    yield from own_files(engine, random_state())
-    yield from gathered_weight_files(engine)
 
 
 def own_files(engine: Any, random: dict[str, Any]) -> Iterator[CheckpointFile]:
@@ -49,20 +40,18 @@ def own_files(engine: Any, random: dict[str, Any]) -> Iterator[CheckpointFile]:
             yield CheckpointFile(BUFFERS_FILE, buffers)
 
 
-def engine_counters(engine: Any) -> dict[str, Any]:
-    """Numbers of DeepSpeed's that are no tensors: skipped steps, loss scale, and a step count kept by group."""
+def engine_counters(engine: Any) -> EngineCounters:
+    """What a checkpoint keeps of DeepSpeed's own numbers."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     plain = {} if scaler is None else {k: v for k, v in vars(scaler).items() if isinstance(v, bool | int | float)}
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     steps = {group["step"] for group in inner.param_groups if isinstance(group.get("step"), int)}
-    return {
-        "skipped_steps": engine.skipped_steps,
-        "loss_scaler": plain,
-        "group_step": max(steps) if steps else None,
-    }
+    return EngineCounters(
+        skipped_steps=engine.skipped_steps, loss_scaler=plain, group_step=max(steps) if steps else None
+    )
 
 
-def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
+def load_checkpoint(engine: Any, folder: Path) -> Manifest:
     """Restore engine and random state from a verified step folder; returns its manifest. A collective.
 
     The engine may be fresh or have trained, and of any layout.
@@ -71,11 +60,11 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any]:
 
     manifest = read_manifest(folder)
     restore_engine(engine, folder, manifest)
-    restore_random_state(folder, dist.get_rank(), manifest["config"]["train"]["seed"])
+    restore_random_state(folder, dist.get_rank(), manifest.data.seed)
     return manifest
 
 
-def restore_engine(engine: Any, folder: Path, manifest: dict[str, Any]) -> None:
+def restore_engine(engine: Any, folder: Path, manifest: Manifest) -> None:
     """Weights, optimizer state and counters of a verified checkpoint into `engine`. A collective.
 
     Raises CheckpointError when the files do not cover a parameter.
@@ -84,7 +73,7 @@ def restore_engine(engine: Any, folder: Path, manifest: dict[str, Any]) -> None:
 
     if engine.zero_optimization_stage() == 3:
         engine.optimizer.checkpoint_event_prologue()
-    saved = SavedState(folder, manifest["files"])
+    saved = SavedState(folder, manifest.files)
     with torch.no_grad():
         for piece in pieces_of_rank(engine, divided=False):
             for key in saved.keys_of(piece.name, piece.shape):
@@ -94,72 +83,19 @@ def restore_engine(engine: Any, folder: Path, manifest: dict[str, Any]) -> None:
                 piece.set_scalar(key, value)
         publish_weights(engine)
         _restore_routing_state(engine, folder)
-    _restore_counters(engine, manifest["step"], manifest["engine"])
+    _restore_counters(engine, manifest.step, manifest.engine)
     if engine.fp16_enabled():
-        restore_loss_scale(engine.optimizer.loss_scaler, manifest)
+        restore_loss_scale(engine.optimizer.loss_scaler, manifest.topology.precision, manifest.engine)
 
 
-class SavedState:
-    """The pieces of every rank's optimizer file, looked up by parameter and elements."""
-
-    def __init__(self, folder: Path, files: Iterable[str]) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._keys: dict[str, list[str]] = {}
-        self._scalars: dict[str, dict[str, float]] = {}
-        self._places: dict[str, list[tuple[int, int, TensorReader]]] = {}
-        for name in sorted(files):
-            if not name.startswith("optimizer-"):
-                continue
-            file = TensorReader(folder / name)
-            for parameter, piece in json.loads(file.metadata[PIECES]).items():
-                self.shapes[parameter] = tuple(piece["shape"])
-                self._keys[parameter] = piece["keys"]
-                self._scalars[parameter] = piece["scalars"]
-                self._places.setdefault(parameter, []).append((piece["start"], piece["numel"], file))
-        for places in self._places.values():
-            places.sort(key=lambda place: place[:2])
-
-    def keys_of(self, parameter: str, shape: tuple[int, ...]) -> list[str]:
-        """What was saved of a parameter (weight, moments); CheckpointError when it is absent or of another shape."""
-        found = self.shapes.get(parameter)
-        if found != shape:
-            raise CheckpointError(f"the checkpoint has {parameter} as {found}, the model as {shape}")
-        return self._keys[parameter]
-
-    def scalars_of(self, parameter: str) -> dict[str, float]:
-        """The optimizer's numbers for a parameter."""
-        return self._scalars[parameter]
-
-    def read_into(self, target: Tensor, parameter: str, key: str, start: int) -> None:
-        """Fill the 1-D `target` with the elements from `start` on; a few MiB of a file are in memory at a time."""
-        position, end = start, start + target.numel()
-        for begin, numel, file in self._places[parameter]:
-            if begin <= position < min(end, begin + numel):
-                stop = min(end, begin + numel)
-                file.read_into(target[position - start : stop - start], f"{parameter}/{key}", position - begin)
-                position = stop
-        if position != end:
-            raise CheckpointError(f"the checkpoint lacks elements {position} to {end} of {parameter} ({key})")
-
-    def pieces(self, parameter: str, key: str, start: int, numel: int) -> Iterator[Tensor]:
-        """The fp32 elements start .. start + numel, 1-D, a few MiB at a time, each valid until the next is asked for."""
-        import torch
-
-        buffer = torch.empty(min(numel, PIECE_BYTES // torch.float32.itemsize))
-        for begin in range(start, start + numel, len(buffer) or 1):
-            values = buffer[: start + numel - begin]
-            self.read_into(values, parameter, key, begin)
-            yield values
-
-
-def restore_loss_scale(scaler: Any, manifest: dict[str, Any]) -> None:
+def restore_loss_scale(scaler: Any, saved_in: str, saved: EngineCounters) -> None:
     """The dynamic scale of an fp16 run that goes on in fp16.
 
     Every other precision has a scaler too, fixed at 1: neither may take the other's numbers.
     """
-    if manifest["topology"]["precision"] != "fp16":
+    if saved_in != "fp16":
         return
-    for key, value in manifest["engine"]["loss_scaler"].items():
+    for key, value in saved.loss_scaler.items():
         if hasattr(scaler, key):
             setattr(scaler, key, value)
 
@@ -176,10 +112,17 @@ def restore_random_state(folder: Path, rank: int, seed: int) -> None:
         np.random.seed(random.getrandbits(32))
         return
     try:
-        state = torch.load(path, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        set_random_state(torch.load(path, weights_only=True))
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise CheckpointError(f"{path} is no random state of a run, and nothing of it was run: {error}") from error
-    set_random_state(state)
 
 
 def random_state() -> dict[str, Any]:
@@ -211,19 +154,16 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def piece_record(shape: tuple[int, ...], start: int, numel: int, keys: list[str], scalars: dict[str, float]) -> Any:
-    """What an optimizer file's header says of one piece."""
-    return {"shape": list(shape), "start": start, "numel": numel, "keys": keys, "scalars": scalars}
-
-
 def _optimizer_file(engine: Any, rank: int) -> CheckpointFile:
     tensors: dict[str, Tensor] = {}
-    records: dict[str, Any] = {}
+    records: dict[str, PieceRecord] = {}
     for piece in pieces_of_rank(engine, divided=True):
         views = piece.tensors()
-        records[piece.name] = piece_record(piece.shape, piece.start, piece.numel, list(views), piece.scalars())
+        records[piece.name] = PieceRecord(
+            shape=list(piece.shape), start=piece.start, numel=piece.numel, keys=list(views), scalars=piece.scalars()
+        )
         tensors |= {f"{piece.name}/{key}": view for key, view in views.items()}
-    return CheckpointFile(optimizer_file_name(rank), tensors, {PIECES: json.dumps(records)})
+    return CheckpointFile(optimizer_file_name(rank), tensors, pieces_metadata(records))
 
 
 def _restore_routing_state(engine: Any, folder: Path) -> None:
@@ -240,15 +180,15 @@ def _restore_routing_state(engine: Any, folder: Path) -> None:
             tensor.copy_(file.get_tensor(name))
 
 
-def _restore_counters(engine: Any, step: int, saved: dict[str, Any]) -> None:
-    engine.skipped_steps = saved["skipped_steps"]
+def _restore_counters(engine: Any, step: int, saved: EngineCounters) -> None:
+    engine.skipped_steps = saved.skipped_steps
     engine.global_steps = step
     engine.micro_steps = step * engine.gradient_accumulation_steps()
     engine.global_samples = step * engine.train_batch_size()
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     for group in inner.param_groups:
-        if saved["group_step"] is not None:
-            group["step"] = saved["group_step"]
+        if saved.group_step is not None:
+            group["step"] = saved.group_step
 
 
 def _bytes_of_random_state(state: dict[str, Any]) -> bytes:

@@ -17,9 +17,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lumina_ds.checkpoint.manifest import FileEntry
 from lumina_ds.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ _TYPE_NAMES = {
     "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 _NAMES_OF_TYPES = {short: name for name, short in _TYPE_NAMES.items()}
+_BYTES = {"F32": 4, "F64": 8, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
+_FLOATS = ("F32", "F64", "F16", "BF16")
 
 
 @dataclass
@@ -82,8 +86,8 @@ class CheckpointFile:
                 return name
         return None
 
-    def write(self, folder: Path) -> dict[str, Any]:
-        """Write and sync; {"bytes", "sha256"}. Transient errors are tried again, others raise OSError."""
+    def write(self, folder: Path) -> FileEntry:
+        """Write and sync; what the manifest says of the file. Transient errors are tried again, others raise OSError."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 return _write(folder / self.name, self._pieces())
@@ -104,6 +108,32 @@ class CheckpointFile:
                 yield from _bytes_of(piece)
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor as the header of a safetensors file describes it."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * _BYTES[self.dtype]
+
+
+def _check_offsets(tensors: Iterable[_Stored], size: int) -> None:
+    """ValueError unless the tensors fill `size` bytes, one after the other, as the format demands."""
+    position = 0
+    for tensor in sorted(tensors, key=lambda each: each.data_offsets):
+        if not all(type(number) is int and number >= 0 for number in (*tensor.shape, *tensor.data_offsets)):
+            raise ValueError("a shape or an offset is no number")
+        if tensor.data_offsets != [position, position + tensor.num_bytes]:
+            raise ValueError(f"a tensor is said to be at {tensor.data_offsets} instead of {position}")
+        position += tensor.num_bytes
+    if position != size:
+        raise ValueError(f"its tensors take {position} bytes, and it has {size}")
+
+
 class TensorReader:
     """Tensors of a safetensors file, a few MiB at a time. Of a mapped file every page read would count as memory."""
 
@@ -113,21 +143,29 @@ class TensorReader:
         weakref.finalize(self, os.close, self._descriptor)
         length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
         self._values_at = 8 + length
-        if self._values_at > path.stat().st_size:
+        size = path.stat().st_size
+        if self._values_at > size:
             raise CheckpointError(f"{path} is no safetensors file: its header is longer than it is")
         try:
-            self._header = json.loads(os.pread(self._descriptor, length, 8))
-            self.metadata: dict[str, str] = self._header.pop("__metadata__", {})
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} is no safetensors file: its header is no JSON object") from error
+            header = json.loads(os.pread(self._descriptor, length, 8))
+            self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            self._tensors = {name: _Stored(**entry) for name, entry in header.items()}
+            _check_offsets(self._tensors.values(), size - self._values_at)
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+            raise CheckpointError(f"{path} is no safetensors file: its header is damaged ({error})") from error
+
+    def num_values(self, name: str) -> int | None:
+        """Elements of a tensor of floating-point numbers; None when the file has none of that name."""
+        entry = self._tensors.get(name)
+        return None if entry is None or entry.dtype not in _FLOATS else prod(entry.shape)
 
     def read_into(self, target: Tensor, name: str, start: int) -> None:
         """Fill the 1-D `target` with the elements of the flattened tensor `name` from `start` on."""
         import torch
 
-        entry = self._header[name]
-        dtype: torch.dtype = getattr(torch, _NAMES_OF_TYPES[entry["dtype"]])
-        offset = self._values_at + entry["data_offsets"][0] + start * dtype.itemsize
+        entry = self._tensors[name]
+        dtype: torch.dtype = getattr(torch, _NAMES_OF_TYPES[entry.dtype])
+        offset = self._values_at + entry.data_offsets[0] + start * dtype.itemsize
         if target.dtype == dtype and target.device.type == "cpu" and target.is_contiguous():
             self._read(target, offset, name)
             return
@@ -171,7 +209,7 @@ def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
         yield whole[begin : begin + PIECE_BYTES]
 
 
-def _write(path: Path, pieces: Iterator[memoryview]) -> dict[str, Any]:
+def _write(path: Path, pieces: Iterator[memoryview]) -> FileEntry:
     digest = hashlib.sha256()
     size = 0
     with open(path, "wb", buffering=0) as stream:
@@ -182,4 +220,4 @@ def _write(path: Path, pieces: Iterator[memoryview]) -> dict[str, Any]:
                 rest = rest[stream.write(rest) :]
             size += len(piece)
         os.fsync(stream.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return FileEntry(bytes=size, sha256=digest.hexdigest())

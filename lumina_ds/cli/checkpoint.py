@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lumina_ds.errors import CheckpointError, ConfigError
 from lumina_ds.text import counted, format_bytes
+
+if TYPE_CHECKING:
+    from lumina_ds.checkpoint.format import StepSummary
 
 
 @click.group(epilog="Example: lumina checkpoint verify runs/debug")
@@ -22,37 +25,28 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def list_command(run: Path, as_json: bool) -> None:
     """Steps, sizes and evaluation losses of the checkpoints in RUN."""
-    from lumina_ds.checkpoint.format import pointer_target, read_manifest
+    from lumina_ds.checkpoint.format import step_folders_in, step_summaries
 
-    latest, best = (pointer_target(run / "checkpoints", name) for name in ("latest", "best"))
-    rows: list[dict[str, Any]] = []
-    for folder in _folders(run):
-        try:
-            manifest = read_manifest(folder)
-        except CheckpointError as error:
-            rows.append({"name": folder.name, "fault": str(error), "latest": folder == latest, "best": folder == best})
-            continue
-        rows.append(
-            {
-                "name": folder.name,
-                "step": manifest["step"],
-                "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
-                "eval_loss": manifest["eval_loss"],
-                "topology": manifest["topology"],
-                "latest": folder == latest,
-                "best": folder == best,
-            }
-        )
+    summaries = step_summaries(step_folders_in(run))
     if as_json:
-        click.echo(json.dumps({"run": str(run), "checkpoints": rows}))
+        click.echo(json.dumps({"run": str(run), "checkpoints": [_row(summary) for summary in summaries]}))
         return
-    for row in rows:
-        marks = "".join(f"  {name}" for name in ("latest", "best") if row[name])
-        if "fault" in row:
-            click.echo(f"{row['name']}  {row['fault']}{marks}")
+    for found in summaries:
+        marks = "".join(f"  {name}" for name in found.marks)
+        if found.num_bytes is None:
+            click.echo(f"{found.name}  {found.fault}{marks}")
             continue
-        loss = "" if row["eval_loss"] is None else f"  evaluation loss {row['eval_loss']:.4f}"
-        click.echo(f"{row['name']}  {format_bytes(row['bytes'])}{loss}{marks}")
+        loss = "" if found.eval_loss is None else f"  evaluation loss {found.eval_loss:.4f}"
+        click.echo(f"{found.name}  {format_bytes(found.num_bytes)}{loss}{marks}")
+
+
+def _row(found: StepSummary) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": found.name}
+    if found.fault:
+        row["fault"] = found.fault
+    else:
+        row |= {"step": found.step, "bytes": found.num_bytes, "eval_loss": found.eval_loss, "topology": found.topology}
+    return row | {"latest": "latest" in found.marks, "best": "best" in found.marks}
 
 
 @command.command(
@@ -62,9 +56,9 @@ def list_command(run: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def verify_command(run: Path, as_json: bool) -> None:
     """Compare every file of every checkpoint in RUN (or of one step folder) with its digest."""
-    from lumina_ds.checkpoint.format import checkpoint_faults
+    from lumina_ds.checkpoint.format import checkpoint_faults, step_folders_in
 
-    faults = {folder.name: checkpoint_faults(folder) for folder in _folders(run)}
+    faults = {folder.name: checkpoint_faults(folder) for folder in step_folders_in(run)}
     if as_json:
         click.echo(json.dumps({"run": str(run), "faults": faults}))
     else:
@@ -88,8 +82,8 @@ def consolidate_command(run: Path, out: Path, dtype: str, as_json: bool) -> None
     """Write the whole weights of RUN's newest sound checkpoint, or of a step folder, from their fp32 state."""
     import torch
 
+    from lumina_ds.checkpoint.consolidate import consolidate
     from lumina_ds.checkpoint.format import find_checkpoint
-    from lumina_ds.checkpoint.reshard import consolidate
 
     folder = find_checkpoint(run)
     num_bytes = consolidate(folder, out, torch.float32 if dtype == "fp32" else torch.bfloat16)
@@ -116,28 +110,30 @@ def reshard_command(
 
     Training does this by itself when it resumes; here it is done once, ahead of time, without any rank.
     """
-    from lumina_ds.checkpoint.format import find_checkpoint, read_manifest
+    from lumina_ds.checkpoint.format import find_checkpoint
+    from lumina_ds.checkpoint.manifest import read_manifest
     from lumina_ds.checkpoint.reshard import reshard
     from lumina_ds.config.checks import world_faults
-    from lumina_ds.config.schema import RunConfig
     from lumina_ds.train.run_folder import RunFolder
 
     folder = find_checkpoint(run)
     manifest = read_manifest(folder)
-    saved = manifest["topology"]
-    wanted: dict[str, Any] = {
-        "world_size": world_size,
-        "zero_stage": saved["zero_stage"] if zero_stage is None else zero_stage,
-        "expert_parallel_size": expert_parallel or saved["expert_parallel_size"],
-    }
-    config = RunConfig.model_validate(manifest["config"])
-    config.deepspeed.expert_parallel_size = wanted["expert_parallel_size"]
-    config.deepspeed.zero_stage = wanted["zero_stage"]
-    per_pass = config.train.micro_batch_size * world_size
-    accumulation, rest = divmod(manifest["schedule"]["rows_per_step"], per_pass)
+    saved = manifest.topology
+    wanted = saved.model_copy(
+        update={
+            "world_size": world_size,
+            "zero_stage": saved.zero_stage if zero_stage is None else zero_stage,
+            "expert_parallel_size": expert_parallel or saved.expert_parallel_size,
+        }
+    )
+    config = manifest.run_config()
+    config.deepspeed.expert_parallel_size = wanted.expert_parallel_size
+    config.deepspeed.zero_stage = wanted.zero_stage
+    rows = manifest.schedule.rows_per_step
+    accumulation, rest = divmod(rows, config.train.micro_batch_size * world_size)
     if rest:
         raise ConfigError(
-            f"a step of this run has {manifest['schedule']['rows_per_step']} rows, which {world_size} ranks cannot "
+            f"a step of this run has {rows} rows, which {world_size} ranks cannot "
             f"share with --batch-size {config.train.micro_batch_size}; use another --world-size"
         )
     config.train.gradient_accumulation_steps = accumulation
@@ -151,18 +147,11 @@ def reshard_command(
     finally:
         lock.release()
     if as_json:
-        click.echo(json.dumps({"checkpoint": str(folder), "was": saved, "topology": saved | wanted}))
+        topologies = {"was": saved.model_dump(), "topology": wanted.model_dump()}
+        click.echo(json.dumps({"checkpoint": str(folder), **topologies}))
         return
     click.echo(
-        f"{folder} is divided for {counted(world_size, 'rank')}; go on with --zero {wanted['zero_stage']} --expert-parallel "
-        f"{wanted['expert_parallel_size']} --batch-size {config.train.micro_batch_size} --grad-accum {accumulation}"
+        f"{folder} is divided for {counted(world_size, 'rank')}; go on with --zero "
+        f"{wanted.zero_stage} --expert-parallel {wanted.expert_parallel_size} --batch-size "
+        f"{config.train.micro_batch_size} --grad-accum {accumulation}"
     )
-
-
-def _folders(run: Path) -> list[Path]:
-    from lumina_ds.checkpoint.format import STEP_NAME, step_folders
-
-    folders = [run] if STEP_NAME.fullmatch(run.name) and run.is_dir() else step_folders(run / "checkpoints")
-    if not folders:
-        raise CheckpointError(f"{run} holds no checkpoint; give a run folder or one of its step folders")
-    return folders

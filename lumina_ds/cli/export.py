@@ -47,7 +47,8 @@ def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: 
 
 def _source(run: Path) -> tuple[ModelConfig, Path, int | None]:
     """Shape, folder of the whole weights, and step of what `run` names."""
-    from lumina_ds.checkpoint.format import find_checkpoint, read_manifest
+    from lumina_ds.checkpoint.format import find_checkpoint
+    from lumina_ds.checkpoint.manifest import read_manifest
     from lumina_ds.export.start_folder import read_start_folder
 
     imported = read_start_folder(run)
@@ -55,4 +56,4 @@ def _source(run: Path) -> tuple[ModelConfig, Path, int | None]:
         return imported, run, None
     folder = find_checkpoint(run)
     manifest = read_manifest(folder)
-    return ModelConfig.model_validate(manifest["model"]), folder, manifest["step"]
+    return manifest.shape(), folder, manifest.step

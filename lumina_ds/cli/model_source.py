@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lumina_ds.config.schema import InferencePrecision, ModelConfig
+from lumina_ds.config.schema import InferencePrecision
 from lumina_ds.errors import ConfigError, DataError
 
 PRECISIONS = click.Choice(list(InferencePrecision.__args__))  # type: ignore[attr-defined]
@@ -53,9 +53,10 @@ def sampling_settings(options: Mapping[str, Any]) -> Any:
 def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     """The model of a run folder's newest sound checkpoint, of a step folder, or of a folder in Hugging Face's format.
 
-    With it what is known of it: its checkpoint's manifest, or {"step": None, "tokenizer": {"sha256": ...}}.
+    With it what is known of it: {"step": of its checkpoint or None, "tokenizer": {"sha256": ...}}.
     """
-    from lumina_ds.checkpoint.format import find_checkpoint, read_manifest, weight_files
+    from lumina_ds.checkpoint.format import find_checkpoint, weight_files
+    from lumina_ds.checkpoint.manifest import read_manifest
     from lumina_ds.data.tokenizer.tokenizer import tokenizer_in
     from lumina_ds.export.start_folder import read_published, read_start_folder
     from lumina_ds.generate.load import build_model, load_model
@@ -71,9 +72,10 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
         return loaded, {"step": None, "tokenizer": {"sha256": loaded.tokenizer.digest}}
     folder = find_checkpoint(run)
     manifest = read_manifest(folder)
-    model = ModelConfig.model_validate(manifest["model"])
-    precision = precision or manifest["config"]["inference"]["precision"]
-    return load_model(model, weight_files(folder), tokenizer_in(folder), precision), manifest
+    loaded = load_model(
+        manifest.shape(), weight_files(folder), tokenizer_in(folder), precision or manifest.config.inference.precision
+    )
+    return loaded, {"step": manifest.step, "tokenizer": {"sha256": manifest.tokenizer.sha256}}
 
 
 def evaluation_rows_of(

@@ -32,6 +32,7 @@ AttentionBackendName = Annotated[str, NameOf(ATTENTION_BACKENDS, ("auto",))]
 OptimizerName = Annotated[str, NameOf(OPTIMIZERS)]
 RouterScoreName = Annotated[str, NameOf(ROUTER_SCORES)]
 ScheduleName = Annotated[str, NameOf(SCHEDULES)]
+ZeroStage = Literal[0, 1, 2, 3]
 Offload = Literal["none", "optimizer", "optimizer+params"]
 
 
@@ -251,7 +252,7 @@ class DeepSpeedConfig(Section):
     """What is handed to DeepSpeed beside the batch, the optimizer and the precision."""
 
     config: str | None = Field(None, description="DeepSpeed JSON: a file, or a name in ds_configs")
-    zero_stage: Literal[0, 1, 2, 3] | None = Field(None, description="ZeRO stage; overrides the JSON's")
+    zero_stage: ZeroStage | None = Field(None, description="ZeRO stage; overrides the JSON's")
     offload: Offload | None = Field(
         None, description="states kept in host memory: optimizer at ZeRO-1 to 3, parameters too at ZeRO-3"
     )

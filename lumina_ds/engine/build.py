@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,6 +91,18 @@ def build_engine(
     if compiles:
         engine.compile()
     return engine
+
+
+def release(engine: Any) -> None:
+    """Destroy an engine and give its memory back, on the device too, even where something still refers to it.
+
+    DeepSpeed's destroy() leaves parameters, gradients and moments to whoever holds the engine, in cycles.
+    """
+    engine.destroy()
+    engine.__dict__.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def initial_weights(model: nn.Module, config: RunConfig) -> WeightSource:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import CheckpointError
+from lumina_ds.files import read_weights_index
 from lumina_ds.model.balancing import selection_biases
 from lumina_ds.model.init import initial_values
 
@@ -40,11 +40,10 @@ def stored_weights(
     """
     slices: dict[str, Any] = {}
     try:
-        names = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"].values()
-        for name in sorted(set(names)):
+        for name in sorted(set(read_weights_index(folder).values())):
             file = safe_open(folder / name, framework="pt")
             slices |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"train.init_from {folder} holds no whole weights ({error}); `lumina import` makes such a folder"
         ) from error
@@ -62,19 +61,11 @@ def stored_weights(
 @torch.no_grad()
 def load_selection_biases(module: nn.Module, folder: Path) -> None:
     """Set the routers' biases to those of a folder of whole weights; where it has none they stay at zero."""
-    places = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+    places = read_weights_index(folder)
     for name, bias in selection_biases(module).items():
         if name in places:
             with safe_open(folder / places[name], framework="pt") as file:
                 bias.copy_(file.get_tensor(name))
-
-
-def load_initial_weights(model: nn.Module, folder: Path) -> None:
-    """Fill a whole plain `model` from a folder's safetensors files; CheckpointError as in stored_weights."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    biases = {name: tuple(bias.shape) for name, bias in selection_biases(model).items()}
-    fill_parameters(model, stored_weights(shapes, folder, biases))
-    load_selection_biases(model, folder)
 
 
 @torch.no_grad()

@@ -11,19 +11,21 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from lumina_ds.data.loader import RowShare
 from lumina_ds.engine.deepspeed.shared_memory_op import skip_shared_memory_op
 from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, meet
-from lumina_ds.errors import MachineError
+from lumina_ds.errors import LuminaError, MachineError
 
 DEEPSPEED_VERSION = "0.19.8"
+
+T = TypeVar("T")
 
 # (rank, local rank, world size, what else must be set) as the launchers spell them: deepspeed and torchrun, Open
 # MPI, SLURM. A plain sbatch shell has a SLURM_PROCID too; only srun's tasks belong to a step.
@@ -170,6 +172,25 @@ def stop(code: int, clean: bool) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def on_rank_0(world: World, action: Callable[[], T], group: Any = None) -> T:
+    """What `action` returns on rank 0, on every rank; a LuminaError that it raises there is raised on every rank.
+
+    A collective of `group`, the default group when None. The answer is pickled; no other rank calls `action`.
+    """
+    import torch.distributed as dist
+
+    answer: list[Any] = [None, None]
+    if world.rank == 0:
+        try:
+            answer[0] = action()
+        except LuminaError as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer, src=0, group=group)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
 
 
 def free_port() -> int:

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import CheckpointError, DataError, MachineError
 from lumina_ds.export.hugging_face import SELECTION_BIAS
-from lumina_ds.files import write_atomically
+from lumina_ds.files import WEIGHTS_INDEX, read_weights_index, weights_index, write_atomically
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_FILE_BYTES = 2 << 30
 # Bytes of one value, by the name in a safetensors header.
@@ -148,22 +147,17 @@ def write_weights(
             raise MachineError(f"cannot write {out / name} ({error}); free space or choose another --out") from error
         total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         weight_map |= dict.fromkeys(tensors, name)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_atomically(out / INDEX, json.dumps(index, indent=1))
+    write_atomically(out / WEIGHTS_INDEX, weights_index(weight_map, {"total_size": total}))
     return total
 
 
 def _listed_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
+    index = folder / WEIGHTS_INDEX
     if index.is_file():
         try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(weight_map.values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return [folder / name for name in sorted(set(read_weights_index(folder).values()))]
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{index} is damaged ({error}); copy the folder again") from error
-        if outside := [name for name in names if Path(str(name)).name != name]:
-            raise CheckpointError(f"{index} names {outside[0]!r}, which is outside the folder; copy the folder again")
-        return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder} holds no safetensors weights; save the model in that format first")

@@ -15,11 +15,12 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from lumina_ds.checkpoint.format import find_checkpoint, read_manifest, step_folders
+from lumina_ds.checkpoint.format import find_checkpoint, step_folders
+from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.config.load import read_yaml
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.world import World
-from lumina_ds.errors import LuminaError, OutOfMemory
+from lumina_ds.engine.world import World, on_rank_0
+from lumina_ds.errors import OutOfMemory
 from lumina_ds.measure.probe import step_fits
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.plan.batch import BatchChoice, largest_micro_batch, with_batch
@@ -39,7 +40,7 @@ def settle_batch(config: RunConfig, world: World) -> RunConfig:
     if not config.train.auto_micro_batch:
         return config
     _, precision, _ = device_and_precision(config.train.precision, config.model)
-    rows, kept = _of_rank_0(config, world)
+    rows, kept = on_rank_0(world, lambda: _earlier_life(config, world.share.size))
     choice = kept or largest_micro_batch(config, world.size, precision, world.device, free_bytes(world), rows)
     if kept is None:
         choice = _largest_that_fits(choice, config, world, precision)
@@ -89,24 +90,10 @@ def _largest_that_fits(choice: BatchChoice, config: RunConfig, world: World, pre
         choice = smaller
 
 
-def _of_rank_0(config: RunConfig, world: World) -> tuple[int | None, BatchChoice | None]:
-    """What rank 0 finds of an earlier life, on every rank; or its error on every rank."""
-    answer: list[Any] = [None]
-    if world.rank == 0:
-        try:
-            RunFolder.of(config).create()
-            answer[0] = _earlier_life(config, world.share.size)
-        except LuminaError as error:
-            answer[0] = error
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], LuminaError):
-        raise answer[0]
-    return answer[0]
-
-
 def _earlier_life(config: RunConfig, readers: int) -> tuple[int | None, BatchChoice | None]:
     """(rows per step of the checkpoint to resume from, the batch of the run folder if it gives as many)."""
     folder, resume = RunFolder.of(config), config.run.resume
+    folder.create()
     if resume == "none":
         return None, None
     if resume != "auto":
@@ -115,7 +102,7 @@ def _earlier_life(config: RunConfig, readers: int) -> tuple[int | None, BatchCho
         chosen = steps[-1]
     else:
         return None, None
-    rows = int(read_manifest(chosen)["schedule"]["rows_per_step"])
+    rows = read_manifest(chosen).schedule.rows_per_step
     path = folder.path / "config.yaml"
     train = read_yaml(path).get("train", {}) if path.is_file() else {}
     micro, accumulation = train.get("micro_batch_size", 0), train.get("gradient_accumulation_steps", 0)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.build import build_engine
+from lumina_ds.engine.build import build_engine, release
 from lumina_ds.engine.deepspeed.expert_parallel import autoep_layers
 from lumina_ds.engine.deepspeed.linear import own_linear
 from lumina_ds.engine.deepspeed.phases import wrap_phases
@@ -26,7 +26,7 @@ from lumina_ds.measure.live_tensors import (
     num_bytes,
     parameter_tensors,
 )
-from lumina_ds.measure.steps import free_memory, timed_step
+from lumina_ds.measure.steps import timed_step
 
 
 def measure_memory(
@@ -60,8 +60,7 @@ def measure_memory(
             "master weights": num_bytes(master_tensors(engine.optimizer)),
             "moments": num_bytes(moment_tensors(engine.optimizer)),
         }
-    engine.destroy()
-    free_memory()
+    release(engine)
     live, peaks = marks.read()
     measured = {
         "components": components,

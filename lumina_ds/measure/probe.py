@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.world import World, free_port
+from lumina_ds.engine.world import World, free_port, on_rank_0
 from lumina_ds.errors import OutOfMemory, SharedFault
 from lumina_ds.ranks.ask import MODULE, Question, question_words
 
@@ -33,12 +33,11 @@ def step_fits(config: RunConfig, world: World, precision: str, logs: Path) -> bo
     """
     import torch.distributed as dist
 
-    shared: list[Any] = [free_port() if world.rank == 0 else None]
-    dist.broadcast_object_list(shared, src=0)
+    port = on_rank_0(world, free_port)
     path = logs / f"probe-rank-{world.rank}.log"
     question = Question("lumina_ds.measure.probe.take_trial_steps", {"precision": precision}, config)
     verdicts: list[Any] = [None] * world.size
-    dist.all_gather_object(verdicts, _run_child(question, world, shared[0], path))
+    dist.all_gather_object(verdicts, _run_child(question, world, port, path))
     if "memory" in verdicts:
         return False
     if "failed" in verdicts:

@@ -6,7 +6,6 @@ left out. `timed_step` does without rows: its tokens are random.
 
 from __future__ import annotations
 
-import gc
 import resource
 import statistics
 import time
@@ -22,10 +21,9 @@ import torch.distributed as dist
 
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.data.loader import MicroBatch, PackedRows, TrainingOrder
-from lumina_ds.data.prefetch import Prefetcher
-from lumina_ds.data.random_rows import RandomRows
-from lumina_ds.engine.build import build_engine, set_learning_rate
+from lumina_ds.data.loader import MicroBatch, PackedRows, Prefetcher, RandomRows
+from lumina_ds.data.sampler import TrainingOrder
+from lumina_ds.engine.build import build_engine, release, set_learning_rate
 from lumina_ds.engine.world import World
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.train.step import StepCounts, agree, rank_micro_batches, run_step
@@ -90,9 +88,7 @@ def measure_step_seconds(
     """Median seconds of an optimizer step with random tokens, after one that warms up. A collective."""
     engine = build_engine(config, world, precision, dict(deepspeed_json))
     seconds = [timed_step(engine, config, world) for _ in range(steps + 1)][1:]
-    engine.destroy()
-    del engine
-    free_memory()
+    release(engine)
     return statistics.median(seconds)
 
 
@@ -122,13 +118,6 @@ def timed_step(engine: Any, config: RunConfig, world: World) -> float:
     run_step(engine, batches, counts, config.model, config.train.max_grad_norm, world)
     _synchronize(world)
     return time.perf_counter() - begin
-
-
-def free_memory() -> None:
-    """Give back what engines that were destroyed still hold, for the next one."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def open_rows(config: RunConfig) -> PackedRows | RandomRows:

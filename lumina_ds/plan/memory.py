@@ -21,7 +21,7 @@ from lumina_ds.plan.flops import flops_per_token
 from lumina_ds.plan.gathering import Gathered, Limits, Widths, gathered_bytes
 from lumina_ds.plan.parameters import ParameterCounts, count_parameters
 from lumina_ds.plan.peaks import GrowingGradients, Moment, backward_moments, decoder_end, forward_moments
-from lumina_ds.plan.shape import ExpertLoad, Setting
+from lumina_ds.plan.shape import PARAMETER_BYTES, ExpertLoad, Setting
 from lumina_ds.plan.states import StateBytes, ZeroSettings, optimizer_groups, state_bytes
 from lumina_ds.text import GIB
 
@@ -52,7 +52,6 @@ _NCCL_WORLD = GIB // 2
 _NCCL_EXPERTS = GIB // 4
 # Fragmentation of the caching allocator and what is not modelled, as a share of everything else.
 MARGIN = 0.05
-PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 _OPERAND_BYTES = {"fp32": 4, "mixed_bf16": 2, "bf16": 2, "fp16": 2}
 _RESIDUAL_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
-_PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
+# Of a weight, by the precisions that can be planned.
+PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Setting:
 
     @property
     def w(self) -> int:
-        return _PARAMETER_BYTES[self.precision]
+        return PARAMETER_BYTES[self.precision]
 
     @property
     def p(self) -> int:

@@ -6,16 +6,15 @@ not go back to the precision that failed.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import PackedRows
+from lumina_ds.engine.build import release
 from lumina_ds.engine.world import World
 from lumina_ds.errors import CheckpointError, MachineError, UnstableError
 from lumina_ds.files import write_atomically
@@ -43,23 +42,22 @@ def train_with_fallback(config: RunConfig, rows: PackedRows, eval_rows: PackedRo
             run.run()
             return
         except UnstableError as error:
-            safer = safer_precision(run.precision) if config.train.precision_fallback else None
+            safer = safer_precision(run.setting.precision) if config.train.precision_fallback else None
             if safer is None:
                 raise
-            if run.leads:
+            if world.rank == 0:
                 log.warning(
-                    "%s. Going on from the last sound checkpoint in %s instead of %s", error, safer, run.precision
+                    "%s. Going on from the last sound checkpoint in %s instead of %s",
+                    error,
+                    safer,
+                    run.setting.precision,
                 )
-                failed = {"precision": safer, "instead_of": run.precision, "step": run.progress.step}
+                failed = {"precision": safer, "instead_of": run.setting.precision, "step": run.state.step}
                 write_atomically(record, json.dumps(failed | {"reason": str(error)}, indent=1))
             config = _changed(config, safer)
-            config.deepspeed.zero_stage = run.deepspeed_json["zero_optimization"]["stage"]
+            config.deepspeed.zero_stage = run.setting.zero_stage
         config.run.resume = "auto"
-        run.engine.destroy()
-        del run
-        gc.collect()
-        if world.device == "cuda":
-            torch.cuda.empty_cache()
+        release(run.engine)
         dist.barrier()
 
 

@@ -2,103 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch.distributed as dist
-
-from lumina_ds.checkpoint.format import (
-    find_checkpoint,
-    newest_valid,
+from lumina_ds.checkpoint.format import find_checkpoint, newest_valid, set_aside_later_steps, step_folders
+from lumina_ds.checkpoint.manifest import (
+    Digest,
+    Manifest,
+    RunIdentity,
+    SavedData,
+    SavedOptimizer,
+    Schedule,
+    Topology,
     read_manifest,
-    set_aside_later_steps,
-    step_folders,
 )
 from lumina_ds.checkpoint.publish import restore_replaced
-from lumina_ds.config.schema import ModelConfig, RunConfig
+from lumina_ds.config.schema import ModelConfig, RunConfig, ZeroStage
 from lumina_ds.data.sampler import ORDER_VERSION
-from lumina_ds.errors import CheckpointError, LuminaError
+from lumina_ds.data.shards.folder import ShardFolder
+from lumina_ds.data.shards.manifest import MANIFEST_FILE
+from lumina_ds.engine.world import World, on_rank_0
+from lumina_ds.errors import CheckpointError
 from lumina_ds.files import file_digest
-from lumina_ds.plan.duration import checkpoint_bytes
-from lumina_ds.train.disk_space import check_disk_space
-
-if TYPE_CHECKING:
-    from lumina_ds.train.run import TrainingRun
+from lumina_ds.train.run_folder import RunFolder
 
 # Of these, nothing may differ but the layout, for which the state is divided anew, and the precision: weights and
 # moments are saved in fp32 whatever it is.
-IDENTITY = ("topology", "model", "optimizer", "tokenizer", "template", "data", "schedule")
-LAYOUT = tuple(f"topology.{name}" for name in ("world_size", "zero_stage", "expert_parallel_size", "precision"))
+IDENTITY = tuple(RunIdentity.model_fields)
+LAYOUT = tuple(f"topology.{name}" for name in Topology.model_fields)
 
 
-def run_identity(run: TrainingRun) -> dict[str, Any]:
-    """What a checkpoint must share with the run that resumes from it; all plain JSON."""
-    train = run.config.train
-    return {
-        "topology": {
-            "world_size": run.world.size,
-            "zero_stage": run.deepspeed_json["zero_optimization"]["stage"],
-            "expert_parallel_size": run.config.deepspeed.expert_parallel_size,
-            "precision": run.precision,
-        },
-        "model": run.config.model.model_dump(),
-        "optimizer": {
-            "name": train.optimizer,
-            "weight_decay": train.weight_decay,
-            "betas": [train.adam_beta1, train.adam_beta2],
-            "epsilon": train.adam_epsilon,
-        },
-        "tokenizer": {"sha256": run.rows.folder.manifest.tokenizer.digest},
-        "template": {"sha256": run.rows.folder.manifest.template.digest},
-        "data": {
-            "sha256": file_digest(run.rows.folder.path / "manifest.json"),
-            "seq_length": run.config.seq_length,
-            "seed": train.seed,
-            "order": ORDER_VERSION,
-        },
-        "schedule": {"rows_per_step": run.batch_rows},
-    }
+def run_identity(
+    config: RunConfig, world_size: int, zero_stage: ZeroStage, precision: str, shards: ShardFolder, rows_per_step: int
+) -> RunIdentity:
+    """What a checkpoint must share with the run that resumes from it."""
+    train = config.train
+    return RunIdentity(
+        topology=Topology(
+            world_size=world_size,
+            zero_stage=zero_stage,
+            expert_parallel_size=config.deepspeed.expert_parallel_size,
+            precision=precision,
+        ),
+        model=config.model.model_dump(),
+        optimizer=SavedOptimizer(
+            name=train.optimizer,
+            weight_decay=train.weight_decay,
+            betas=[train.adam_beta1, train.adam_beta2],
+            epsilon=train.adam_epsilon,
+        ),
+        tokenizer=Digest(sha256=shards.manifest.tokenizer.digest),
+        template=Digest(sha256=shards.manifest.template.digest),
+        data=SavedData(
+            sha256=file_digest(shards.path / MANIFEST_FILE),
+            seq_length=config.seq_length,
+            seed=train.seed,
+            order=ORDER_VERSION,
+        ),
+        schedule=Schedule(rows_per_step=rows_per_step),
+    )
 
 
-def checkpoint_to_resume(run: TrainingRun) -> Path | None:
-    """Rank 0 takes the run folder, chooses and checks; every rank gets the choice or the same error. A collective."""
-    answer: list[Any] = [None]
-    if run.leads:
-        try:
-            run.folder.create()
-            run.folder.lock()
-            restore_replaced(run.folder.checkpoints)
-            answer[0] = _choose(run)
-            step = 0 if answer[0] is None else read_manifest(answer[0])["step"]
-            num_bytes = checkpoint_bytes(run.config, run.precision).total
-            check_disk_space(run.folder.checkpoints, run.config.train, num_bytes, run.last_step - step)
-        except LuminaError as error:
-            answer[0] = error
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], LuminaError):
-        raise answer[0]
-    return answer[0]
+def checkpoint_to_resume(
+    folder: RunFolder, resume: str, present: RunIdentity, world: World, check_room: Callable[[int], None]
+) -> Path | None:
+    """Rank 0 takes the run folder, chooses and checks; every rank gets the choice or the same error. A collective.
+
+    `resume` is the setting run.resume; `check_room(step)` refuses to train on from `step` without room on the disk.
+    """
+
+    def choose() -> Path | None:
+        folder.create()
+        folder.lock()
+        restore_replaced(folder.checkpoints)
+        chosen = _choose(folder, resume, present)
+        check_room(0 if chosen is None else read_manifest(chosen).step)
+        return chosen
+
+    return on_rank_0(world, choose)
 
 
-def _choose(run: TrainingRun) -> Path | None:
-    resume = run.config.run.resume
+def _choose(folder: RunFolder, resume: str, present: RunIdentity) -> Path | None:
     if resume == "none":
-        if step_folders(run.folder.checkpoints):
+        if step_folders(folder.checkpoints):
             raise CheckpointError(
-                f"{run.folder.path} already holds checkpoints and --resume none would mix two runs; "
+                f"{folder.path} already holds checkpoints and --resume none would mix two runs; "
                 "choose another --experiment-name, or --resume auto"
             )
         return None
-    chosen = newest_valid(run.folder.checkpoints) if resume == "auto" else find_checkpoint(Path(resume))
+    chosen = newest_valid(folder.checkpoints) if resume == "auto" else find_checkpoint(Path(resume))
     if chosen is not None:
-        refuse_another_run(chosen, read_manifest(chosen), run_identity(run))
-        if chosen.parent.resolve() == run.folder.checkpoints.resolve():
-            set_aside_later_steps(chosen.parent, read_manifest(chosen)["step"])
+        saved = read_manifest(chosen)
+        refuse_another_run(chosen, saved, present)
+        if chosen.parent.resolve() == folder.checkpoints.resolve():
+            set_aside_later_steps(chosen.parent, saved.step)
     return chosen
 
 
-def refuse_another_run(folder: Path, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+def refuse_another_run(folder: Path, saved: RunIdentity, present: RunIdentity) -> None:
     """Raise CheckpointError, field by field, when a checkpoint is not of the `present` run; the layout may differ."""
     differences = [
         difference for difference in identity_differences(saved, present) if not difference.startswith(LAYOUT)
@@ -107,43 +109,42 @@ def refuse_another_run(folder: Path, saved: Mapping[str, Any], present: Mapping[
         return
     remedy = "go back to these settings, or start anew under another --experiment-name"
     if [difference.split(" ")[0] for difference in differences] == ["schedule.rows_per_step"]:
-        rows, world_size = saved["schedule"]["rows_per_step"], present["topology"]["world_size"]
+        rows, world_size = saved.schedule.rows_per_step, present.topology.world_size
         remedy = f"keep --batch-size x --grad-accum x {world_size} ranks at {rows}, so that every row is seen once"
     raise CheckpointError(f"{folder} belongs to another run: {'; '.join(differences)}; {remedy}")
 
 
-def layout_changes(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+def layout_changes(saved: RunIdentity, present: RunIdentity) -> list[str]:
     """`field: saved -> present` for a resume under another world size, ZeRO stage, expert-parallel size or precision."""
     return [difference for difference in identity_differences(saved, present) if difference.startswith(LAYOUT)]
 
 
-def changed_settings(saved: Mapping[str, Any], config: RunConfig) -> list[str]:
+def changed_settings(saved: Manifest, config: RunConfig) -> list[str]:
     """`train.NAME: saved -> present` for settings that may change between lives of a run, and did."""
-    present = config.train.model_dump()
+    before, present = saved.config.train, config.train.model_dump()
     return [
-        f"train.{name} {saved['config']['train'].get(name)} -> {value}"
+        f"train.{name} {before.get(name)} -> {value}"
         for name, value in present.items()
-        if name not in ("stop_at_step", "compile") and saved["config"]["train"].get(name) != value
+        if name not in ("stop_at_step", "compile") and before.get(name) != value
     ]
 
 
-def identity_differences(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+def identity_differences(saved: RunIdentity, present: RunIdentity) -> list[str]:
     """`field: saved -> present` for every field of the identity that differs."""
-    saved = _with_later_fields(saved)
+    before, now = saved.model_dump(), present.model_dump()
+    before["model"] = _with_later_fields(before["model"])
     return [
-        f"{section}.{name} was {_short(saved.get(section, {}).get(name))}, is now {_short(value)}"
+        f"{section}.{name} was {_short(before[section].get(name))}, is now {_short(value)}"
         for section in IDENTITY
-        for name, value in present[section].items()
-        if saved.get(section, {}).get(name) != value
+        for name, value in now[section].items()
+        if before[section].get(name) != value
     ]
 
 
-def _with_later_fields(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_later_fields(model: Mapping[str, Any]) -> dict[str, Any]:
     """A model saved before some field existed was what the field's default makes."""
-    if "model" not in saved:
-        return saved
     defaults = {name: field.get_default(call_default_factory=True) for name, field in ModelConfig.model_fields.items()}
-    return {**saved, "model": defaults | saved["model"]}
+    return {**defaults, **model}
 
 
 def _short(value: Any) -> str:

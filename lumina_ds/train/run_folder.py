@@ -1,21 +1,30 @@
-"""The run folder: its paths, its lock, and the files that say what the run is."""
+"""The run folder: its paths, its lock, and the files that say what the run is and where it trains."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import platform
 import shutil
+import socket
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
+from lumina_ds import __version__
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.files import write_atomically
 
 if TYPE_CHECKING:
     from lumina_ds.data.loader import PackedRows
+    from lumina_ds.engine.world import World
+
+LIBRARIES = ("torch", "deepspeed", "numpy", "pyarrow", "sentencepiece", "safetensors", "flash-attn")
 
 
 class RunFolder:
@@ -74,3 +83,50 @@ def effective_config(config: RunConfig, rows: PackedRows, eval_rows: PackedRows 
         shards["eval_shards"] = str(eval_rows.folder.path)
     values = config.model_dump()
     return {**values, "data": {**values["data"], **shards, "packing": made.packing, "overlong": made.overlong}}
+
+
+def write_environment(folder: Path, world: World, num_steps: int) -> None:
+    """Write environment.json for the latest life of the run: versions, hosts with their ranks, devices, the command, and the steps of the whole run.
+
+    A collective: every rank says where it is.
+    """
+    import torch.distributed as dist
+
+    places: list[Any] = [None] * world.size
+    dist.all_gather_object(places, (socket.gethostname(), _device(world)))
+    if world.rank != 0:
+        return
+    hosts = [place[0] for place in places]
+    environment = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "num_steps": num_steps,
+        "ranks": world.size,
+        "hosts": {host: hosts.count(host) for host in dict.fromkeys(hosts)},
+        "devices": sorted({place[1] for place in places}),
+        "platform": platform.platform(),
+        "versions": {"lumina-ds": __version__, "python": platform.python_version(), **_versions()},
+    }
+    write_atomically(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _device(world: World) -> str:
+    import torch
+
+    if world.device == "cuda":
+        return torch.cuda.get_device_name(world.torch_device)
+    return f"CPU, {torch.get_num_threads()} threads a rank"
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found

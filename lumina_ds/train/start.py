@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +10,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.world import World, start, stop
-from lumina_ds.errors import ConfigError, DataError, Interrupted, LuminaError, MachineError, OutOfMemory, SharedFault
+from lumina_ds.engine.world import World, on_rank_0, start, stop
+from lumina_ds.errors import ConfigError, LuminaError
 from lumina_ds.logs import CONSOLE_LOGGER, configure_logging
-from lumina_ds.train.out_of_memory import is_out_of_memory
+from lumina_ds.train.ending import report_error, report_unexpected
 from lumina_ds.train.run_folder import RunFolder
-from lumina_ds.train.watch.heartbeat import tells_of_another_end
 
 if TYPE_CHECKING:
     from lumina_ds.data.shards.folder import ShardFolder
@@ -59,7 +56,7 @@ def run_as_rank(body: Callable[[World], None], rendezvous_seconds: float) -> NoR
         code = error.exit_code
         report_error(rank, error)
     except BaseException as error:
-        code = _report_unexpected(rank, error)
+        code = report_unexpected(rank, error)
     stop(code, clean)
 
 
@@ -108,44 +105,13 @@ def verify_shards(folders: Sequence[ShardFolder], world: World) -> None:
 
     Rank 0 reads every byte of up to MAX_VERIFIED_BYTES; a larger corpus is left to `lumina data verify`.
     """
-    import torch.distributed as dist
 
-    fault: list[DataError | None] = [None]
-    if world.rank == 0:
+    def verify() -> None:
         for folder in folders:
             size = sum(shard.size_bytes for shard in folder.manifest.shards)
             if size > MAX_VERIFIED_BYTES:
                 log.info("%s is large and is not verified here; see lumina data verify", folder.path)
-                continue
-            try:
+            else:
                 folder.verify()
-            except DataError as error:
-                fault[0] = error
-    dist.broadcast_object_list(fault, src=0)
-    if fault[0] is not None:
-        raise fault[0]
 
-
-def report_error(rank: int, error: LuminaError) -> None:
-    """One line on stderr and in the log: of rank 0, and of others what may be theirs alone, such as missing files."""
-    log.error("%s", error)
-    if rank == 0:
-        # A stop that was asked for is no error.
-        print(str(error) if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr, flush=True)
-    elif isinstance(error, DataError | MachineError) and not isinstance(error, SharedFault):
-        print(f"[rank {rank}] error: {error}", file=sys.stderr, flush=True)
-
-
-def _report_unexpected(rank: int, error: BaseException) -> int:
-    log.error("%s", traceback.format_exc())
-    if is_out_of_memory(error):
-        remedy = "lower --batch-size and raise --grad-accum, or use --activation-checkpointing full"
-        what = str(error).partition("\n")[0]
-        print(f"error: rank {rank} ran out of memory ({what}); {remedy}", file=sys.stderr, flush=True)
-        return OutOfMemory.exit_code
-    if isinstance(error, RuntimeError) and tells_of_another_end(str(error)):
-        # Its traceback is in the log; the rank that failed first has the cause.
-        print(f"rank {rank} lost the connection to another rank and ends", file=sys.stderr, flush=True)
-        return 1
-    print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
+    on_rank_0(world, verify)

@@ -5,6 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
+from manifests import make_manifest
+
 from lumina_ds.checkpoint import publish as publishing
 from lumina_ds.checkpoint import tensor_file
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
@@ -15,7 +17,8 @@ PARTS = {"optimizer-00000.safetensors": b"pieces" * 5000, "random-rank-0.pt": b"
 def publish(checkpoints, step, eval_loss):
     staging = publishing.begin(checkpoints, step)
     files = {name: CheckpointFile(name, content=content).write(staging) for name, content in PARTS.items()}
-    publishing.publish(staging, {"step": step, "eval_loss": eval_loss, "files": files}, keep=1)
+    entries = {name: entry.model_dump() for name, entry in files.items()}
+    publishing.publish(staging, make_manifest(step=step, eval_loss=eval_loss, files=entries), keep=1)
 
 
 def kill_at(number):

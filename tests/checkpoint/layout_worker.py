@@ -2,15 +2,17 @@
 
 import json
 import sys
+import weakref
 from pathlib import Path
 
 from tiny_run import configuration
 
-from lumina_ds.checkpoint.format import find_checkpoint, read_manifest, step_folders
+from lumina_ds.checkpoint.format import find_checkpoint, step_folders
+from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.checkpoint.saver import CheckpointSaver
 from lumina_ds.checkpoint.state import restore_engine
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
-from lumina_ds.engine.build import build_engine
+from lumina_ds.engine.build import build_engine, release
 from lumina_ds.engine.world import start, stop
 from lumina_ds.train.start import train
 
@@ -30,11 +32,13 @@ def copy_through(config, world, precision, source, target):
     manifest = read_manifest(source)
     restore_engine(engine, source, manifest)
     saver = CheckpointSaver(target, source / "tokenizer.model", world, keep=1, num_bytes=0, background=False)
-    saver.save(engine, {"step": manifest["step"], "eval_loss": None})
+    saver.save(engine, manifest)
     outcome = saver.finish()
     assert outcome.error is None, outcome
     saver.close()
-    engine.destroy()
+    weight = weakref.ref(next(engine.module.parameters()))
+    release(engine)
+    assert weight() is None, "a released engine still holds its parameters"
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from manifests import make_manifest
 from safetensors.torch import load_file
 from tiny_run import configuration
 
-from lumina_ds.checkpoint.format import checkpoint_faults, read_manifest
+from lumina_ds.checkpoint.format import checkpoint_faults
+from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.checkpoint.pieces import optimizer_file_name
 from lumina_ds.checkpoint.publish import begin, publish
-from lumina_ds.checkpoint.state import PIECES, SavedState, piece_record
+from lumina_ds.checkpoint.saved_state import PieceRecord, SavedState, pieces_metadata
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
 
 pytestmark = pytest.mark.slow
@@ -28,7 +30,7 @@ KEYS = ("weight", "exp_avg", "exp_avg_sq")
 # The libraries are there before; which of their pages count depends on what else the machine has read. They are read
 # once: each command then has a process of its own, forked from the one that has them.
 COMMANDS = """import json, os, re, sys
-import torch, lumina_ds.checkpoint.reshard
+import torch, lumina_ds.checkpoint.consolidate, lumina_ds.checkpoint.reshard
 from lumina_ds.cli.main import cli, run_command
 
 def kib(name):
@@ -61,14 +63,15 @@ def make_checkpoint(run, mib):
         for name, shape in shapes.items():
             whole = torch.Size(shape).numel()
             start, end = rank * whole // 2, (rank + 1) * whole // 2
-            records[name] = piece_record(shape, start, end - start, list(KEYS), {"step": 3.0})
+            records[name] = PieceRecord(
+                shape=list(shape), start=start, numel=end - start, keys=list(KEYS), scalars={"step": 3.0}
+            )
             tensors |= {f"{name}/{key}": torch.arange(start, end) * 0.5 + at for at, key in enumerate(KEYS)}
-        file = CheckpointFile(optimizer_file_name(rank), tensors, {PIECES: json.dumps(records)})
+        file = CheckpointFile(optimizer_file_name(rank), tensors, pieces_metadata(records))
         files[file.name] = file.write(staging)
-    config = configuration("r", 2, "fp32", str(run)).model_dump(mode="json")
-    topology = {"world_size": 2, "zero_stage": 2, "expert_parallel_size": 2, "precision": "fp32"}
-    manifest = {"step": 3, "topology": topology, "files": files, "eval_loss": None, "config": config}
-    return publish(staging, manifest | {"schedule": {"rows_per_step": 8}}, keep=1)
+    entries = {name: entry.model_dump() for name, entry in files.items()}
+    manifest = make_manifest(configuration("r", 2, "fp32", str(run)), step=3, files=entries)
+    return publish(staging, manifest, keep=1)
 
 
 def lumina_in_processes(*commands, limit=None):
@@ -108,14 +111,14 @@ def test_both_under_a_hard_limit_of_about_half_the_checkpoint(tmp_path):
             ("consolidate", tmp_path, "--out", out), ("reshard", tmp_path, *RESHARD), limit=limit
         )  # fmt: skip
     assert checkpoint_faults(step) == []
-    assert sorted(name for name in read_manifest(step)["files"]) == [optimizer_file_name(0)]
+    assert sorted(name for name in read_manifest(step).files) == [optimizer_file_name(0)]
     after, whole = load_all(step), load_file(out)
     assert not [name for name, values in before.items() if not torch.equal(values, after[name])]
     assert not [name for name, values in whole.items() if not torch.equal(values, before[f"{name}/weight"])]
 
 
 def load_all(step):
-    saved = SavedState(step, read_manifest(step)["files"])
+    saved = SavedState(step, read_manifest(step).files)
     state = {}
     for name, shape in saved.shapes.items():
         for key in KEYS:

@@ -4,18 +4,17 @@ import json
 import math
 
 import pytest
+from manifests import make_manifest, manifest_content
 
 from lumina_ds.checkpoint.format import (
-    FORMAT,
     checkpoint_faults,
     find_checkpoint,
-    manifest_digest,
     newest_valid,
     pointer_target,
-    read_manifest,
     set_aside_later_steps,
     step_folders,
 )
+from lumina_ds.checkpoint.manifest import manifest_digest, read_manifest
 from lumina_ds.checkpoint.publish import best_loss, prune
 from lumina_ds.config.schema import ModelConfig, RunConfig
 from lumina_ds.errors import CheckpointError, ConfigError
@@ -29,7 +28,7 @@ def make_step(checkpoints, step, content=b"weights", eval_loss=None):
     folder.mkdir(parents=True)
     (folder / "data.bin").write_bytes(content)
     entry = {"bytes": len(content), "sha256": file_digest(folder / "data.bin")}
-    write_manifest(folder, {"format": FORMAT, "step": step, "files": {"data.bin": entry}, "eval_loss": eval_loss})
+    write_manifest(folder, manifest_content(step=step, files={"data.bin": entry}, eval_loss=eval_loss))
     return folder
 
 
@@ -76,7 +75,7 @@ def test_going_back_sets_the_later_steps_aside(tmp_path, caplog):
     assert [folder.name for folder in step_folders(tmp_path)] == ["step-00000002"]
     assert newest_valid(tmp_path) == tmp_path / "step-00000002"
     assert (tmp_path / "step-00000006.abandoned" / "data.bin").exists()  # nothing is lost
-    assert read_manifest(tmp_path / "step-00000002")["step"] == 2
+    assert read_manifest(tmp_path / "step-00000002").step == 2
 
 
 def test_pointers_let_go_of_what_is_set_aside(tmp_path):
@@ -109,7 +108,7 @@ def test_row_34_two_runs_in_one_folder(tmp_path):
 
 def test_changed_settings_are_named():
     config = RunConfig.model_validate({"train": {"learning_rate": 1e-3, "stop_at_step": 5}})
-    saved = {"config": config.model_dump()}
+    saved = make_manifest(config)
     assert changed_settings(saved, config) == []
     later = RunConfig.model_validate({"train": {"learning_rate": 5e-4, "stop_at_step": 9}})
     assert changed_settings(saved, later) == ["train.learning_rate 0.001 -> 0.0005"]
@@ -146,19 +145,17 @@ def test_pruning_keeps_latest_and_best(tmp_path):
 
 
 def test_identity_differences_name_both_values():
-    saved = {section: {} for section in ("topology", "model", "optimizer", "tokenizer", "template", "data", "schedule")}
-    saved["topology"] = {"world_size": 4}
-    present = {**saved, "topology": {"world_size": 2}}
+    present = make_manifest()
+    saved = make_manifest(topology=present.topology.model_dump() | {"world_size": 4})
     assert identity_differences(saved, present) == ["topology.world_size was 4, is now 2"]
     assert identity_differences(saved, saved) == []
 
 
 def test_a_model_saved_before_a_field_existed_is_the_same_model():
-    present = {section: {} for section in ("topology", "optimizer", "tokenizer", "template", "data", "schedule")}
-    present["model"] = ModelConfig(num_experts=4).model_dump()
-    saved = {**present, "model": {k: v for k, v in present["model"].items() if k not in ("scoring_func", "qk_norm")}}
-    assert identity_differences(saved, present) == []
-    present["model"]["scoring_func"] = "sigmoid"
+    model = ModelConfig(num_experts=4).model_dump()
+    saved = make_manifest(model={k: v for k, v in model.items() if k not in ("scoring_func", "qk_norm")})
+    assert identity_differences(saved, make_manifest(model=model)) == []
+    present = make_manifest(model=model | {"scoring_func": "sigmoid"})
     assert identity_differences(saved, present) == ["model.scoring_func was 'softmax', is now 'sigmoid'"]
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lumina_ds.checkpoint.format import checkpoint_faults, read_manifest, step_folders, weight_files
-from lumina_ds.checkpoint.state import SavedState
+from lumina_ds.checkpoint.format import checkpoint_faults, step_folders, weight_files
+from lumina_ds.checkpoint.manifest import read_manifest
+from lumina_ds.checkpoint.saved_state import SavedState
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.monitor.writers import read_records
 
@@ -86,7 +87,7 @@ def whole_state(folder):
 
 
 def state_of(step):
-    saved = SavedState(step, read_manifest(step)["files"])
+    saved = SavedState(step, read_manifest(step).files)
     state = {}
     for name, shape in saved.shapes.items():
         for key in saved.keys_of(name, shape):
@@ -156,10 +157,10 @@ def test_consolidate_and_reshard_from_the_command_line(trained, ranks, folder, l
         lumina("checkpoint", "reshard", folder / "whole", *layout)
         assert checkpoint_faults(step) == []
         manifest = read_manifest(step)
-        assert [manifest["topology"][key] for key in ("world_size", "expert_parallel_size", "zero_stage")] == [
+        assert [getattr(manifest.topology, key) for key in ("world_size", "expert_parallel_size", "zero_stage")] == [
             *(world_size, expert_parallel, zero)
         ]
-        assert sum(name.startswith("optimizer-") for name in manifest["files"]) == world_size
+        assert sum(name.startswith("optimizer-") for name in manifest.files) == world_size
         assert_same_state(whole_state(step.parent), before)
     words = ["checkpoint", "reshard", str(folder / "whole"), "--world-size", "3", "--expert-parallel", "1"]
     assert run_command(cli, words) == 2
@@ -167,4 +168,4 @@ def test_consolidate_and_reshard_from_the_command_line(trained, ranks, folder, l
 
 
 def files(folder):
-    return read_manifest(step_folders(folder)[-1])["files"]
+    return read_manifest(step_folders(folder)[-1]).files

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from lumina_ds.checkpoint.format import find_checkpoint, read_manifest, weight_files
+from lumina_ds.checkpoint.format import find_checkpoint, weight_files
+from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import Conversation, Turn
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
@@ -88,7 +88,7 @@ def _every_form_of_the_model_answers_alike(capsys) -> None:
 def _logits_agree(run: Path, exported: Path) -> None:
     """Ids, logits and generation of one conversation, by ours and by transformers."""
     checkpoint = find_checkpoint(run)
-    shape = ModelConfig.model_validate(read_manifest(checkpoint)["model"])
+    shape = read_manifest(checkpoint).shape()
     ours = load_model(shape, weight_files(checkpoint), checkpoint / "tokenizer.model", "fp32")
     turns = (Turn("user", "what is 3 plus 4?"), Turn("assistant", "3 plus 4 is 7. <|end|> is a word"))
     [(ids, _)] = encode_conversations([Conversation(turns)], Tokenizer.load(checkpoint / "tokenizer.model"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from lumina_ds.checkpoint.state import rank_files
+from lumina_ds.checkpoint.saver import rank_files
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.build import build_engine

@@ -96,7 +96,9 @@ def test_presets_are_installed(installation: Installation) -> None:
 
 
 def test_deepspeed_configurations_are_found_by_name(installation: Installation) -> None:
-    program = "from lumina_ds.config.deepspeed.compose import deepspeed_config_names; print(' '.join(deepspeed_config_names()))"
+    program = (
+        "from lumina_ds.config.deepspeed.tree import deepspeed_config_names; print(' '.join(deepspeed_config_names()))"
+    )
     assert installation.run("python", "-c", program).stdout.split() == DEEPSPEED_CONFIGS
     plan = ["lumina", "plan", "--config", "debug", "--gpus", "2", "--expert-parallel", "2", "--json"]
     assert json.loads(installation.run(*plan, "--deepspeed_config", "moe_zero2").stdout)

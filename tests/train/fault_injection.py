@@ -26,18 +26,18 @@ class Injection:
     def __init__(self, faults):
         from lumina_ds.data.loader import PackedRows
         from lumina_ds.model.transformer import CausalLM
-        from lumina_ds.train import run as train_run
+        from lumina_ds.train import guarded_step, loop, run, saves
 
         self.faults = faults
         self.run = None
-        self._wrap(train_run.TrainingRun, "__init__", self._remember)
-        self._wrap(train_run.TrainingRun, "_micro_batches", self._in_loader)
+        self._wrap(run.TrainingRun, "__init__", self._remember)
+        self._wrap(loop.TrainingLoop, "micro_batches", self._in_loader)
         self._wrap(CausalLM, "forward", self._in_forward)
-        self._wrap(train_run, "run_step", self._around_step)
-        self._wrap(train_run.CheckpointSaver, "save", self._in_save)
-        self._wrap(train_run.TrainingRun, "_record", self._in_record)
+        self._wrap(guarded_step, "run_step", self._around_step)
+        self._wrap(saves.CheckpointSaver, "save", self._in_save)
+        self._wrap(loop.TrainingLoop, "_record", self._in_record)
         for fault in mine_of_kind(faults, "long steps"):
-            train_run.SLOW_STEP_SECONDS = fault["seconds"]
+            loop.SLOW_STEP_SECONDS = fault["seconds"]
         self.collate = PackedRows.collate
 
     def _wrap(self, owner, name, wrapper):
@@ -58,15 +58,15 @@ class Injection:
         self.run = run
         original(run, *args, **kwargs)
 
-    def _in_loader(self, original, run, step):
+    def _in_loader(self, original, loop, step):
         for fault in self._due(step + 1, "hang in loader", "slow loader", "raise in loader"):
             if fault["kind"] == "raise in loader":
                 raise OSError(5, "Input/output error", "a shard")
             time.sleep(fault.get("seconds", 3600))
-        return original(run, step)
+        return original(loop, step)
 
     def _in_forward(self, original, model, *args, **kwargs):
-        step = self.run.progress.step + 1
+        step = self.run.state.step + 1
         if not model.training:
             return original(model, *args, **kwargs)
         for fault in self._due(step, "kill in forward", "stop", "busy", "no memory", "raise in forward"):
@@ -92,19 +92,19 @@ class Injection:
         return (loss, *others)
 
     def _around_step(self, original, engine, *args, **kwargs):
-        for _ in self._due(self.run.progress.step + 1, "kill in step"):
+        for _ in self._due(self.run.state.step + 1, "kill in step"):
             engine.optimizer.step = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
         return original(engine, *args, **kwargs)
 
-    def _in_record(self, original, run, *args, **kwargs):
-        for _ in self._due(run.progress.step, "raise between steps"):
+    def _in_record(self, original, loop, *args, **kwargs):
+        for _ in self._due(loop.state.step, "raise between steps"):
             raise RuntimeError("a bug between two steps")
-        return original(run, *args, **kwargs)
+        return original(loop, *args, **kwargs)
 
     def _in_save(self, original, *args, **kwargs):
-        for _ in self._due(self.run.progress.step, "SIGTERM in save"):
+        for _ in self._due(self.run.state.step, "SIGTERM in save"):
             os.kill(os.getpid(), signal.SIGTERM)
-        for _ in self._due(self.run.progress.step, "nan in weights"):
+        for _ in self._due(self.run.state.step, "nan in weights"):
             _damage_a_weight(self.run.engine)
         return original(*args, **kwargs)
 

@@ -50,8 +50,8 @@ def run(config, faults, shards, world):
         found["error"] = str(error)
     engine = injection.run.engine
     found["finite"] = all(bool(torch.isfinite(p).all()) for _, p in full_parameters(engine) if p is not None)
-    found |= {"step": injection.run.progress.step, "skipped": injection.run.progress.skipped}
-    found["rollbacks"] = injection.run.progress.rollbacks
+    state = injection.run.state
+    found |= {"step": state.step, "skipped": state.skipped, "rollbacks": state.rollbacks}
     every = [None] * world.size
     dist.all_gather_object(every, found)
     return every

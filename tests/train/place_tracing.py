@@ -31,11 +31,11 @@ class Tracing:
     def __init__(self, path):
         from lumina_ds.checkpoint import saver
         from lumina_ds.model.transformer import CausalLM
-        from lumina_ds.train import run
+        from lumina_ds.train import guarded_step
 
         self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         self.step = self.micro_batch = 0
-        self._wrap(run, "run_step", self._around_step)
+        self._wrap(guarded_step, "run_step", self._around_step)
         self._wrap(CausalLM, "forward", self._around_forward)
         self._wrap(saver._Save, "begin", self._around_begin)
         self._wrap(saver._Save, "write", self._around_write)

@@ -7,10 +7,10 @@ from pathlib import Path
 from tiny_run import configuration
 
 from lumina_ds.engine.world import start, stop
-from lumina_ds.train import run as train_run
+from lumina_ds.train import guarded_step
 from lumina_ds.train.start import train
 
-sound_step = train_run.run_step
+sound_step = guarded_step.run_step
 
 
 def poison_bf16(engine, batches, counts, model, *rest, **options):
@@ -40,7 +40,7 @@ if __name__ == "__main__":
         run("bf16", stage, "bf16")
         run("taken-up", stage, "bf16", stop_at_step=5)
         run("taken-up", stage, "fp32")
-    train_run.run_step = poison_bf16
+    guarded_step.run_step = poison_bf16
     run("fallback", 2, "bf16", save_every_n_batches=4, precision_fallback=True)
     run("fallback", 2, "bf16", save_every_n_batches=4, precision_fallback=True, max_steps=12)
     if world.rank == 0:

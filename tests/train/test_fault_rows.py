@@ -18,7 +18,8 @@ import yaml
 from kill_trials import Trials
 from two_rank_run import CHECKOUT, CONFIG, Run
 
-from lumina_ds.checkpoint.format import checkpoint_faults, read_manifest
+from lumina_ds.checkpoint.format import checkpoint_faults
+from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.monitor.writers import read_records
 
 pytestmark = pytest.mark.slow
@@ -120,7 +121,7 @@ def test_row_13_signals_inside_and_between_the_micro_batches_of_long_steps(start
 
 
 def files_without_random_states(step):
-    files = read_manifest(step)["files"]
+    files = read_manifest(step).files
     return {name: entry for name, entry in files.items() if not name.startswith("random")}
 
 

@@ -21,21 +21,22 @@ from lumina_ds.checkpoint import tensor_file
 from lumina_ds.checkpoint.format import (
     checkpoint_faults,
     find_checkpoint,
-    manifest_digest,
     newest_valid,
     pointer_target,
-    read_manifest,
     step_folders,
 )
+from lumina_ds.checkpoint.manifest import Digest, manifest_digest, read_manifest
 from lumina_ds.checkpoint.publish import best_loss, prune
-from lumina_ds.checkpoint.state import SavedState, restore_random_state
+from lumina_ds.checkpoint.saved_state import SavedState
+from lumina_ds.checkpoint.state import restore_random_state
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.schema import TrainConfig
 from lumina_ds.errors import CheckpointError, ConfigError, MachineError
 from lumina_ds.files import file_digest
+from lumina_ds.monitor.records import StepRecord
 from lumina_ds.monitor.writers import MetricsWriter, read_records
-from lumina_ds.train import disk_space
+from lumina_ds.train import saves
 from lumina_ds.train.resume import refuse_another_run
 from lumina_ds.train.run_folder import RunFolder
 
@@ -111,7 +112,7 @@ def test_row_02_03_04_a_kill_at_any_moment_of_a_save_leaves_a_sound_checkpoint(t
         checkpoints = tmp_path / str(number)
         code = subprocess.run(
             [sys.executable, CHECKOUT / "tests/checkpoint/killed_save.py", checkpoints, str(number)],
-            env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+            env=os.environ | {"PYTHONPATH": f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'tests'}"},
         ).returncode
         found = newest_valid(checkpoints)
         assert found is not None and checkpoint_faults(found) == []
@@ -152,28 +153,28 @@ def test_row_05_a_disk_without_room_for_one_checkpoint_refuses_the_run(command, 
 def test_row_05_what_the_disk_must_hold(tmp_path, caplog, monkeypatch):
     """Of 5 saves the 2 newest, the best and the one being written stay: 4 x 100 bytes, and 10 lines of metrics."""
     train = TrainConfig(keep_checkpoints=2, save_every_n_batches=2)
-    free = disk_space.METRICS_BYTES * 10 + 400
+    free = saves.METRICS_BYTES * 10 + 400
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda path: usage._replace(free=free))
-    disk_space.check_disk_space(tmp_path, train, 100, 10)
+    monkeypatch.setattr(saves.shutil, "disk_usage", lambda path: usage._replace(free=free))
+    saves.check_disk_space(tmp_path, train, 100, 10)
     assert not caplog.records
-    disk_space.check_disk_space(tmp_path, train, 101, 10)
+    saves.check_disk_space(tmp_path, train, 101, 10)
     assert "up to 4 checkpoints with the metrics take" in caplog.text
     with pytest.raises(MachineError, match="one checkpoint with the metrics takes"):
-        disk_space.check_disk_space(tmp_path, train, 401, 10)
-    disk_space.check_disk_space(tmp_path, train, 401, 0)  # nothing is left to train
+        saves.check_disk_space(tmp_path, train, 401, 10)
+    saves.check_disk_space(tmp_path, train, 401, 0)  # nothing is left to train
 
 
 def test_row_05_metrics_wait_for_room_on_a_full_disk(tmp_path, caplog):
     with tmpfs(tmp_path / "small", "size=64k") as disk:
         writer = MetricsWriter(disk, 0)
-        writer.write({"step": 1, "loss": 1.5})
+        writer.write(StepRecord(step=1, loss=1.5))
         filler = disk / "filler"
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as stream:
             while stream.write(b"x" * 512):
                 pass
         for step in range(2, 40):  # the page that is begun has room for some
-            writer.write({"step": step, "loss": 1.5, "text": "x" * 400})
+            writer.write(StepRecord(step=step, loss=1.5, others={"text": "x" * 400}))
         assert caplog.text.count("No space left on device; training goes on") == 1
         written = read_records(disk / "metrics.jsonl")
         assert [record["step"] for record in written] == list(range(1, len(written) + 1)) and len(written) < 39
@@ -197,7 +198,7 @@ def test_row_06_a_read_only_folder_is_refused_at_the_start(tmp_path):
 
 def test_row_07_every_file_truncated_is_found(run):
     folder = newest(run)
-    for name in read_manifest(folder)["files"] | {"manifest.json": None}:
+    for name in [*read_manifest(folder).files, "manifest.json"]:
         content = (folder / name).read_bytes()
         for share in (0, 0.1, 0.5, 0.999):
             (folder / name).write_bytes(content[: int(len(content) * share)])
@@ -210,7 +211,7 @@ def test_row_07_every_file_truncated_is_found(run):
 def test_row_08_every_one_of_500_flipped_bits_is_found(run):
     folder = newest(run)
     draw = random.Random(1)
-    names = [*read_manifest(folder)["files"], "manifest.json"]
+    names = [*read_manifest(folder).files, "manifest.json"]
     for _ in range(500):
         path = folder / draw.choice(names)
         content = path.read_bytes()
@@ -300,7 +301,7 @@ def test_row_12_a_pickle_is_not_executed_even_with_a_right_digest(run, tmp_path)
         reseal(folder)
         assert run_command(cli, ["generate", str(run), "--prompt", "hello"]) == (0 if name.startswith("opt") else 5)
     with pytest.raises(CheckpointError, match=r"optimizer-00000\.safetensors is no safetensors file"):
-        SavedState(folder, read_manifest(folder)["files"])
+        SavedState(folder, read_manifest(folder).files)
     (folder / "manifest.json").write_bytes(pickle.dumps(Payload(marker)))
     assert newest_valid(run / "checkpoints").name == "step-00000003"
     assert not marker.exists()
@@ -364,7 +365,7 @@ def test_row_28_29_another_model_optimizer_and_tokenizer_are_named_field_by_fiel
     assert {path: path.read_bytes() for path in newest(run).iterdir()} == before
     saved = read_manifest(newest(run))
     with pytest.raises(CheckpointError, match=r"template\.sha256 was \w+\.\.\., is now 'other'"):
-        refuse_another_run(newest(run), saved, saved | {"template": {"sha256": "other"}})
+        refuse_another_run(newest(run), saved, saved.model_copy(update={"template": Digest(sha256="other")}))
 
 
 @pytest.mark.slow
@@ -388,7 +389,7 @@ def test_a_checkpoint_is_never_consolidated_into_nor_moves_latest_back(run):
     for out in (latest, latest / "whole.safetensors"):
         assert run_command(cli, ["checkpoint", "consolidate", str(run), "--out", str(out)]) == 2
     assert run_command(cli, ["checkpoint", "reshard", str(older), "--world-size", "1", "--zero", "2"]) == 0
-    assert read_manifest(older)["topology"]["zero_stage"] == 2
+    assert read_manifest(older).topology.zero_stage == 2
     assert pointer_target(run / "checkpoints", "latest") == latest
     (latest / "random-rank-0.pt").write_bytes(b"")
     assert run_command(cli, ["checkpoint", "reshard", str(older), "--world-size", "1"]) == 0
@@ -426,7 +427,7 @@ def test_row_38_two_transient_errors_are_tried_again(tmp_path, monkeypatch, capl
 
     monkeypatch.setattr(tensor_file.os, "fsync", failing)
     entry = CheckpointFile("a.safetensors", {"a": torch.arange(5.0)}).write(tmp_path)
-    assert entry["sha256"] == file_digest(tmp_path / "a.safetensors") and not failures
+    assert entry.sha256 == file_digest(tmp_path / "a.safetensors") and not failures
     failures[:] = [errno.ENOSPC]
     with pytest.raises(OSError):
         CheckpointFile("b.safetensors", content=b"b").write(tmp_path)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lumina_ds.checkpoint.format import read_manifest
+from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.checkpoint.state import engine_counters, restore_loss_scale
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
@@ -46,7 +46,7 @@ def test_only_fp16_gives_its_scale_to_fp16(saved_in, scale, iteration):
     counters = engine_counters(SimpleNamespace(optimizer=before, skipped_steps=0))
     after = scaler("fp16", 65536.0)
     after.cur_iter = 0
-    restore_loss_scale(after, {"topology": {"precision": saved_in}, "engine": counters})
+    restore_loss_scale(after, saved_in, counters)
     assert (after.cur_scale, after.cur_iter, after.dynamic) == (scale, iteration, True)
 
 
@@ -61,4 +61,4 @@ def test_fp16_trains_resumes_and_is_left(run_ranks, corpus, tmp_path):
     # In fp32 with the scale of fp16 the first update would be of another size.
     assert [record["loss"] for record in left[5:]] == pytest.approx([record["loss"] for record in whole[5:]], rel=2e-2)
     step = tmp_path / "whole-zero1-fp16" / "checkpoints" / "step-00000010"
-    assert read_manifest(step)["engine"]["loss_scaler"]["cur_scale"] >= 1024
+    assert read_manifest(step).engine.loss_scaler["cur_scale"] >= 1024

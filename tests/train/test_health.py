@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from lumina_ds.checkpoint.manifest import SavedHealth
 from lumina_ds.config.schema import HealthConfig
-from lumina_ds.train.health import StepHealth
-from lumina_ds.train.spikes import SpikeDetector
+from lumina_ds.train.health import SpikeDetector, StepHealth
 
 
 def test_scores_by_hand():
@@ -73,7 +73,8 @@ def test_skips_in_a_row_end_the_run_or_go_back():
 def test_a_sound_step_ends_the_row_and_the_state_goes_through_json():
     judge = warm(health(max_consecutive_skips=2))
     judge.observe(7, math.nan, math.inf, skipped=True)
-    resumed = StepHealth(judge.config, judge.state())
-    assert resumed.state() == judge.state() and resumed.skips_in_a_row == 1
+    saved = SavedHealth(losses=judge.losses, grad_norms=judge.grad_norms, skips_in_a_row=judge.skips_in_a_row)
+    resumed = StepHealth(judge.config, SavedHealth.model_validate_json(saved.model_dump_json()))
+    assert (resumed.losses, resumed.grad_norms, resumed.skips_in_a_row) == (judge.losses, judge.grad_norms, 1)
     resumed.observe(8, 2.0, 1.0, skipped=False)
     assert resumed.skips_in_a_row == 0

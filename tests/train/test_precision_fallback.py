@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lumina_ds.checkpoint.format import read_manifest
+from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.errors import CheckpointError
 from lumina_ds.monitor.writers import read_records
 from lumina_ds.train.precision_fallback import read_record, safer_precision
@@ -35,7 +35,7 @@ def test_precision_changes_between_lives(run_ranks, corpus, tmp_path):
     assert read_records(run / "metrics.jsonl")[-1]["skipped"] == 0
     for step in (8, 10, 12):
         folder = run / "checkpoints" / f"step-{step:08d}"
-        assert read_manifest(folder)["topology"]["precision"] == "mixed_bf16"
+        assert read_manifest(folder).topology.precision == "mixed_bf16"
 
 
 def test_the_order_of_safer_precisions(monkeypatch):

@@ -31,7 +31,7 @@ LOADING = """Thread 0x00000000000000cc (most recent call first):
 
 Thread 0x00000000000000aa (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 327 in wait
-  File "/src/lumina_ds/data/prefetch.py", line 44 in take
+  File "/src/lumina_ds/data/loader.py", line 44 in take
 """
 
 
@@ -47,7 +47,7 @@ def test_the_line_names_who_is_waited_for_first(tmp_path):
         stacks_path(tmp_path, rank).write_text(dump)
     beats = [beat(0), beat(1, "the data loader"), beat(2)]
     assert stall_lines(beats, set(), tmp_path) == [
-        "rank 1 is in document (lumina_ds/data/shards/folder.py:99) in the data loader of step 7",
+        "rank 1 is in document (data/shards/folder.py:99) in the data loader of step 7",
         "ranks 0, 2 wait in all_to_all_single in the training step of step 7",
     ]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lumina_ds.checkpoint.format import read_manifest
-from lumina_ds.data.loader import PackedRows, TrainingOrder
+from lumina_ds.checkpoint.manifest import read_manifest
+from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.monitor.writers import read_records
 
@@ -68,8 +69,8 @@ def test_row_17_and_18_going_back_is_exact_and_passes_over_the_samples(run_ranks
         assert list(dict.fromkeys(record["row"] for record in passed)) == [order.row_at(p) for p in range(24, 28)]
         origins = [(o.source, o.line) for p in range(24, 28) for o in rows.origins(order.row_at(p))]
         assert [(record["source"], record["line"]) for record in passed] == origins
-        manifest = read_manifest(runs_dir / f"parts-{stage}" / "checkpoints" / "step-00000012")
-        assert manifest["health"]["passed_over"] == [[24, 4]] and manifest["health"]["rollbacks"] == 1
+        health = read_manifest(runs_dir / f"parts-{stage}" / "checkpoints" / "step-00000012").health
+        assert health.passed_over == [[24, 4]] and health.rollbacks == 1
 
 
 def test_row_17_nans_that_come_again_end_the_run_with_the_weights_of_the_checkpoint(runs_dir, corpus):

@@ -22,7 +22,8 @@ from lumina_ds.errors import ConfigError
 from lumina_ds.plan.cluster import cluster_findings
 from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.plan.hardware import find_gpu
-from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan, plan_memory
+from lumina_ds.plan.memory import MemoryPlan, plan_memory
+from lumina_ds.plan.shape import PARAMETER_BYTES
 from lumina_ds.plan.states import ZeroSettings, moment_bytes, optimizer_groups
 from lumina_ds.text import counted, format_bytes
 
@@ -189,7 +190,7 @@ def _planned_states(config: RunConfig, plan: MemoryPlan, composed: Mapping[str, 
 def _checkpoint(config: RunConfig, plan: MemoryPlan, rehearsed: list[RankRehearsal]) -> dict[str, int]:
     """Files of all ranks: each one's pieces and random state, the whole weights with their index, the tokenizer and
     the manifest (lumina_ds/checkpoint/state.py), of which only pieces and weights weigh."""
-    from lumina_ds.checkpoint.whole_weights import weight_file_plan
+    from lumina_ds.checkpoint.consolidate import weight_file_plan
 
     width, world = PARAMETER_BYTES[plan.precision], plan.world_size
     sizes = {tensor.name: width * tensor.numel for tensor in parameter_tensors(config.model)}

@@ -28,8 +28,8 @@ import psutil
 
 from lumina_ds.config.schema import HealthConfig
 from lumina_ds.engine.world import World
-from lumina_ds.errors import LuminaError, OutOfMemory, StalledError
-from lumina_ds.train.out_of_memory import is_out_of_memory
+from lumina_ds.errors import LuminaError, StalledError
+from lumina_ds.train.ending import end_code
 from lumina_ds.train.watch.heartbeat import Beat, Heartbeat, read_beats
 from lumina_ds.train.watch.stacks import (
     STACKS_SIGNAL,
@@ -44,8 +44,11 @@ from lumina_ds.train.watch.stacks import (
 log = logging.getLogger(__name__)
 
 LOADER = "the data loader"
+STEP = "the training step"
+EVALUATION = "evaluation"
+SAVING = "saving a checkpoint"
 # Building an engine, or writing a large checkpoint, may take several times as long as any step.
-SLOW_PHASES = {"start": 4, "saving a checkpoint": 4}
+SLOW_PHASES = {"start": 4, SAVING: 4}
 _BEAT_SECONDS = 1.0
 _SAMPLE_SECONDS = 0.05
 _PAUSE_SECONDS = 5.0
@@ -75,7 +78,7 @@ class Watchdog:
 
     def tell_end(self, error: BaseException | None) -> None:
         """Leave word of how this rank ends, for `lumina train`."""
-        self._heartbeat.write(_end_code(error), _in_words(error))
+        self._heartbeat.write(end_code(error), _in_words(error))
 
     @property
     def life(self) -> str:
@@ -271,14 +274,6 @@ def machine_metrics(folder: Path) -> dict[str, int]:
         "host_memory_available_bytes": psutil.virtual_memory().available,
         "disk_free_bytes": shutil.disk_usage(folder).free,
     }
-
-
-def _end_code(error: BaseException | None) -> int:
-    if error is None:
-        return 0
-    if is_out_of_memory(error):
-        return OutOfMemory.exit_code
-    return error.exit_code if isinstance(error, LuminaError) else 1
 
 
 def _in_words(error: BaseException | None) -> str:

@@ -11,22 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from lumina_ds.errors import Interrupted, LuminaError
-from lumina_ds.train.stop import resumable_message
-
-if TYPE_CHECKING:
-    from lumina_ds.train.run import TrainingRun
+from lumina_ds.engine.world import World
+from lumina_ds.errors import LuminaError
+from lumina_ds.train.ending import end_at_once
 
 log = logging.getLogger(__name__)
 
-# Where batches end sooner than that, the ranks stop between them (loop.py), and no thread interferes.
+# Where batches end sooner than that, the ranks stop between them (run.py), and no thread interferes.
 PATIENCE_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _NOT_HELD = "none"
@@ -72,11 +68,22 @@ class UpdateGuard:
 class LongStepStop:
     """Watches for stops that the training thread does not get to. `beat` is called about once a second."""
 
-    def __init__(self, run: TrainingRun, life: str) -> None:
+    def __init__(
+        self,
+        guard: UpdateGuard,
+        world: World,
+        life: str,
+        waiting_seconds: Callable[[], float],
+        save: Callable[[int, dict[str, Any]], LuminaError],
+    ) -> None:
+        """`waiting_seconds()`: for how long a stop has been asked for. `save(step, random)` saves the state that `guard`
+        holds, in another thread, and says what the run ends with. `life` is common to the ranks of this start."""
         import torch.distributed as dist
 
-        self.run = run
-        self.guard = UpdateGuard()
+        self._guard = guard
+        self._world = world
+        self._waiting_seconds = waiting_seconds
+        self._save = save
         self._store = dist.PrefixStore(f"stop-{life}", dist.distributed_c10d._get_default_store())
         self._round = 0
         self._closed = False
@@ -88,7 +95,7 @@ class LongStepStop:
             return
         # Without the first rank there is no store, and no run for long.
         with contextlib.suppress(RuntimeError):
-            if self.run.stop.waiting_seconds > PATIENCE_SECONDS:
+            if self._waiting_seconds() > PATIENCE_SECONDS:
                 self._store.set(f"{self._round}-called", "")
             if self._store.check([f"{self._round}-called"]):
                 self._thread = threading.Thread(target=self._take_part, name="stop in a long step", daemon=True)
@@ -103,7 +110,7 @@ class LongStepStop:
             self._say(_NOT_HELD)
 
     def _take_part(self) -> None:
-        held = self.guard.hold()
+        held = self._guard.hold()
         try:
             self._say(_NOT_HELD if held is None else str(held[0]))
             if held is not None and self._all_hold(held[0]):
@@ -111,14 +118,14 @@ class LongStepStop:
         except Exception:
             log.exception("the stop in a long step failed")
         self._round += 1
-        self.guard.let_go()
+        self._guard.let_go()
 
     def _say(self, word: str) -> None:
-        self._store.set(f"{self._round}-{self.run.world.rank}", word)
+        self._store.set(f"{self._round}-{self._world.rank}", word)
 
     def _all_hold(self, step: int) -> bool:
         """Whether every rank holds the state after `step`. All who hold one get the same answer."""
-        waiting = list(range(self.run.world.size))
+        waiting = list(range(self._world.size))
         while waiting:
             if not self._store.check([f"{self._round}-{waiting[0]}"]):
                 time.sleep(_POLL_SECONDS)
@@ -127,26 +134,9 @@ class LongStepStop:
         return True
 
     def _save_and_end(self, step: int, random: dict[str, Any]) -> None:
-        from lumina_ds.train.start import report_error  # which imports the loop
-
-        run = self.run
-        run.watchdog.enter("saving a checkpoint", step)
-        run.settle_saves()
-        if step and run.published_step != step:
-            with _beside_the_device(run.world.torch_device):
-                run.saver.save_inside_step(run.engine, run.manifest(None), random)
-            run.settle_saves()
-        error: LuminaError = run.save_error or Interrupted(resumable_message(step, run.num_steps))
-        run.watchdog.tell_end(error)
-        run.console.stop()
-        if run.leads:
-            with contextlib.suppress(Exception):
-                run.metrics.close()
-        report_error(run.world.rank, error)
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(error.exit_code)
+        with _beside_the_device(self._world.torch_device):
+            error = self._save(step, random)
+        end_at_once(self._world.rank, error)
 
 
 def _beside_the_device(device: Any) -> contextlib.AbstractContextManager[Any]:

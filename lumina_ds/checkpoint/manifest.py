@@ -1,0 +1,199 @@
+"""manifest.json of a step folder, typed: what a checkpoint says of its run, and which files it consists of.
+
+A manifest is written last and seals the folder. Reading checks all of it, so that nobody who uses one meets a missing or
+mistyped field; keys that a later version may add are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+
+from lumina_ds.config.schema import ModelConfig, RunConfig, ZeroStage
+from lumina_ds.errors import CheckpointError
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+
+# Plain names: nothing outside the folder is followed from a manifest.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
+
+_SHOWN = 100
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+
+class Topology(_Part):
+    """The layout under which the state is divided, and the precision that computed it."""
+
+    world_size: PositiveInt
+    zero_stage: ZeroStage
+    expert_parallel_size: PositiveInt
+    precision: str
+
+
+class SavedOptimizer(_Part):
+    name: str
+    weight_decay: float
+    betas: list[float]
+    epsilon: float
+
+
+class Digest(_Part):
+    sha256: str
+
+
+class SavedData(Digest):
+    """`sha256` is that of the shards' own manifest; `order` names the way in which rows are shuffled."""
+
+    seq_length: PositiveInt
+    seed: int
+    order: str
+
+
+class Schedule(_Part):
+    rows_per_step: PositiveInt
+
+
+class RunIdentity(_Part):
+    """What a checkpoint shares with every run that may resume from it (train/resume.py says what may differ)."""
+
+    topology: Topology
+    model: dict[str, Any]
+    optimizer: SavedOptimizer
+    tokenizer: Digest
+    template: Digest
+    data: SavedData
+    schedule: Schedule
+
+
+class SavedHealth(_Part):
+    """The history by which steps are judged, and how often, over which positions, the run went back."""
+
+    losses: list[FiniteFloat]
+    grad_norms: list[FiniteFloat]
+    skips_in_a_row: NonNegativeInt
+    rollbacks: NonNegativeInt = 0
+    passed_over: list[Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]] = []
+
+
+class SavedInference(_Part):
+    precision: str
+
+
+class SavedConfig(_Part):
+    """The run's configuration as it was; run_config() reads all of it."""
+
+    train: dict[str, Any]
+    inference: SavedInference
+
+
+class SavedRun(RunIdentity):
+    """What the training says of itself at a step."""
+
+    step: NonNegativeInt
+    tokens: NonNegativeInt
+    skipped: NonNegativeInt
+    rows: NonNegativeInt
+    eval_loss: FiniteFloat | None
+    config: SavedConfig
+    health: SavedHealth
+
+
+class EngineCounters(_Part):
+    """Numbers of DeepSpeed's that are no tensors: skipped steps, loss scale, and a step count kept by group."""
+
+    skipped_steps: NonNegativeInt
+    loss_scaler: dict[str, bool | int | float]
+    group_step: int | None
+
+
+class FileEntry(_Part):
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class Manifest(SavedRun):
+    """All of manifest.json but its own digest."""
+
+    engine: EngineCounters
+    files: Annotated[dict[FileName, FileEntry], Field(min_length=1)]
+    format: int = FORMAT
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files together, without the manifest."""
+        return sum(entry.bytes for entry in self.files.values())
+
+    def shape(self) -> ModelConfig:
+        """The section `model`; CheckpointError when this version has no such model."""
+        try:
+            return ModelConfig.model_validate(self.model)
+        except ValidationError as error:
+            raise CheckpointError(f"the model of the checkpoint of step {self.step} {_first_fault(error)}") from error
+
+    def run_config(self) -> RunConfig:
+        """The configuration; CheckpointError when this version does not take it."""
+        try:
+            return RunConfig.model_validate(self.config.model_dump())
+        except ValidationError as error:
+            raise CheckpointError(
+                f"the configuration of the checkpoint of step {self.step} {_first_fault(error)}"
+            ) from error
+
+    def sealed(self) -> str:
+        """The content of the file, with the digest by which a change is noticed."""
+        content = self.model_dump()
+        return json.dumps(content | {"digest": manifest_digest(content)}, indent=1)
+
+
+def step_name(step: int) -> str:
+    """Name of the step folder."""
+    return f"step-{step:08d}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a step folder; CheckpointError when missing, altered, incomplete, or of another step or format."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        is_sealed = isinstance(content, dict) and content.get("digest") == manifest_digest(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is missing or unreadable; the checkpoint was not finished") from error
+    if not is_sealed:
+        raise CheckpointError(f"{path} was altered (its digest differs)")
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {_short(content.get('format'))}, this version reads {FORMAT}; "
+            "use the version that wrote it, or start a run from its weights with --train.init_from"
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        raise CheckpointError(f"{path} {_first_fault(error)}; use another checkpoint") from error
+    if step_name(manifest.step) != folder.name:
+        raise CheckpointError(f"{folder} holds the checkpoint of step {manifest.step}; it was renamed")
+    return manifest
+
+
+def manifest_digest(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content without its own digest, in canonical JSON."""
+    unsealed = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_input=False)[0]
+    return f"is not complete: {_short('.'.join(map(str, fault['loc'])))}: {fault['msg']}"
+
+
+def _short(value: Any) -> str:
+    """On one line, whatever it is: a manifest may come from anywhere."""
+    text = value if isinstance(value, str) and value.isprintable() else ascii(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

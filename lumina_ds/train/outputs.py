@@ -1,0 +1,72 @@
+"""What rank 0 shows and writes of a run: the console, the metrics files, the trackers. The other ranks' does nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lumina_ds.config.schema import RunSection
+from lumina_ds.monitor.console import TrainingConsole
+from lumina_ds.monitor.records import EvaluationRecord, StepRecord
+from lumina_ds.monitor.trackers import open_trackers
+from lumina_ds.monitor.writers import MetricsWriter
+
+
+class Outputs:
+    """Lines may be said at once; records need `open` first."""
+
+    def __init__(self, console: TrainingConsole, leads: bool) -> None:
+        """`leads`: whether this is rank 0."""
+        self.leads = leads
+        self._console = console
+        self._metrics: MetricsWriter | None = None
+
+    def say(self, text: str) -> None:
+        """A line above the bar and in the log."""
+        if self.leads:
+            self._console.say(text)
+
+    def open(self, settings: RunSection, config: Mapping[str, Any], folder: Path, step: int) -> None:
+        """Begin to write to the run folder, after `step`. Raises MachineError when a tracker cannot start."""
+        if self.leads:
+            self._metrics = MetricsWriter(folder, step, open_trackers(settings, folder, config, step))
+
+    def show_progress(self, step: int) -> None:
+        """From now on a bar stands on a terminal."""
+        if self.leads:
+            self._console.start(step)
+
+    def record(self, record: StepRecord) -> None:
+        """Write and show a step's record."""
+        if self._metrics is not None:
+            self._metrics.write(record)
+            self._console.show(record)
+
+    def evaluation(self, step: int, result: Mapping[str, float]) -> None:
+        """Write and show an evaluation."""
+        if self._metrics is not None:
+            counted = int(result["trained_tokens"])
+            self._metrics.write_evaluation(EvaluationRecord(step, result["loss"], result["perplexity"], counted))
+            self.say(f"evaluation at step {step}: loss {result['loss']:.4f}, PPL {result['perplexity']:.2f}")
+
+    def go_back(self, step: int) -> None:
+        """Take out what was recorded after `step`."""
+        if self._metrics is not None:
+            self._metrics.go_back(step)
+
+    def close(self) -> None:
+        """Write what is held back, and finish the files."""
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._console.stop()
+
+    def end_at_once(self) -> None:
+        """What can still be written before the process ends, whatever comes of it."""
+        self.stop()
+        with contextlib.suppress(Exception):
+            self.close()
