@@ -92,6 +92,7 @@ setup(
     package_dir={"lumina_ds.ds_configs": "ds_configs"},
     package_data={
         "lumina_ds.config": ["presets/*.yaml"],
+        "lumina_ds.config.deepspeed": ["keys.txt"],
         "lumina_ds.ds_configs": ["*.json"],
         "lumina_ds": ["py.typed"],
     },

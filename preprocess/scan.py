@@ -1,22 +1,23 @@
 """A block's lines to the turns of its good ones, in a few flat arrays: what tokenizing and the layout work on.
 
 The compiled scanner of scan_kernel.py reads nearly all lines. Each one that it does not take, and every line where
-numba is missing, goes through parse.py, which accepts the same lines with the same turns and has the reasons.
+numba is missing, goes through the strict parser of lumina_ds.data.conversation, which accepts the same lines with the same
+turns and has the reasons.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lumina_ds.data.conversation import RejectedLine, is_blank
+from lumina_ds.data.conversation import RejectedLine, Turn, is_blank, parse_conversation
 from lumina_ds.data.tokenizer.flat import Texts
 from lumina_ds.data.tokenizer.tokenizer import ROLES
-from preprocess.parse import Turns, parse_line
 from preprocess.sources import Block
 
 log = logging.getLogger("lumina_ds.preprocess")
@@ -47,8 +48,14 @@ class Conversations(NamedTuple):
     def num_conversations(self) -> int:
         return len(self.lines)
 
+    def turns(self) -> Iterator[list[Turn]]:
+        """The turns of every conversation."""
+        turns = (Turn(ROLES[role], text) for role, text in zip(self.roles.tolist(), self.texts.split(), strict=True))
+        for count in np.diff(self.first_turns).tolist():
+            yield list(islice(turns, count))
+
     @classmethod
-    def join(cls, conversations: Iterable[Turns]) -> Conversations:
+    def join(cls, conversations: Iterable[Sequence[Turn]]) -> Conversations:
         """Of turns that are parsed already; as lines, their numbers."""
         listed = list(conversations)
         texts = Texts.join([content for turns in listed for _, content in turns])
@@ -83,7 +90,7 @@ def read_conversations(
         text = data[begin : end - 1 if end > begin and data[end - 1] == 0x0D else end]
         if not is_blank(text):
             try:
-                scan.add(parse_line(text))
+                scan.add(parse_conversation(text).turns)
             except RejectedLine as fault:
                 rejections.append(Rejection(block.source, line, block.byte_offset + begin, fault.rule, fault.reason))
         scan.pass_line(end + 1)
@@ -135,7 +142,7 @@ class _Scan:
     def pass_line(self, position: int) -> None:
         self._progress[:2] = position, self.line + 1
 
-    def add(self, turns: Turns) -> None:
+    def add(self, turns: Sequence[Turn]) -> None:
         """Append the conversation that stands in the current line."""
         _, line, num_bytes, num_turns, num_rows, num_symbols = self._progress.tolist()
         for role, content in turns:

@@ -48,7 +48,7 @@ ENTRY_POINTS = {"lumina_ds", "lumina_ds.__main__", "preprocess.__main__"}
 KNOWN_CIRCLES: list[set[str]] = []
 KNOWN_UPWARD: dict[str, set[str]] = {}
 KNOWN_USERS_OF_DEEPSPEED: list[str] = []
-KNOWN_KEEPERS_OF_STEP_FOLDERS = ["launch.quickstart_report", "lumina_ds.report.runs.run"]
+KNOWN_KEEPERS_OF_STEP_FOLDERS = ["launch.quickstart_report"]
 KNOWN_LARGE_CLASSES: list[str] = []
 KNOWN_LONG_FILES: list[str] = []
 KNOWN_STRANGERS_IN_CLI: list[str] = []
@@ -271,6 +271,7 @@ def test_quick_verbs_import_nothing_slow(arguments: list[str]) -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_help_answers_at_once(processor_seconds: Callable[[], float]) -> None:
     def seconds() -> float:
         before = processor_seconds()

@@ -11,8 +11,8 @@ from canvas import CONTEXT, LABEL, LINE, MUTED, PADDING, SPECIAL, TEXT, WIDTH, C
 
 from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import parse_conversation
-from lumina_ds.data.loader import TrainingOrder
 from lumina_ds.data.packing import pack
+from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from preprocess.train_tokenizer import train_tokenizer
 

@@ -43,7 +43,7 @@ def stats(folder: Path, seq_length: int | None, html: Path | None, as_json: bool
     from lumina_ds.data.shards.folder import ShardFolder
 
     if html:
-        from preprocess.validation.write import write_report
+        from preprocess.validation.page import write_report
 
         write_report(folder, html, seq_length)
     summary = _summary(ShardFolder.open(folder), seq_length)

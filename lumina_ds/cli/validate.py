@@ -43,8 +43,8 @@ def command(
     that it takes but that are rarely meant so.
     """
     from preprocess.validation.findings import to_json
+    from preprocess.validation.page import write_report
     from preprocess.validation.validate import validate_files
-    from preprocess.validation.write import write_report
 
     if seq_length is not None and tokenizer_path is None:
         raise click.UsageError("--seq-length counts tokens, so it needs --tokenizer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -45,8 +46,20 @@ class ResolvedConfig:
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped presets, in alphabetical order."""
-    return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
+    """Names of the presets, in alphabetical order: the shipped ones, and those of $LUMINA_PRESETS."""
+    return sorted(_preset_files())
+
+
+def _preset_files() -> dict[str, Path]:
+    """Every preset is one YAML file. ConfigError where a name stands for two."""
+    own = [Path(folder) for folder in os.environ.get("LUMINA_PRESETS", "").split(os.pathsep) if folder]
+    files: dict[str, Path] = {}
+    for folder in (PRESET_FOLDER, *own):
+        for path in folder.glob("*.yaml"):
+            if path.stem in files:
+                raise ConfigError(f"{path}: {files[path.stem]} is a preset of the same name; rename the file")
+            files[path.stem] = path
+    return files
 
 
 def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -> ResolvedConfig:
@@ -174,8 +187,7 @@ def _layers(source: str | None) -> list[tuple[dict[str, Any], str]]:
 
 
 def _find_preset(name: str) -> Path | None:
-    path = PRESET_FOLDER / f"{name}.yaml"
-    return path if name in preset_names() else None
+    return _preset_files().get(name)
 
 
 def _expand(override: Override) -> dict[str, Any]:

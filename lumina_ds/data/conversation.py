@@ -88,18 +88,27 @@ def parse_conversation(line: bytes) -> Conversation:
 
     Other keys are ignored. Contents are kept exactly as written. Raises RejectedLine.
     """
-    document = _parse_json(line)
-    if not isinstance(document, dict):
-        raise RejectedLine("not an object", f"a {_json_type(document)}, not an object")
-    if "messages" in document:
-        turns = _turns(document["messages"], "messages", "role", "content", MESSAGE_ROLES)
-    elif "conversations" in document:
-        turns = _turns(document["conversations"], "conversations", "from", "value", SHAREGPT_ROLES)
-    else:
-        raise RejectedLine("missing key", "no key 'messages' or 'conversations'")
+    turns = read_turns(parse_object(line))
     if all(turn.role != "assistant" for turn in turns):
         raise RejectedLine(NO_ASSISTANT_TURN)
     return Conversation(turns)
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The JSON object of one line. Raises RejectedLine, also for keys that stand twice and depth beyond MAX_DEPTH."""
+    document = _parse_json(line)
+    if not isinstance(document, dict):
+        raise RejectedLine("not an object", f"a {_json_type(document)}, not an object")
+    return document
+
+
+def read_turns(document: dict[str, Any]) -> tuple[Turn, ...]:
+    """The turns of a line's object, of whatever roles. Raises RejectedLine."""
+    if "messages" in document:
+        return _turns(document["messages"], "messages", "role", "content", MESSAGE_ROLES)
+    if "conversations" in document:
+        return _turns(document["conversations"], "conversations", "from", "value", SHAREGPT_ROLES)
+    raise RejectedLine("missing key", "no key 'messages' or 'conversations'")
 
 
 def _turns(messages: Any, key: str, role_key: str, content_key: str, roles: dict[str, Role]) -> tuple[Turn, ...]:

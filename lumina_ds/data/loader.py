@@ -1,26 +1,27 @@
-"""Packed rows as arrays for the model, and the order in which ranks read them. numpy only; training wraps
-the arrays in tensors.
-
-The order is a stream of positions: position p is row p % num_rows of epoch p // num_rows, shuffled per
-epoch. A step takes the next G positions, G being the rows of a global batch, so which rows a step trains
-depends on G alone, and the whole state of the loader is one integer.
+"""Packed rows as arrays for the model, gathered ahead of the training loop. numpy only; training wraps the arrays in
+tensors. Which rows a step reads is sampler.py's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from lumina_ds.data.sampler import EpochOrder
+from lumina_ds.data.sampler import FILLER_ROW
 from lumina_ds.data.shards.folder import Origin, ShardFolder
 from lumina_ds.errors import DataError
 
 IGNORED_LABEL = -100
 PAD_ID = 0
-FILLER_ROW = -1
-POSITIONS_PER_BLOCK = 4096
+STEPS_AHEAD = 2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,88 @@ class PackedRows:
         )
 
 
+class RandomRows:
+    """Endless rows of one document each in place of a shard folder, every position trained; a row is a function of
+    its number. For measurements that need no data.
+
+    Random tokens spread over the experts about evenly, and rows hold no padding: what real data does to the balance of
+    the experts and to the share of padding is measured with real shards.
+    """
+
+    num_rows = 1 << 30
+
+    def __init__(self, vocab_size: int, seq_length: int) -> None:
+        self.vocab_size = vocab_size
+        self.seq_length = seq_length
+
+    def collate(self, row_ids: Sequence[int]) -> MicroBatch:
+        """A micro-batch of the rows with these numbers."""
+        shape = (len(row_ids), self.seq_length)
+        drawn = [
+            np.random.default_rng(row).integers(0, self.vocab_size, self.seq_length + 1, dtype=np.int64)
+            for row in row_ids
+        ]
+        tokens = np.stack(drawn)
+        return MicroBatch(
+            input_ids=np.ascontiguousarray(tokens[:, :-1]),
+            labels=np.ascontiguousarray(tokens[:, 1:]),
+            position_ids=np.tile(np.arange(self.seq_length), (len(row_ids), 1)),
+            document_lengths=(self.seq_length,) * len(row_ids),
+            num_trained_tokens=shape[0] * shape[1],
+            num_tokens=shape[0] * shape[1],
+            row_ids=tuple(row_ids),
+            padding_mask=np.ones(shape, dtype=bool),
+        )
+
+
+class Prefetcher(Generic[T]):
+    """Makes the batches of the next STEPS_AHEAD steps in a thread while a step trains.
+
+    One thread, because gathering rows is several times faster than any model reads them: what it hides is the
+    waiting for pages of a folder that is larger than memory. `make` runs in that thread, for one step at a time.
+    A batch is a pure function of its step, so what was read ahead is no state: a run that stops, resumes or goes back
+    to an earlier step gets the batches that it would have made itself.
+    """
+
+    def __init__(self, make: Callable[[int], T], end: int) -> None:
+        """`make(step)` gives a step's batch; nothing is made for step `end` or beyond before it is asked for."""
+        self._make = make
+        self._end = end
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._ahead: deque[tuple[int, Future[T]]] = deque()
+
+    def take(self, step: int) -> T:
+        """The batch of `step`; whatever `make` raised for it is raised here. A jump drops what was read ahead."""
+        if not self._ahead or self._ahead[0][0] != step:
+            self._drop()
+            self._submit(step)
+        _, batch = self._ahead.popleft()
+        for following in range(step + 1 + len(self._ahead), min(step + 1 + STEPS_AHEAD, self._end)):
+            self._submit(following)
+        return batch.result()
+
+    def close(self) -> None:
+        """Drop what was read ahead and end the thread; waits for the batch it is making."""
+        self._drop()
+        self._thread.shutdown()
+
+    def __enter__(self) -> Prefetcher[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(self, step: int) -> None:
+        self._ahead.append((step, self._thread.submit(self._make, step)))
+
+    def _drop(self) -> None:
+        for _, batch in self._ahead:
+            batch.cancel()
+        self._ahead.clear()
+
+
 def _with_padding(lengths: np.ndarray, counts: np.ndarray, padding: np.ndarray) -> list[int]:
     """Lengths of all segments in order, where the padding of a row is a segment after its `counts` own ones."""
     every, found, begin = lengths.tolist(), [], 0
@@ -140,94 +223,3 @@ def _positions(lengths: np.ndarray) -> np.ndarray:
     """0, 1, 2, ... from the start of each segment, int64."""
     ends = np.cumsum(lengths)
     return np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
-
-
-class TrainingOrder:
-    """The endless stream of rows. From position `total_rows` on, if given, there are only fillers (-1).
-
-    The order is computed for a block of positions at a time, so its memory is that of one block, and any position
-    is as near as the next.
-    """
-
-    def __init__(self, num_rows: int, seed: int, total_rows: int | None = None) -> None:
-        self.num_rows = num_rows
-        self.seed = seed
-        self.total_rows = total_rows
-        self._block: tuple[int, int, list[int]] = (-1, -1, [])  # epoch, number in the epoch, rows
-        self.passed_over: tuple[tuple[int, int], ...] = ()
-
-    def pass_over(self, first: int, count: int) -> list[int]:
-        """Take `count` positions from `first` on out of the stream; what follows moves up. Returns their rows.
-
-        `passed_over` then holds them as (first, count) in the stream without any of this, ascending: all that a
-        resumed run must know of it.
-        """
-        rows = [self.row_at(position) for position in range(first, first + count)]
-        taken = [(start, length) for start, length in self.passed_over]
-        taken += [(self._in_whole_stream(position), 1) for position in range(first, first + count)]
-        self.passed_over = tuple(_merged(sorted(taken)))
-        return rows
-
-    @property
-    def num_positions(self) -> int | None:
-        """Positions before the filler; None for an endless stream."""
-        if self.total_rows is None:
-            return None
-        return self.total_rows - sum(max(0, min(c, self.total_rows - first)) for first, c in self.passed_over)
-
-    def _in_whole_stream(self, position: int) -> int:
-        for first, count in self.passed_over:
-            if position >= first:
-                position += count
-        return position
-
-    def row_at(self, position: int) -> int:
-        position = self._in_whole_stream(position)
-        if self.total_rows is not None and position >= self.total_rows:
-            return FILLER_ROW
-        epoch, offset = divmod(position, self.num_rows)
-        block, place = divmod(offset, POSITIONS_PER_BLOCK)
-        held = self._block  # one reference: the loop and its read-ahead thread both come here
-        if held[:2] != (epoch, block):
-            first = block * POSITIONS_PER_BLOCK
-            positions = np.arange(first, min(first + POSITIONS_PER_BLOCK, self.num_rows))
-            rows = EpochOrder(self.num_rows, self.seed, epoch).rows_at(positions).tolist()
-            held = self._block = (epoch, block, rows)
-        return held[2][place]
-
-    def epoch_at(self, position: int) -> float:
-        """Passes over the data that are complete before `position`."""
-        return self._in_whole_stream(position) / self.num_rows
-
-    def step_rows(
-        self, step: int, micro_batch: int, rank: int, world_size: int, micro_batch_size: int, accumulation: int
-    ) -> list[int]:
-        """Rows of micro-batch `micro_batch` of `rank` in `step`, both counted from 0.
-
-        A step holds G = micro_batch_size * accumulation * world_size positions from step * G on; they are dealt
-        out by micro-batch first and rank second, so the set of a step's rows depends on G alone.
-        """
-        rows_per_step = micro_batch_size * accumulation * world_size
-        first = step * rows_per_step + (micro_batch * world_size + rank) * micro_batch_size
-        return [self.row_at(position) for position in range(first, first + micro_batch_size)]
-
-
-def _merged(intervals: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ascending (first, count) without neighbours that touch."""
-    merged: list[tuple[int, int]] = []
-    for first, count in intervals:
-        if merged and sum(merged[-1]) == first:
-            merged[-1] = (merged[-1][0], merged[-1][1] + count)
-        else:
-            merged.append((first, count))
-    return merged
-
-
-def evaluation_rows(num_rows: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int]]:
-    """Every row once over all ranks, in order; each rank gets the same number of micro-batches, filled with -1."""
-    rows_per_round = micro_batch_size * world_size
-    num_rounds = -(-num_rows // rows_per_round)
-    starts = (number * rows_per_round + rank * micro_batch_size for number in range(num_rounds))
-    return [
-        [row if row < num_rows else FILLER_ROW for row in range(start, start + micro_batch_size)] for start in starts
-    ]

@@ -2,11 +2,16 @@
 
 Nothing is shuffled in memory: where a row goes is computed, so an epoch of any size begins, and a run
 resumes anywhere in it, at once.
+
+The order is a stream of positions: position p is row p % num_rows of epoch p // num_rows, shuffled per epoch. A step
+takes the next G positions, G being the rows of a global batch, so which rows a step trains depends on G alone, and the
+whole state of the loader is one integer.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,6 +22,101 @@ NUM_PASSES = 16
 
 # Part of a checkpoint's identity: another order would read other rows after a resume.
 ORDER_VERSION = "feistel-16"
+
+# What stands in a stream of rows where there is none.
+FILLER_ROW = -1
+POSITIONS_PER_BLOCK = 4096
+
+
+class TrainingOrder:
+    """The endless stream of rows. From position `total_rows` on, if given, there are only fillers (-1).
+
+    The order is computed for a block of positions at a time, so its memory is that of one block, and any position
+    is as near as the next.
+    """
+
+    def __init__(self, num_rows: int, seed: int, total_rows: int | None = None) -> None:
+        self.num_rows = num_rows
+        self.seed = seed
+        self.total_rows = total_rows
+        self._block: tuple[int, int, list[int]] = (-1, -1, [])  # epoch, number in the epoch, rows
+        self.passed_over: tuple[tuple[int, int], ...] = ()
+
+    def pass_over(self, first: int, count: int) -> list[int]:
+        """Take `count` positions from `first` on out of the stream; what follows moves up. Returns their rows.
+
+        `passed_over` then holds them as (first, count) in the stream without any of this, ascending: all that a
+        resumed run must know of it.
+        """
+        rows = [self.row_at(position) for position in range(first, first + count)]
+        taken = [(start, length) for start, length in self.passed_over]
+        taken += [(self._in_whole_stream(position), 1) for position in range(first, first + count)]
+        self.passed_over = tuple(_merged(sorted(taken)))
+        return rows
+
+    @property
+    def num_positions(self) -> int | None:
+        """Positions before the filler; None for an endless stream."""
+        if self.total_rows is None:
+            return None
+        return self.total_rows - sum(max(0, min(c, self.total_rows - first)) for first, c in self.passed_over)
+
+    def _in_whole_stream(self, position: int) -> int:
+        for first, count in self.passed_over:
+            if position >= first:
+                position += count
+        return position
+
+    def row_at(self, position: int) -> int:
+        position = self._in_whole_stream(position)
+        if self.total_rows is not None and position >= self.total_rows:
+            return FILLER_ROW
+        epoch, offset = divmod(position, self.num_rows)
+        block, place = divmod(offset, POSITIONS_PER_BLOCK)
+        held = self._block  # one reference: the loop and its read-ahead thread both come here
+        if held[:2] != (epoch, block):
+            first = block * POSITIONS_PER_BLOCK
+            positions = np.arange(first, min(first + POSITIONS_PER_BLOCK, self.num_rows))
+            rows = EpochOrder(self.num_rows, self.seed, epoch).rows_at(positions).tolist()
+            held = self._block = (epoch, block, rows)
+        return held[2][place]
+
+    def epoch_at(self, position: int) -> float:
+        """Passes over the data that are complete before `position`."""
+        return self._in_whole_stream(position) / self.num_rows
+
+    def step_rows(
+        self, step: int, micro_batch: int, rank: int, world_size: int, micro_batch_size: int, accumulation: int
+    ) -> list[int]:
+        """Rows of micro-batch `micro_batch` of `rank` in `step`, both counted from 0.
+
+        A step holds G = micro_batch_size * accumulation * world_size positions from step * G on; they are dealt
+        out by micro-batch first and rank second, so the set of a step's rows depends on G alone.
+        """
+        rows_per_step = micro_batch_size * accumulation * world_size
+        first = step * rows_per_step + (micro_batch * world_size + rank) * micro_batch_size
+        return [self.row_at(position) for position in range(first, first + micro_batch_size)]
+
+
+def _merged(intervals: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending (first, count) without neighbours that touch."""
+    merged: list[tuple[int, int]] = []
+    for first, count in intervals:
+        if merged and sum(merged[-1]) == first:
+            merged[-1] = (merged[-1][0], merged[-1][1] + count)
+        else:
+            merged.append((first, count))
+    return merged
+
+
+def evaluation_rows(num_rows: int, rank: int, world_size: int, micro_batch_size: int) -> list[list[int]]:
+    """Every row once over all ranks, in order; each rank gets the same number of micro-batches, filled with -1."""
+    rows_per_round = micro_batch_size * world_size
+    num_rounds = -(-num_rows // rows_per_round)
+    starts = (number * rows_per_round + rank * micro_batch_size for number in range(num_rounds))
+    return [
+        [row if row < num_rows else FILLER_ROW for row in range(start, start + micro_batch_size)] for start in starts
+    ]
 
 
 class EpochOrder:

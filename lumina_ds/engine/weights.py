@@ -68,14 +68,6 @@ def load_selection_biases(module: nn.Module, folder: Path) -> None:
                 bias.copy_(file.get_tensor(name))
 
 
-def load_initial_weights(model: nn.Module, folder: Path) -> None:
-    """Fill a whole plain `model` from a folder's safetensors files; CheckpointError as in stored_weights."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    biases = {name: tuple(bias.shape) for name, bias in selection_biases(model).items()}
-    fill_parameters(model, stored_weights(shapes, folder, biases))
-    load_selection_biases(model, folder)
-
-
 @torch.no_grad()
 def fill_parameters(module: nn.Module, source: WeightSource) -> None:
     """Copy into every parameter the part of it that this rank holds: whole, its experts, its ZeRO-3 partition."""

@@ -48,28 +48,6 @@ def gradient_tensors(engine: Any) -> Iterator[Tensor]:
     yield from getattr(optimizer, "fp32_groups_gradients_flat", [])
 
 
-def host_tensors(engine: Any) -> Iterator[Tensor]:
-    """What offloading keeps in host memory; nothing without it. On a CPU, where all memory is that, what it would."""
-    optimizer = engine.optimizer
-    sections = engine.config.get("zero_optimization", {})
-    if sections.get("offload_optimizer", {}).get("device", "none") == "none":
-        return
-    masters = master_tensors(optimizer)
-    yield from masters
-    yield from (master.grad for master in masters if master.grad is not None)
-    yield from moment_tensors(optimizer)
-    # Stages 1 and 2: 16-bit copies on their way back, one gradient on its way out, and what accumulates.
-    yield from getattr(optimizer, "param_buffer_of_bit16_for_cpu_offload_groups", [])
-    yield from getattr(optimizer, "accumulated_grads_in_cpu", {}).values()
-    if hasattr(optimizer, "temp_grad_buffer_for_cpu_offload"):
-        yield optimizer.temp_grad_buffer_for_cpu_offload
-    # Stage 3: gradients, and the parameters where they are offloaded.
-    if hasattr(optimizer, "grad_partitions_flat_buffer"):
-        yield optimizer.grad_partitions_flat_buffer
-    if sections.get("offload_param", {}).get("device", "none") != "none":
-        yield from (p.ds_tensor for p in engine.module.parameters())
-
-
 def _storage(tensor: Tensor) -> tuple[int, int]:
     # Not the address: a fake tensor's storage has none.
     storage = tensor.untyped_storage()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from lumina_ds.data.loader import PackedRows, TrainingOrder
+from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.data.shards.folder import ReadingMode, ShardFolder
 
 

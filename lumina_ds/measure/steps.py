@@ -21,9 +21,8 @@ import torch.distributed as dist
 
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.data.loader import MicroBatch, PackedRows, TrainingOrder
-from lumina_ds.data.prefetch import Prefetcher
-from lumina_ds.data.random_rows import RandomRows
+from lumina_ds.data.loader import MicroBatch, PackedRows, Prefetcher, RandomRows
+from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.engine.build import build_engine, release, set_learning_rate
 from lumina_ds.engine.world import World
 from lumina_ds.model.device import device_and_precision

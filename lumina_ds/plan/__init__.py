@@ -8,14 +8,13 @@ from lumina_ds.plan.communication import Communication
 from lumina_ds.plan.duration import CheckpointBytes, TimePlan, checkpoint_bytes, plan_time
 from lumina_ds.plan.explain import Explanation, explain
 from lumina_ds.plan.flops import flops_per_token
-from lumina_ds.plan.hardware import CARDS, GPUS, Card, Gpu, cards_that_fit, find_gpu
+from lumina_ds.plan.hardware import GPUS, Card, Gpu, cards, cards_that_fit, find_gpu
 from lumina_ds.plan.layout import Fixed, Layout
 from lumina_ds.plan.memory import MemoryPlan, plan_memory
 from lumina_ds.plan.parameters import ParameterCounts, count_parameters
 from lumina_ds.plan.search import Choice, SearchResult, find_cheapest
 
 __all__ = [
-    "CARDS",
     "GPUS",
     "Calibration",
     "Card",
@@ -30,6 +29,7 @@ __all__ = [
     "ParameterCounts",
     "SearchResult",
     "TimePlan",
+    "cards",
     "cards_that_fit",
     "checkpoint_bytes",
     "count_parameters",

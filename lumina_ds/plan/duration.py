@@ -18,8 +18,8 @@ from lumina_ds.errors import ConfigError
 from lumina_ds.plan.calibration import Calibration
 from lumina_ds.plan.flops import flops_by_part, performed_flops_per_token
 from lumina_ds.plan.hardware import Gpu
-from lumina_ds.plan.memory import PARAMETER_BYTES
 from lumina_ds.plan.parameters import count_parameters
+from lumina_ds.plan.shape import PARAMETER_BYTES
 
 # (utilization, where it was published), all on H100: the lower ends, since none was measured with this program.
 MFU_DENSE = (0.35, "torchtitan reports 33 to 39 % for Llama 3 8B on 8 H100")

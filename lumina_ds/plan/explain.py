@@ -15,7 +15,8 @@ from lumina_ds.config.optimizers import OPTIMIZERS, Optimizer
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.plan.activations import activation_bytes
 from lumina_ds.plan.explain_activations import Formula, activation_formulas, number
-from lumina_ds.plan.memory import CUDA_CONTEXT, MARGIN, PARAMETER_BYTES, PHASES, MemoryPlan
+from lumina_ds.plan.memory import CUDA_CONTEXT, MARGIN, PHASES, MemoryPlan
+from lumina_ds.plan.shape import PARAMETER_BYTES
 from lumina_ds.plan.states import ZeroSettings, moment_elements, momentum_bytes, optimizer_groups
 
 

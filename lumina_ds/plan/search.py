@@ -12,8 +12,9 @@ from lumina_ds.errors import ConfigError
 from lumina_ds.plan.communication import Communication, communication_bytes
 from lumina_ds.plan.hardware import cards_that_fit
 from lumina_ds.plan.layout import Composer, Fixed, Layout, apply_layout, layout_json, layouts
-from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan, plan_memory
+from lumina_ds.plan.memory import MemoryPlan, plan_memory
 from lumina_ds.plan.parameters import count_parameters
+from lumina_ds.plan.shape import PARAMETER_BYTES
 from lumina_ds.plan.states import ZeroSettings, optimizer_groups
 from lumina_ds.text import format_bytes
 

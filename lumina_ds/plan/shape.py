@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _OPERAND_BYTES = {"fp32": 4, "mixed_bf16": 2, "bf16": 2, "fp16": 2}
 _RESIDUAL_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
+# Of a weight, by the precisions that can be planned.
 PARAMETER_BYTES = {"fp32": 4, "mixed_bf16": 4, "bf16": 2, "fp16": 2}
 
 

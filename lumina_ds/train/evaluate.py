@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lumina_ds.data.loader import PackedRows, evaluation_rows
+from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.sampler import evaluation_rows
 from lumina_ds.engine.world import World
 from lumina_ds.monitor.metrics import perplexity
 from lumina_ds.train.step import model_inputs

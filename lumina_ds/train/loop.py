@@ -13,8 +13,7 @@ import torch
 
 from lumina_ds.checkpoint.manifest import SavedRun
 from lumina_ds.checkpoint.state import load_checkpoint, random_state
-from lumina_ds.data.loader import MicroBatch
-from lumina_ds.data.prefetch import Prefetcher
+from lumina_ds.data.loader import MicroBatch, Prefetcher
 from lumina_ds.engine.build import set_learning_rate
 from lumina_ds.engine.schedules import learning_rate
 from lumina_ds.engine.world import World

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lumina_ds.checkpoint.format import newest_valid, set_aside_later_steps
-from lumina_ds.data.loader import PackedRows, TrainingOrder
+from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import UnstableError
 from lumina_ds.monitor.writers import append_record

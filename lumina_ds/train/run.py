@@ -13,8 +13,7 @@ import torch.distributed as dist
 
 from lumina_ds.checkpoint.state import load_checkpoint
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.data.loader import PackedRows
-from lumina_ds.data.prefetch import Prefetcher
+from lumina_ds.data.loader import PackedRows, Prefetcher
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.world import World
 from lumina_ds.monitor.console import TrainingConsole

@@ -9,7 +9,8 @@ from typing import Any
 from lumina_ds.checkpoint.manifest import RunIdentity
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig, ZeroStage
-from lumina_ds.data.loader import PackedRows, TrainingOrder
+from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.engine.world import World
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.plan.duration import checkpoint_bytes

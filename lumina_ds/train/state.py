@@ -14,7 +14,7 @@ from typing import Any
 
 from lumina_ds.checkpoint.manifest import RunIdentity, SavedConfig, SavedHealth, SavedRun
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.data.loader import TrainingOrder
+from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.errors import ConfigError
 from lumina_ds.train.health import StepHealth, Verdict
 from lumina_ds.train.step import StepCounts, StepOutcome

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lumina_ds.config.schema import ModelConfig, RunConfig
-from lumina_ds.data.loader import MicroBatch, TrainingOrder
+from lumina_ds.data.loader import MicroBatch
+from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.engine.build import clip_gradients, clips_by_itself
 from lumina_ds.engine.world import World
 from lumina_ds.model.attention_backends import DocumentLayout

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import heapq
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lumina_ds.data.conversation import Turn
 from lumina_ds.report.data.visible import excerpt
-from preprocess.parse import Turns
 from preprocess.validation.rules import beginning
 
 RECORDS_PER_RUN = 1 << 16
@@ -52,7 +52,7 @@ class DuplicateFinder:
         if self._spilled is not None:
             self._spilled.close()
 
-    def add(self, turns: Turns, input_number: int, line: int) -> None:
+    def add(self, turns: Sequence[Turn], input_number: int, line: int) -> None:
         high, low = _digest(turns)
         self._pending.append((high, low, input_number, line, beginning(turns).encode()[:_BEGINNING_BYTES]))
         if len(self._pending) >= self._records_per_run:
@@ -109,7 +109,7 @@ class DuplicateFinder:
             yield _sorted(np.concatenate(parts))
 
 
-def _digest(turns: Turns) -> tuple[int, int]:
+def _digest(turns: Sequence[Turn]) -> tuple[int, int]:
     # With its length before it, no content can pass for a turn of its own.
     text = "".join([f"{role} {len(content)} {content}" for role, content in turns])
     value = hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -1,18 +1,18 @@
 """What a conversation is checked for: rules by name, their level, and pure functions that find breaches.
 
-Errors are the rules of parse_line(): `lumina preprocess` refuses such a line. Warnings are lines that it
+Errors are the rules of parse_conversation(): `lumina preprocess` refuses such a line. Warnings are lines that it
 takes but that are rarely meant so: roles out of order, damaged text, duplicates, tokens that training never sees.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from lumina_ds.data.conversation import Turn
 from lumina_ds.report.data.visible import excerpt
-from preprocess.parse import Turns
 
 Level = Literal["error", "warning"]
 
@@ -56,11 +56,11 @@ class Fault(NamedTuple):
 
 
 def level_of(rule: str) -> Level:
-    """Every rule that is no warning is one of parse_line()'s, hence an error."""
+    """Every rule that is no warning is one of parse_conversation()'s, hence an error."""
     return "warning" if rule in WARNINGS else "error"
 
 
-def conversation_faults(turns: Turns) -> Iterator[Fault]:
+def conversation_faults(turns: Sequence[Turn]) -> Iterator[Fault]:
     """Every rule that the turns break, each once: the first place where they do."""
     yield from _role_faults(turns)
     seen: set[str] = set()
@@ -73,12 +73,12 @@ def conversation_faults(turns: Turns) -> Iterator[Fault]:
                 yield fault
 
 
-def beginning(turns: Turns) -> str:
+def beginning(turns: Sequence[Turn]) -> str:
     """The first words of a conversation, as they stand."""
     return "  ".join([f"{role}: {content[:100]}" for role, content in turns[:4]])[:100]
 
 
-def describe(turns: Turns) -> str:
+def describe(turns: Sequence[Turn]) -> str:
     """The first words of a conversation on one line, made visible."""
     return excerpt(beginning(turns))
 
@@ -88,7 +88,7 @@ def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and "<" not in text and "[" not in text and not text.isspace()
 
 
-def _role_faults(turns: Turns) -> Iterator[Fault]:
+def _role_faults(turns: Sequence[Turn]) -> Iterator[Fault]:
     roles = [role for role, _ in turns]
     if "system" in roles[1:]:
         number = roles.index("system", 1) + 1

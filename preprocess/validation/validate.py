@@ -1,6 +1,6 @@
 """`lumina validate`: everything there is to say about JSONL conversations before they are preprocessed.
 
-    inputs -> blocks -> parse_line -> rules, distributions, duplicates -> Findings -> console, JSON, report
+    inputs -> blocks -> conversations -> rules, distributions, duplicates -> Findings -> console, JSON, report
 
 One pass, in the memory of one block whatever the size of the input. With a tokenizer the conversations are
 encoded by the chat template, so lengths and trained shares are those that training will see.
@@ -9,23 +9,17 @@ encoded by the chat template, so lengths and trained shares are those that train
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from lumina_ds.data.conversation import (
-    RejectedLine,
-    is_blank,
-    split_lines,
-)
+from lumina_ds.data.conversation import Turn
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from lumina_ds.report.data.distribution import Distribution
 from lumina_ds.report.data.visible import excerpt
 from preprocess.layout import lay_out
-from preprocess.parse import Turns, parse_line
-from preprocess.scan import Conversations
+from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import BLOCK_BYTES, Block, resolve_inputs
 from preprocess.validation.duplicates import DuplicateFinder
 from preprocess.validation.findings import Example, Findings, InputCount, RowLoss, RuleCount
@@ -40,8 +34,6 @@ from preprocess.validation.rules import (
 
 NUM_EXAMPLES = 3
 _NUM_REPEATS = 5
-# Conversations tokenized in one call.
-_BATCH = 256
 _EXCERPT_BYTES = 300
 
 
@@ -99,11 +91,23 @@ class _Validation:
         self.findings.inputs.append(InputCount(name))
 
     def check(self, block: Block) -> None:
-        accepted = self._conversations(block)
-        while batch := list(islice(accepted, _BATCH)):
-            self._measure_text([turns for _, turns in batch])
-            if self._tokenizer:
-                self._measure_tokens(batch, self._tokenizer)
+        """Count the breaches of every line, and measure those that can be used."""
+        count = self.findings.inputs[-1]
+        rejections: list[Rejection] = []
+        conversations = read_conversations(block, rejections)
+        count.lines += conversations.num_conversations + len(rejections)
+        count.conversations += conversations.num_conversations
+        for rejection in rejections:
+            shown = _line_excerpt(block.data, rejection.byte_offset - block.byte_offset)
+            self._count(rejection.rule, rejection.line, rejection.reason, shown)
+        usable = list(zip(conversations.lines.tolist(), conversations.turns(), strict=True))
+        for line, turns in usable:
+            for breach in conversation_faults(turns):
+                self._count(breach.rule, line, breach.reason, breach.excerpt)
+            self._duplicates.add(turns, len(self.findings.inputs) - 1, line)
+        self._measure_text([turns for _, turns in usable])
+        if self._tokenizer and usable:
+            self._measure_tokens(usable, conversations, self._tokenizer)
 
     def finish(self) -> None:
         """Look for duplicates, which takes all conversations."""
@@ -120,31 +124,7 @@ class _Validation:
             )
             self.findings.rules[DUPLICATE].examples.append(example)
 
-    def _conversations(self, block: Block) -> Iterator[tuple[int, Turns]]:
-        """(line, turns) of every line that can be used; breaches of all of them are counted on the way."""
-        count = self.findings.inputs[-1]
-        if block.fault is not None:
-            rule, reason = block.fault
-            count.lines += 1
-            self._count(rule, block.first_line, reason, "")
-        if block.is_blank:
-            return
-        for line, (_, text) in enumerate(split_lines(block.data), block.first_line):
-            if is_blank(text):
-                continue
-            count.lines += 1
-            try:
-                turns = parse_line(text)
-            except RejectedLine as fault:
-                self._count(fault.rule, line, fault.reason, _line_excerpt(text))
-                continue
-            count.conversations += 1
-            for breach in conversation_faults(turns):
-                self._count(breach.rule, line, breach.reason, breach.excerpt)
-            self._duplicates.add(turns, len(self.findings.inputs) - 1, line)
-            yield line, turns
-
-    def _measure_text(self, conversations: list[Turns]) -> None:
+    def _measure_text(self, conversations: list[list[Turn]]) -> None:
         findings = self.findings
         characters = []
         for turns in conversations:
@@ -156,10 +136,12 @@ class _Validation:
         findings.turns.add([len(turns) for turns in conversations])
         findings.characters.add(characters)
 
-    def _measure_tokens(self, batch: list[tuple[int, Turns]], tokenizer: Tokenizer) -> None:
+    def _measure_tokens(
+        self, usable: list[tuple[int, list[Turn]]], conversations: Conversations, tokenizer: Tokenizer
+    ) -> None:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
-        ids, mask, lengths, _ = lay_out(Conversations.join(turns for _, turns in batch), tokenizer, np.dtype(np.uint32))
+        ids, mask, lengths, _ = lay_out(conversations, tokenizer, np.dtype(np.uint32))
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
         trained = np.add.reduceat(mask, starts, dtype=np.int64)
@@ -171,7 +153,7 @@ class _Validation:
         ends_well = (mask[ends - 1] == 1) & (ids[ends - 1] == tokenizer.end_id)
         excess = np.maximum(0, lengths - (self._seq_length or np.iinfo(np.int32).max))
         for number in np.flatnonzero(~ends_well | (excess > 0)).tolist():
-            line, turns = batch[number]
+            line, turns = usable[number]
             begin, end = starts[number], ends[number]
             for rule, reason in _row_faults(ids[begin:end], mask[begin:end], tokenizer.end_id, self._seq_length):
                 self._count(rule, line, reason, describe(turns))
@@ -197,5 +179,7 @@ def _row_faults(ids: np.ndarray, mask: np.ndarray, end_id: int, seq_length: int 
         yield NO_TRAINED_END, f"no assistant turn ends within the first {kept:,} tokens"
 
 
-def _line_excerpt(line: bytes) -> str:
-    return excerpt(line[:_EXCERPT_BYTES].decode("utf-8", "backslashreplace"))
+def _line_excerpt(data: bytes, begin: int) -> str:
+    """The first words of the line at `begin`; nothing of a line that was too long to be held."""
+    line, _, _ = data[begin : begin + _EXCERPT_BYTES].partition(b"\n")
+    return excerpt(line.decode("utf-8", "backslashreplace"))

@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_bench_moe_layer_runs():
     script = Path(__file__).parent / "bench_moe_layer.py"

@@ -33,6 +33,7 @@ def documents(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_benchmark(documents: Path, tmp_path: Path) -> None:
     lines = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": SENTENCE}]}]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -22,6 +22,8 @@ from lumina_ds.checkpoint.publish import begin, publish
 from lumina_ds.checkpoint.saved_state import PieceRecord, SavedState, pieces_metadata
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 MIB = 1 << 20
 KEYS = ("weight", "exp_avg", "exp_avg_sq")

@@ -39,6 +39,7 @@ def run(words, cwd):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_bench_train_puts_variants_side_by_side(tiny, corpus, tmp_path):
     words = ["bench", "train", "--config", tiny, "--steps", 4, "--warmup", 1, "--json"]
     words += ["--variant", "--zero 1 --grad-accum 3", "--variant", f"--data {corpus.shards}"]
@@ -66,6 +67,7 @@ def test_bench_train_puts_variants_side_by_side(tiny, corpus, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_profile_splits_time_and_memory(tiny, corpus, tmp_path):
     words = ["profile", "--config", tiny, "--data", corpus.shards, "--zero", 1, "--expert-parallel", 2]
     words += ["--steps", 3, "--trace", "trace.json"]

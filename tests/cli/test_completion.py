@@ -38,6 +38,7 @@ def complete(environment, *words):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_bash_completes_verbs_options_presets_and_choices(environment):
     assert complete(environment, "lumina", "") == list(VERBS)
     assert complete(environment, "lumina", "tr") == ["train"]

@@ -37,6 +37,7 @@ def test_a_line_per_check_within_seconds(processor_seconds: Callable[[], float])
     assert seconds < 6
 
 
+@pytest.mark.slow
 def test_json_is_one_document_and_verbose_asks_the_ops() -> None:
     done = doctor("--json", "--verbose")
     document = json.loads(done.stdout)
@@ -46,6 +47,7 @@ def test_json_is_one_document_and_verbose_asks_the_ops() -> None:
     assert any(line.startswith("cpu_adam: can") for line in findings["DeepSpeed ops"]["details"])
 
 
+@pytest.mark.slow
 def test_a_fault_gives_exit_code_4(tmp_path: Path) -> None:
     (tmp_path / "hostfile").write_text("node1 slots=2\nnode2 slots=2\n")
     (tmp_path / "bin").mkdir()

@@ -16,6 +16,8 @@ import yaml
 from lumina_ds.engine.world import free_port
 from lumina_ds.monitor.writers import read_records
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 LUMINA = [sys.executable, "-m", "lumina_ds"]
 MODEL = {

@@ -9,8 +9,10 @@ import inspect
 
 import pytest
 
-from lumina_ds.config.deepspeed import keys
 from lumina_ds.config.deepspeed.check import deepspeed_faults
+from lumina_ds.config.deepspeed.compose import compose_deepspeed
+from lumina_ds.config.deepspeed.keys import Key, table
+from lumina_ds.config.load import load_config
 
 
 @pytest.mark.parametrize(
@@ -58,17 +60,63 @@ def test_faults(settings, message):
     assert any(message in fault for fault in deepspeed_faults(settings)), deepspeed_faults(settings)
 
 
+def _known(path: str) -> set[str]:
+    return {name for name, key in table().sections[path].items() if not key.removed}
+
+
+def test_the_table_says_what_is_done_with_each_key():
+    """Without a file a run writes exactly the keys that are marked, over all precisions and stages."""
+    written: set[str] = set()
+    for precision in ("fp32", "mixed_bf16", "bf16", "fp16"):
+        for stage in (1, 2, 3):
+            for offload in ("none", "optimizer+params" if stage == 3 else "optimizer"):
+                for shared in (0, 1):
+                    config = load_config("debug").config
+                    config.model.num_shared_experts = shared
+                    config.deepspeed.zero_stage, config.deepspeed.offload = stage, offload
+                    written |= set(_paths(compose_deepspeed(config, 2, precision)))
+    marked = {
+        f"{path}.{name}" if path else name
+        for path, section in table().sections.items()
+        for name, key in section.items()
+        if key.role and path != "bfloat16"
+    }
+    # A dense model at stage 1 alone goes without contiguous gradients, and offload with them.
+    assert {path for path in written if not path.startswith("optimizer.params.")} == marked
+
+
+def _paths(section, prefix=""):
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_the_table_is_read_as_it_stands():
+    zero, top = table().sections["zero_optimization"], table().sections[""]
+    assert zero["reduce_bucket_size"] == Key("int", 1, role="ours") and zero["stage"].role == "run"
+    assert top["gradient_allreduce_op"].choices == ("mean", "sum") and top["amp"].removed.startswith("use bf16")
+    assert table().sections["bfloat16"] is table().sections["bf16"]
+    assert set(table().optimizers) == {"adam", "adamw", "lion", "lamb"} and "WarmupLR" in table().schedulers
+    every = (*table().sections.values(), *table().optimizers.values(), *table().schedulers.values())
+    for section in every:
+        for name, key in section.items():
+            # range_faults goes by the name alone.
+            assert key.removed or (key.low, key.high) == table().ranges[name], name
+
+
 def test_the_table_equals_the_installed_models():
     zero = importlib.import_module("deepspeed.runtime.zero.config").DeepSpeedZeroConfig
     offload = importlib.import_module("deepspeed.runtime.zero.offload_config")
     precision = importlib.import_module("deepspeed.runtime.precision_config")
     experts = importlib.import_module("deepspeed.module_inject.auto_ep_presets.base").AutoEPConfig
-    assert set(keys.ZERO) == _aliases(zero)
-    assert set(keys.OFFLOAD_PARAM) == _aliases(offload.DeepSpeedZeroOffloadParamConfig)
-    assert set(keys.OFFLOAD_OPTIMIZER) == _aliases(offload.DeepSpeedZeroOffloadOptimizerConfig)
-    assert set(keys.BF16) == _aliases(precision.DeepSpeedBF16Config)
-    assert set(keys.FP16) == _aliases(precision.DeepSpeedFP16Config)
-    assert set(keys.EXPERT_PARALLEL) == {f.name for f in dataclasses.fields(experts) if not f.name.startswith("_")}
+    assert _known("zero_optimization") == _aliases(zero)
+    assert _known("zero_optimization.offload_param") == _aliases(offload.DeepSpeedZeroOffloadParamConfig)
+    assert _known("zero_optimization.offload_optimizer") == _aliases(offload.DeepSpeedZeroOffloadOptimizerConfig)
+    assert _known("bf16") == _aliases(precision.DeepSpeedBF16Config)
+    assert _known("fp16") == _aliases(precision.DeepSpeedFP16Config)
+    assert _known("expert_parallel") == {f.name for f in dataclasses.fields(experts) if not f.name.startswith("_")}
 
 
 def test_the_top_level_equals_what_deepspeed_reads():
@@ -96,12 +144,14 @@ def test_the_top_level_equals_what_deepspeed_reads():
         "data_parallel_size",
     }
     inside_sections = {"allgather_size", "model_info"}
-    assert set(keys.TOP_LEVEL) == (read - inside_sections) | indirect | set(monitor.model_fields)
+    assert _known("") == (read - inside_sections) | indirect | set(monitor.model_fields)
 
 
 def test_the_removed_keys_are_deepspeeds():
     module = importlib.import_module("deepspeed.runtime.config")
-    assert set(keys.REMOVED) == set(module._REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    assert {name for name, key in table().sections[""].items() if key.removed} == set(
+        module._REMOVED_TOP_LEVEL_CONFIG_KEYS
+    )
 
 
 def test_the_table_is_for_the_installed_version():

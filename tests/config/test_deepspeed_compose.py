@@ -7,13 +7,9 @@ import re
 
 import pytest
 
-from lumina_ds.config.deepspeed.compose import (
-    compose_deepspeed,
-    deepspeed_config_names,
-    deepspeed_faults,
-    load_deepspeed_json,
-    resolve_zero_stage,
-)
+from lumina_ds.config.deepspeed.check import deepspeed_faults
+from lumina_ds.config.deepspeed.compose import compose_deepspeed, resolve_zero_stage
+from lumina_ds.config.deepspeed.tree import deepspeed_config_names, load_deepspeed_json
 from lumina_ds.config.load import load_config
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
@@ -56,7 +52,7 @@ def test_an_installed_package_carries_them_inside(tmp_path, monkeypatch):
     installed = tmp_path / "ds_configs"
     installed.mkdir()
     (installed / "only.json").write_text('{"steps_per_print": 7}')
-    monkeypatch.setattr("lumina_ds.config.deepspeed.compose._FOLDERS", (installed, tmp_path / "absent"))
+    monkeypatch.setattr("lumina_ds.config.deepspeed.tree._FOLDERS", (installed, tmp_path / "absent"))
     assert deepspeed_config_names() == ["only"]
     assert load_deepspeed_json("only") == {"steps_per_print": 7}
 

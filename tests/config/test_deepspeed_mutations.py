@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from lumina_ds.config.deepspeed import ranges, sections
-from lumina_ds.config.deepspeed.check import deepspeed_faults
-from lumina_ds.config.deepspeed.compose import deepspeed_config_names, load_deepspeed_json
-from lumina_ds.config.deepspeed.keys import SECTIONS, TOP_LEVEL
-from lumina_ds.config.deepspeed.other_sections import OTHER_SECTIONS
+from lumina_ds.config.deepspeed.check import deepspeed_faults, range_faults
+from lumina_ds.config.deepspeed.keys import OPTIMIZER_TYPES, table
+from lumina_ds.config.deepspeed.tree import deepspeed_config_names, load_deepspeed_json
 
 # Settings that DeepSpeed's configuration page and its tutorials show together, by their facts, with their sources.
 _FILE = Path(__file__).with_name("documented_deepspeed.json")
 DOCUMENTED = {name: entry["json"] for name, entry in json.loads(_FILE.read_text()).items()}
 ORIGINALS = DOCUMENTED | {name: load_deepspeed_json(name) for name in deepspeed_config_names()}
+SECTIONS = {
+    path: {name for name, key in section.items() if not key.removed} for path, section in table().sections.items()
+}
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -80,7 +81,8 @@ def test_numbers_out_of_range_are_found():
             value = at(original, path)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            for wrong in [-3] * (path[-1] not in ranges.MAY_BE_NEGATIVE) + [1.5] * (path[-1] in ranges.AT_MOST_ONE):
+            low, high = table().ranges.get(path[-1], (0, None))
+            for wrong in [-3] * (low is not None) + [1.5] * (high is not None):
                 mutated = copy.deepcopy(original)
                 at(mutated, path[:-1])[path[-1]] = wrong
                 tried += 1
@@ -91,7 +93,7 @@ def test_numbers_out_of_range_are_found():
 
 
 def test_words_that_are_no_choice_are_found():
-    for path in sections.CHOICES:
+    for path in table().choices:
         mutated: dict = {}
         *parents, key = path.split(".")
         section = mutated
@@ -170,42 +172,42 @@ def at(section, path):
 def test_side_sections_equal_the_installed_models(path, place):
     module, _, name = place.rpartition(".")
     model = getattr(importlib.import_module(f"deepspeed.{module}"), name)
-    assert set(sections.SIDE_SECTIONS[path]) == set(model.model_fields)
+    assert set(SECTIONS[path]) == set(model.model_fields)
 
 
 def test_side_sections_equal_the_installed_constants():
     activations = importlib.import_module("deepspeed.runtime.activation_checkpointing.config")
-    assert set(sections.SIDE_SECTIONS["activation_checkpointing"]) == set(activations.ACT_CHKPT_DEFAULT)
+    assert set(SECTIONS["activation_checkpointing"]) == set(activations.ACT_CHKPT_DEFAULT)
     aio = importlib.import_module("deepspeed.runtime.swap_tensor.aio_config")
-    assert set(sections.SIDE_SECTIONS["aio"]) == set(aio.AIO_DEFAULT_DICT)
+    assert set(SECTIONS["aio"]) == set(aio.AIO_DEFAULT_DICT)
     profiler = importlib.import_module("deepspeed.profiling.config").DeepSpeedFlopsProfilerConfig({})
-    assert set(sections.SIDE_SECTIONS["flops_profiler"]) == set(vars(profiler))
+    assert set(SECTIONS["flops_profiler"]) == set(vars(profiler))
 
 
 def test_schedulers_equal_the_installed_ones():
     schedules = importlib.import_module("deepspeed.runtime.lr_schedules")
-    assert set(sections.SCHEDULER_PARAMS) == set(schedules.VALID_LR_SCHEDULES)
-    for name, known in sections.SCHEDULER_PARAMS.items():
+    assert set(table().schedulers) == set(schedules.VALID_LR_SCHEDULES)
+    for name, known in table().schedulers.items():
         assert set(known) == set(inspect.signature(getattr(schedules, name)).parameters) - {"optimizer"}, name
 
 
 def test_optimizers_equal_the_installed_ones():
     import torch
 
-    known = {name.lower() for name in sections.OPTIMIZERS}
+    known = {name.lower() for name in OPTIMIZER_TYPES}
     assert {name.lower() for name in importlib.import_module("deepspeed.runtime.config").DEEPSPEED_OPTIMIZERS} <= known
     of_torch = {name.lower() for name, value in vars(torch.optim).items() if inspect.isclass(value)}
     assert of_torch - {"optimizer"} <= known
 
 
 def test_removed_keys_equal_the_installed_ones():
-    assert set(sections.REMOVED_ZERO) == set(
+    assert {name for name, key in table().sections["zero_optimization"].items() if key.removed} == set(
         importlib.import_module("deepspeed.runtime.config")._REMOVED_ZERO_CONFIG_KEYS
     )
 
 
 def test_every_side_section_stands_below_a_known_key():
-    assert {path.partition(".")[0] for path in sections.SIDE_SECTIONS} <= set(TOP_LEVEL)
+    assert {path.partition(".")[0] for path in SECTIONS if path} <= set(SECTIONS[""])
 
 
 def test_other_sections_equal_the_installed_models():
@@ -214,32 +216,32 @@ def test_other_sections_equal_the_installed_models():
         fields = getattr(importlib.import_module(f"deepspeed.{module}"), name).model_fields
         return set(fields) | {field.alias for field in fields.values() if field.alias}
 
-    assert set(OTHER_SECTIONS["tensor_parallel"]) == keys("runtime.tensor_parallel.config.TPTrainingConfig")
-    assert set(OTHER_SECTIONS["tensor_parallel.tp"]) == keys("runtime.tensor_parallel.config.TPConfig")
-    assert set(OTHER_SECTIONS["weight_quantization"]) == keys("inference.config.WeightQuantConfig")
+    assert set(SECTIONS["tensor_parallel"]) == keys("runtime.tensor_parallel.config.TPTrainingConfig")
+    assert set(SECTIONS["tensor_parallel.tp"]) == keys("runtime.tensor_parallel.config.TPConfig")
+    assert set(SECTIONS["weight_quantization"]) == keys("inference.config.WeightQuantConfig")
     partition = importlib.import_module("deepspeed.module_inject.autotp_config").AutoTPConfig
-    assert set(OTHER_SECTIONS["tensor_parallel.partition_config"]) == set(inspect.signature(partition).parameters)
+    assert set(SECTIONS["tensor_parallel.partition_config"]) == set(inspect.signature(partition).parameters)
 
 
 def test_autotuning_equals_the_installed_one():
     constants = importlib.import_module("deepspeed.autotuning.constants")
-    assert set(OTHER_SECTIONS["autotuning.model_info"]) == set(constants.MODEL_INFO_KEY_DEFAULT_DICT)
+    assert set(SECTIONS["autotuning.model_info"]) == set(constants.MODEL_INFO_KEY_DEFAULT_DICT)
     installed = importlib.import_module("deepspeed.autotuning.config").DeepSpeedAutotuningConfig({})
     # Read elsewhere: nothing; the class keeps two names of old that no JSON sets.
-    assert set(sections.SIDE_SECTIONS["autotuning"]) == set(vars(installed)) - {"start_step", "end_step"}
+    assert set(SECTIONS["autotuning"]) == set(vars(installed)) - {"start_step", "end_step"}
 
 
 def test_data_sections_are_the_installed_words():
     constants = importlib.import_module("deepspeed.runtime.data_pipeline.constants")
     words = {value for value in vars(constants).values() if isinstance(value, str)}
-    for path, known in (sections.SIDE_SECTIONS | OTHER_SECTIONS).items():
+    for path, known in SECTIONS.items():
         if path.startswith("data_efficiency"):
             assert set(known) <= words, path
     defaults = importlib.import_module("deepspeed.runtime.data_pipeline.config")
     batching = set(defaults.get_dynamic_batching({})) | {"metrics_path", "max_tokens"}
-    assert set(OTHER_SECTIONS["data_efficiency.data_sampling.dynamic_batching"]) == batching
+    assert set(SECTIONS["data_efficiency.data_sampling.dynamic_batching"]) == batching
     sampling = set(defaults.get_data_sampling({}))
-    assert set(sections.SIDE_SECTIONS["data_efficiency.data_sampling"]) == sampling
+    assert set(SECTIONS["data_efficiency.data_sampling"]) == sampling
 
 
 def test_bounds_of_the_installed_models_are_ours():
@@ -260,8 +262,8 @@ def test_bounds_of_the_installed_models_are_ours():
                 high = getattr(bound, "le", getattr(bound, "lt", None))
                 wrong = low - 1 if low is not None else high + 1
                 key = info.alias or field
-                assert key in (SECTIONS | sections.SIDE_SECTIONS)[path], key
-                assert ranges.range_faults({key: wrong}), (key, wrong)
+                assert key in SECTIONS[path], key
+                assert range_faults({key: wrong}), (key, wrong)
                 bounded += 1
     assert bounded >= 15
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lumina_ds.data import best_fit
-from lumina_ds.data.best_fit import best_fit_rows
+from lumina_ds.data import packing
+from lumina_ds.data.packing import best_fit_rows
 
 
 def reference(lengths: list[int], seq_length: int) -> list[int]:
@@ -36,9 +36,9 @@ def test_equals_the_reference_compiled_and_not(lengths: list[int], seq_length: i
     expected = reference(lengths, seq_length)
     assert best_fit_rows(np.array(lengths, np.int64), seq_length).tolist() == expected
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(best_fit, "_loop", lambda: best_fit._fill)
+        patch.setattr(packing, "_loop", lambda: packing._fill)
         assert best_fit_rows(np.array(lengths, np.int64), seq_length).tolist() == expected
 
 
 def test_the_loop_is_compiled_here() -> None:
-    assert hasattr(best_fit._loop(), "nopython_signatures")
+    assert hasattr(packing._loop(), "nopython_signatures")

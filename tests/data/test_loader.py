@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lumina_ds.data.loader import PackedRows, TrainingOrder, evaluation_rows
+from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.sampler import TrainingOrder, evaluation_rows
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.errors import DataError
 

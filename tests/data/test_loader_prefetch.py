@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lumina_ds.data.prefetch import STEPS_AHEAD, Prefetcher
+from lumina_ds.data.loader import STEPS_AHEAD, Prefetcher
 from lumina_ds.errors import DataError
 
 

@@ -8,7 +8,7 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lumina_ds.data.loader import FILLER_ROW, TrainingOrder
+from lumina_ds.data.sampler import FILLER_ROW, TrainingOrder
 
 
 @st.composite
@@ -42,7 +42,7 @@ def test_every_row_once_an_epoch_at_any_layout_and_from_any_step(
     batch_rows, ways = batch
     total_rows = epochs * num_rows
     num_steps = -(-total_rows // batch_rows)
-    with patch("lumina_ds.data.loader.POSITIONS_PER_BLOCK", 16):  # several blocks in an epoch, the last one shorter
+    with patch("lumina_ds.data.sampler.POSITIONS_PER_BLOCK", 16):  # several blocks in an epoch, the last one shorter
         whole = TrainingOrder(num_rows, seed, total_rows)
         expected = [Counter(map(whole.row_at, range(s * batch_rows, (s + 1) * batch_rows))) for s in range(num_steps)]
 

@@ -1,6 +1,6 @@
 """Positions taken out of the stream of training rows: what follows moves up, and nothing else changes."""
 
-from lumina_ds.data.loader import FILLER_ROW, TrainingOrder
+from lumina_ds.data.sampler import FILLER_ROW, TrainingOrder
 
 
 def rows(order, count):

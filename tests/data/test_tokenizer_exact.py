@@ -140,6 +140,7 @@ def test_model_file_reads_as_the_library_does(models: dict[str, bytes]) -> None:
             assert (piece.kind == CONTROL, piece.kind == BYTE) == (processor.is_control(i), processor.is_byte(i))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, (_, taken) in FOREIGN.items() if taken] + ["our_bpe"])
 def test_any_text_through_the_table(models: dict[str, bytes], name: str) -> None:
     encoder, processor = through_table(models[name]), reference(models[name])

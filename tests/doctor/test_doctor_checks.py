@@ -177,6 +177,7 @@ def test_memory(around: Surroundings, monkeypatch: pytest.MonkeyPatch, gib: floa
     assert storage.memory(around).level == level
 
 
+@pytest.mark.slow
 def test_a_missing_library_costs_one_line_only() -> None:
     """As a user runs it: without psutil, which the memory is read with, all other checks still answer."""
     program = (

@@ -34,6 +34,7 @@ def config(preset="debug", **values):
     return load_config(preset, [Override(name, value, name) for name, value in fields.items()]).config
 
 
+@pytest.mark.slow
 @WITH_LIBRARIES
 def test_every_kernel_computes_what_ours_does_under_the_interpreter(tmp_path):
     worker, result = Path(__file__).with_name("fused_kernels_worker.py"), tmp_path / "result.json"

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_one_rank_without_reduction_trains_the_same():
     worker = Path(__file__).parent / "one_rank_worker.py"

@@ -13,7 +13,7 @@ from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.load import load_config
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
-from lumina_ds.engine.weights import load_initial_weights
+from lumina_ds.engine.weights import fill_parameters, load_selection_biases, stored_weights
 from lumina_ds.errors import CheckpointError, ConfigError, DataError
 from lumina_ds.export.folder import export_model
 from lumina_ds.export.foreign_config import model_from_hugging_face
@@ -64,10 +64,19 @@ def write_weights(model: ModelConfig, folder: Path, **changes: torch.Tensor | No
     return network
 
 
+def load_initial_weights(model: CausalLM, folder: Path) -> None:
+    """Fill a whole plain model as every rank of a run fills its part of one."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    biases = {name: tuple(bias.shape) for name, bias in selection_biases(model).items()}
+    fill_parameters(model, stored_weights(shapes, folder, biases))
+    load_selection_biases(model, folder)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MODELS)
 def test_there_and_back_again(family, tmp_path, corpus, monkeypatch):
     transformers = pytest.importorskip("transformers")

@@ -21,6 +21,8 @@ from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.generate.load import load_model
 from lumina_ds.monitor.writers import read_records
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers")
 
 CHECKOUT = Path(__file__).parents[2]

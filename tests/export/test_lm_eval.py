@@ -55,6 +55,7 @@ def log_likelihood(network: CausalLM, tokenizer, question: str, choice: str) -> 
     return sum(float(log_p[place - 1, ids[place]]) for place in range(begin, len(ids)))
 
 
+@pytest.mark.slow
 def test_lm_eval_scores_an_exported_model_as_ours_does(corpus, tmp_path):
     network = CausalLM(MODEL).eval()
     initialize(network, MODEL, seed=1)

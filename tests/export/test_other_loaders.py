@@ -131,6 +131,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOADED)
 def test_vllm_answers_as_our_model_does(name, tmp_path, corpus):
     python = interpreter("VLLM_PYTHON", "vllm")
@@ -178,6 +179,7 @@ def answers_of_llama_cpp(python: str, folder: Path) -> list[dict[str, Any]]:
     return answers_of(python, LLAMA_CPP, folder, folder / "a.gguf", json.dumps(texts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LOADED if name not in NOT_LLAMA_CPPS])
 def test_llama_cpp_answers_as_our_model_does(name, tmp_path, corpus):
     checkout, python = llama_cpp()
@@ -189,6 +191,7 @@ def test_llama_cpp_answers_as_our_model_does(name, tmp_path, corpus):
     assert_alike(answers_of_llama_cpp(python, tmp_path), network, corpus.tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_its_converter_alone_does_as_well_with_two_families(name, tmp_path, corpus):
     checkout, python = llama_cpp()
@@ -198,6 +201,7 @@ def test_its_converter_alone_does_as_well_with_two_families(name, tmp_path, corp
     assert_alike(answers_of_llama_cpp(python, tmp_path), network, corpus.tokenizer)
 
 
+@pytest.mark.slow
 def test_a_tied_head_of_glm_is_written_out_and_tied_again(tmp_path, corpus):
     """vLLM's class for it has no tied head, and says nothing about one that is missing."""
     transformers = pytest.importorskip("transformers")

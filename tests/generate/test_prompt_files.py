@@ -26,17 +26,21 @@ def test_a_prompt_or_messages_a_line_and_the_rest_of_the_document_stays(tmp_path
     ]
 
 
+def test_lines_end_at_line_feeds_alone_and_roles_are_those_of_training_data(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes('{"prompt": "a\u2028b\u0085c"}\r\n{"conversations": [{"from": "human", "value": "d"}]}'.encode())
+    assert [turns for _, turns in read_prompts(path)] == [[Turn("user", "a\u2028b\u0085c")], [Turn("user", "d")]]
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("no json", "line 2: Expecting value"),
-        ([1], "line 2: no JSON object"),
-        ({"prompt": ""}, 'line 2: neither a text "prompt" nor a list "messages"'),
-        ({"messages": []}, 'line 2: neither a text "prompt"'),
-        (
-            {"messages": [{"role": "robot", "content": "x"}]},
-            "line 2: a message needs a role of system, user, assistant",
-        ),
+        ("no json", "line 2: invalid JSON: Expecting value"),
+        ([1], "line 2: a list, not an object"),
+        ({"prompt": ""}, "line 2: no key 'messages' or 'conversations'"),
+        ({"messages": []}, "line 2: 'messages' is empty"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "line 2: message 1 has the unknown role 'robot'"),
+        ({"prompt": 5}, "line 2: 'prompt' is no text"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "line 2: the last turn is the assistant's"),
     ],
 )
@@ -50,7 +54,7 @@ def test_a_file_without_prompts_or_that_cannot_be_read_is_refused(tmp_path):
         read_prompts(written(tmp_path, "", ""))
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}')
     for name, says in (
-        ("latin.jsonl", "latin.jsonl is no UTF-8 text"),
+        ("latin.jsonl", "latin.jsonl, line 1: invalid UTF-8 at byte 15"),
         ("missing.jsonl", "cannot read .*missing.jsonl"),
     ):
         with pytest.raises(DataError, match=says):

@@ -46,6 +46,7 @@ def run(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MPIRUN is None, reason="needs mpirun (extra mpi)")
 def test_mpirun_srun_and_the_runner_continue_one_another(
     write_config: Callable[..., Path], tmp_path: Path, tools: Callable[..., Path], environment: dict[str, str]

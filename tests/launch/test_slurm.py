@@ -55,9 +55,12 @@ SlurmdPidFile={folder}/%n.pid
 PartitionName=all Nodes=ALL Default=YES
 """
 
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"needs SLURM and munge, without {', '.join(MISSING)}: apt-get install slurm-wlm munge"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"needs SLURM and munge, without {', '.join(MISSING)}: apt-get install slurm-wlm munge"
+    ),
+]
 
 
 @dataclass(frozen=True)

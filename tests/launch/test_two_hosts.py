@@ -21,6 +21,8 @@ import pytest
 from lumina_ds.engine.world import free_port
 from lumina_ds.monitor.writers import read_records
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[2]
 STEPS = 24
 

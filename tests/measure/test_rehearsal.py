@@ -26,6 +26,7 @@ CASES = [
 ]
 
 
+@pytest.mark.quick
 def test_rehearsed_checkpoints_equal_those_of_two_ranks(run_ranks, tmp_path):
     path = tmp_path / "cases.json"
     path.write_text(json.dumps(CASES))

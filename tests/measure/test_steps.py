@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lumina_ds.config.load import Override, load_config
-from lumina_ds.data.random_rows import RandomRows
+from lumina_ds.data.loader import RandomRows
 from lumina_ds.engine.world import World
 from lumina_ds.measure.steps import TimedSteps
 from lumina_ds.ranks.check_run import check_run

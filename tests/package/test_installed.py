@@ -82,6 +82,7 @@ def test_version_and_metadata(installation: Installation) -> None:
     assert installation.run("python", "-c", program).stdout.strip() == __version__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_every_verb(installation: Installation, verb: str) -> None:
     assert f"lumina {verb}" in installation.run("lumina", verb, "--help").stdout
@@ -95,7 +96,9 @@ def test_presets_are_installed(installation: Installation) -> None:
 
 
 def test_deepspeed_configurations_are_found_by_name(installation: Installation) -> None:
-    program = "from lumina_ds.config.deepspeed.compose import deepspeed_config_names; print(' '.join(deepspeed_config_names()))"
+    program = (
+        "from lumina_ds.config.deepspeed.tree import deepspeed_config_names; print(' '.join(deepspeed_config_names()))"
+    )
     assert installation.run("python", "-c", program).stdout.split() == DEEPSPEED_CONFIGS
     plan = ["lumina", "plan", "--config", "debug", "--gpus", "2", "--expert-parallel", "2", "--json"]
     assert json.loads(installation.run(*plan, "--deepspeed_config", "moe_zero2").stdout)
@@ -104,5 +107,6 @@ def test_deepspeed_configurations_are_found_by_name(installation: Installation) 
     assert "did you mean moe_zero2?" in unknown.stderr
 
 
+@pytest.mark.slow
 def test_the_offline_stage_runs_as_a_module(installation: Installation) -> None:
     assert "Usage" in installation.run("python", "-m", "preprocess", "--help").stdout

@@ -109,6 +109,7 @@ def test_errors(words, message, capsys, tmp_path, monkeypatch):
     assert message in error
 
 
+@pytest.mark.slow
 def test_two_ranks_predict_a_longer_step(tmp_path, monkeypatch, capfd):
     cache = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     words = ["--config", "debug", "--gpus", "2", "--zero", "2", "--micro-batch", "2", "--tokens", "1M", "--json"]

@@ -98,6 +98,7 @@ def test_checkpoint_of_an_untied_model(stage, bytes_per_parameter):
     assert checkpoint_bytes(run, "bf16").total == pytest.approx(bytes_per_parameter * 7_055_632_384, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_checkpoint_sizes_equal_a_written_one(stage, corpus, tmp_path):
     settings = ["--config", "debug", "--seq-length", "64", "--zero", str(stage), "--max-steps", "1"]

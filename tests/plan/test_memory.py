@@ -12,7 +12,7 @@ from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan import plan_memory
 from lumina_ds.plan.activations import activation_bytes
-from lumina_ds.plan.hardware import CARDS, cards_that_fit, usable_bytes
+from lumina_ds.plan.hardware import cards, cards_that_fit, usable_bytes
 from lumina_ds.plan.memory import COMPONENTS, PHASES
 from lumina_ds.plan.shape import Setting
 from lumina_ds.text import GIB
@@ -170,7 +170,7 @@ def test_refused_layouts():
 
 
 def test_cards():
-    sizes = [card.memory_gb for card in CARDS]
+    sizes = [card.memory_gb for card in cards()]
     assert sizes == [24, 32, 40, 48, 80, 96, 141, 192]
     assert [card.memory_gb for card in cards_that_fit(int(44.3 * GIB))] == [48, 80, 96, 141, 192]
     assert [card.memory_gb for card in cards_that_fit(int(44.4 * GIB))] == [80, 96, 141, 192]

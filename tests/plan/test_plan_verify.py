@@ -32,6 +32,7 @@ def test_compare_names_states_activations_and_peaks():
     assert lines["peak of step"].predicted == sum(step.values()) - step["margin"]
 
 
+@pytest.mark.slow
 def test_two_real_ranks_against_the_plan():
     words = ["plan", "verify", "--config", "debug", "--gpus", "2", "--zero", "2", "--precision", "fp32", "--json"]
     done = subprocess.run(

@@ -251,6 +251,7 @@ def engine_cases():
     return cases
 
 
+@pytest.mark.slow
 def test_states_equal_the_live_tensors_of_real_engines(engine_cases, tmp_path):
     pytest.importorskip("deepspeed")
     results = run_engines(engine_cases, tmp_path)

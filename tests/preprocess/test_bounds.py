@@ -42,6 +42,7 @@ def peak_bytes(pieces: Iterator[bytes], tokenizer: Tokenizer, out: Path) -> tupl
     return usage.ru_maxrss << 10, json.loads((out / "manifest.json").read_text())["totals"]
 
 
+@pytest.mark.slow
 def test_row_27_memory_is_flat_and_a_giant_line_adds_little(
     tokenizer: Tokenizer, tmp_path: Path, make_lines: Callable[..., list[str]]
 ) -> None:
@@ -95,6 +96,7 @@ def bomb(path: Path, codec: str, text: bytes, piece: bytes, num_bytes: int) -> P
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["gzip", "zstd"])
 @pytest.mark.parametrize("piece", [b"\n" * 4096, b"x" * 4096], ids=["blank lines", "one line"])
 def test_row_27_compression_bombs(

@@ -50,6 +50,7 @@ def big(tmp_path: Path, make_lines: Callable[..., list[str]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_two_ranks_write_what_one_process_writes(big: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     options = ["--tokenizer", str(tokenizer.path), "--seq-length", "64", "--eval-fraction", "0.1"]
@@ -62,6 +63,7 @@ def test_two_ranks_write_what_one_process_writes(big: Path, tokenizer: Tokenizer
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big.jsonl", "one", "ranks"]
 
 
+@pytest.mark.slow
 @needs_mpi
 def test_an_error_ends_all_ranks(tokenizer: Tokenizer, tmp_path: Path) -> None:
     done = mpirun(

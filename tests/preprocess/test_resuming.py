@@ -105,6 +105,7 @@ def test_sealed_blocks_are_not_tokenized_again(
     assert 0 < len(texts) == sum(line.count('"role"') for line in lines[first - 1 :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_at_any_moment(chats: Path, tokenizer: Tokenizer, tmp_path: Path, seed: int) -> None:
     """Two deaths at random events, then a whole run, in real processes that die by SIGKILL."""
@@ -267,6 +268,7 @@ def test_an_input_that_breaks_off_loses_nothing(
     assert not list(tmp_path.glob("none*"))
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder(chats: Path, tmp_path: Path) -> None:
     """The second is refused while the first is at work, and gets the folder once that is killed, workers and all."""
     # For a Unigram model SentencePiece encodes, so workers are processes.

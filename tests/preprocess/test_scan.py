@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lumina_ds.data.conversation import RejectedLine, is_blank, parse_conversation
@@ -30,7 +30,10 @@ TEXT = st.text(
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 EXTRAS = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3))
 MESSAGES = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "ai", "bot", "system", "gpt", "narrator", 1]), "content": TEXT},
+    {
+        "role": st.sampled_from(["user", "assistant", "ai", "bot", "system", "gpt", "narrator", 1]),
+        "content": TEXT | SCALARS,
+    },
     optional={"name": EXTRAS, "n": EXTRAS},
 )
 TURNS = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "system", "users"]), "value": TEXT})
@@ -38,6 +41,10 @@ DOCUMENTS = st.one_of(
     st.fixed_dictionaries({"messages": st.lists(MESSAGES, max_size=4)}, optional={"id": EXTRAS, "x": EXTRAS}),
     st.fixed_dictionaries({"conversations": st.lists(TURNS, max_size=4)}, optional={"messages": EXTRAS, "y": EXTRAS}),
 )
+
+
+# One way holds for all examples of a test, so its fixture need not be made anew for each.
+BOTH_WAYS = [HealthCheck.function_scoped_fixture]
 
 
 def turns_of(found: Conversations) -> list[list[tuple[str, str]]]:
@@ -80,13 +87,15 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         pytest.importorskip("numba")
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@pytest.mark.usefixtures("way")
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=BOTH_WAYS)
 @given(st.lists(DOCUMENTS, min_size=1, max_size=3), st.booleans(), st.sampled_from([None, (",", ":"), (" ,\t", " : ")]))
 def test_any_documents(documents: list[Any], ascii_only: bool, separators: tuple[str, str] | None) -> None:
     check([json.dumps(one, ensure_ascii=ascii_only, separators=separators).encode() for one in documents])
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@pytest.mark.usefixtures("way")
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=BOTH_WAYS)
 @given(st.data())
 def test_any_damage(data: st.DataObject) -> None:
     line = bytearray(data.draw(st.sampled_from([GOOD, SHAREGPT])))

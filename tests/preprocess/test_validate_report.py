@@ -20,8 +20,8 @@ from lumina_ds.report.data.distribution import Distribution
 from lumina_ds.report.data.svg import histogram
 from lumina_ds.report.page import escape
 from preprocess.pipeline import preprocess_files
+from preprocess.validation.page import write_report
 from preprocess.validation.validate import validate_files
-from preprocess.validation.write import write_report
 
 HOSTILE = "</code><script>alert('x')</script><img src=x onerror=alert(1)> & \"quoted\""
 VOID = {"meta", "br", "img", "input", "link"}

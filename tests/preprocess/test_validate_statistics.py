@@ -11,7 +11,7 @@ import pytest
 from lumina_ds.data.conversation import Turn
 from lumina_ds.report.data.distribution import Bin, Distribution
 from lumina_ds.report.data.visible import excerpt, visible
-from preprocess.validation.bars import bar, histogram_lines
+from preprocess.validation.console import bar, histogram_lines
 from preprocess.validation.duplicates import DuplicateFinder
 
 

@@ -22,6 +22,8 @@ from lumina_ds.checkpoint.format import checkpoint_faults
 from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.monitor.writers import read_records
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(corpus, tmp_path_factory):

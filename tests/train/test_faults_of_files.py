@@ -105,6 +105,7 @@ def newest(run):
     return step_folders(run / "checkpoints")[-1]
 
 
+@pytest.mark.slow
 def test_row_02_03_04_a_kill_at_any_moment_of_a_save_leaves_a_sound_checkpoint(tmp_path):
     survived, best = set(), set()
     for number in range(1, 200):
@@ -128,6 +129,7 @@ def test_row_02_03_04_a_kill_at_any_moment_of_a_save_leaves_a_sound_checkpoint(t
     assert number > 12 and survived == {"step-00000001", "step-00000002"} and best == {2.0, 1.0}
 
 
+@pytest.mark.slow
 def test_row_05_a_full_disk_costs_the_new_checkpoint_only(command, tmp_path):
     with tmpfs(tmp_path / "small", "size=2m") as disk:
         code, printed = finished(command(disk))
@@ -139,6 +141,7 @@ def test_row_05_a_full_disk_costs_the_new_checkpoint_only(command, tmp_path):
         assert [record["step"] for record in read_records(disk / "r" / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_row_05_a_disk_without_room_for_one_checkpoint_refuses_the_run(command, tmp_path):
     with tmpfs(tmp_path / "small", "size=300k") as disk:
         code, printed = finished(command(disk))
@@ -221,6 +224,7 @@ def test_row_08_every_one_of_500_flipped_bits_is_found(run):
     assert checkpoint_faults(folder) == []
 
 
+@pytest.mark.slow
 def test_row_07_08_09_10_a_run_goes_on_from_the_newest_sound_one_exactly(run, trained, command, caplog):
     """Step 4 has a flipped bit, step 3 lacks a rank's file, and the pointer is garbage: on from step 2."""
     checkpoints = run / "checkpoints"
@@ -313,6 +317,7 @@ def reseal(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.slow
 def test_row_14_15_sigusr1_saves_and_a_second_signal_in_the_save_does_no_damage(command, tmp_path):
     process = start(command(tmp_path, "--max-steps", "100000", "--save-every-n-batches", "0"))
     try:
@@ -338,6 +343,7 @@ def test_row_19_weights_that_are_no_numbers_are_found_before_a_file_is_written()
     assert CheckpointFile("f", {"sound": sound, "bad": bad}).first_not_finite() == "bad"
 
 
+@pytest.mark.slow
 def test_row_28_29_another_model_optimizer_and_tokenizer_are_named_field_by_field(
     run, command, corpus, lumina, tmp_path
 ):
@@ -362,6 +368,7 @@ def test_row_28_29_another_model_optimizer_and_tokenizer_are_named_field_by_fiel
         refuse_another_run(newest(run), saved, saved.model_copy(update={"template": Digest(sha256="other")}))
 
 
+@pytest.mark.slow
 def test_row_25_shards_that_changed_since_the_checkpoint_are_refused(run, command, corpus, lumina, tmp_path):
     other = tmp_path / "other-shards"
     options = ("--tokenizer", corpus.tokenizer, "--seq-length", 64, "--out", other)

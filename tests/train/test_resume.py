@@ -12,6 +12,8 @@ from lumina_ds.checkpoint.format import weight_files
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.monitor.writers import read_records
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).parent / "run_worker.py"
 EXACT = ("loss", "grad_norm", "load_balancing_loss", "router_z_loss", "learning_rate")
 

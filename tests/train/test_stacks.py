@@ -31,7 +31,7 @@ LOADING = """Thread 0x00000000000000cc (most recent call first):
 
 Thread 0x00000000000000aa (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 327 in wait
-  File "/src/lumina_ds/data/prefetch.py", line 44 in take
+  File "/src/lumina_ds/data/loader.py", line 44 in take
 """
 
 

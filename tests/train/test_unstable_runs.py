@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lumina_ds.checkpoint.manifest import read_manifest
-from lumina_ds.data.loader import PackedRows, TrainingOrder
+from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.monitor.writers import read_records
 

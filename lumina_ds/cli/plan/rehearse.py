@@ -22,7 +22,8 @@ from lumina_ds.errors import ConfigError
 from lumina_ds.plan.cluster import cluster_findings
 from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.plan.hardware import find_gpu
-from lumina_ds.plan.memory import PARAMETER_BYTES, MemoryPlan, plan_memory
+from lumina_ds.plan.memory import MemoryPlan, plan_memory
+from lumina_ds.plan.shape import PARAMETER_BYTES
 from lumina_ds.plan.states import ZeroSettings, moment_bytes, optimizer_groups
 from lumina_ds.text import counted, format_bytes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lumina_ds.plan.hardware import cards_that_fit
+from lumina_ds.plan.hardware import cards, cards_that_fit
 from lumina_ds.plan.memory import COMPONENTS, PHASES, MemoryPlan
 from lumina_ds.text import counted, format_bytes, format_count
 
@@ -50,8 +50,10 @@ def render_plan(plan: MemoryPlan, console: Console, gpus_per_node: int | None = 
         )
         console.print(f"Host memory{node} {format_bytes(plan.host_bytes)} for each.", highlight=False)
     if plan.device == "cuda":
+        known = cards()
+        none = f"none of {known[0].memory_gb} to {known[-1].label}"
         fitting = ", ".join(card.label for card in cards_that_fit(plan.peak_bytes))
-        console.print(f"Fits on cards of: {fitting or 'none of 24 to 192 GB'}.", highlight=False)
+        console.print(f"Fits on cards of: {fitting or none}.", highlight=False)
 
 
 def plan_record(plan: MemoryPlan) -> dict[str, Any]:

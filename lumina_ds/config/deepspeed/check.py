@@ -1,5 +1,5 @@
 """Faults of a DeepSpeed JSON that can be seen without starting anything: typos, wrong kinds of values,
-combinations that DeepSpeed refuses late or handles wrongly. Each fault says the way that works.
+numbers out of range, combinations that DeepSpeed refuses late or handles wrongly. Each says the way that works.
 """
 
 from __future__ import annotations
@@ -8,31 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from lumina_ds.config.deepspeed.combinations import expert_faults, precision_faults, zero_faults
-from lumina_ds.config.deepspeed.keys import REMOVED, SECTIONS, TOP_LEVEL, Kinds
-from lumina_ds.config.deepspeed.other_sections import OTHER_SECTIONS
-from lumina_ds.config.deepspeed.ranges import range_faults
-from lumina_ds.config.deepspeed.sections import (
-    CHOICES,
-    OPTIMIZER_PARAMS,
-    OPTIMIZERS,
-    REMOVED_ZERO,
-    SCHEDULER_PARAMS,
-    SIDE_SECTIONS,
-)
+from lumina_ds.config.deepspeed.keys import OPTIMIZER_TYPES, Key, Section, table
 from lumina_ds.config.deepspeed.tree import AUTO, section_of, sections_at
 from lumina_ds.text import nearest
 
 
 def deepspeed_faults(json: Mapping[str, Any]) -> list[str]:
     """Every fault of a DeepSpeed configuration; `"auto"` is accepted wherever a value may stand."""
-    faults = _key_faults(json, "", TOP_LEVEL)
-    for pattern, keys in (SECTIONS | SIDE_SECTIONS | OTHER_SECTIONS).items():
-        for path, section in sections_at(json, pattern):
+    faults = _key_faults(json, "", table().sections[""]) + _zero_section_faults(json)
+    for pattern, keys in table().sections.items():
+        for path, section in sections_at(json, pattern) if pattern else ():
             faults += _key_faults(section, f"{path}.", keys)
         if pattern.endswith(".*"):
             # Below the user's own names stand objects.
             for path, parent in sections_at(json, pattern.removesuffix(".*")):
-                faults += _key_faults(parent, f"{path}.", dict.fromkeys(parent, "section"))
+                faults += _key_faults(parent, f"{path}.", dict.fromkeys(parent, Key("section")))
     faults += _typed_faults(json) + _choice_faults(json) + batch_faults(json)
     named = {fault.partition(" ")[0] for fault in faults}
     faults += [fault for fault in range_faults(json) if fault.partition(" ")[0] not in named]
@@ -63,31 +53,64 @@ def combination_faults(json: Mapping[str, Any]) -> list[str]:
     return precision_faults(json) + zero_faults(json) + expert_faults(json)
 
 
+def _zero_section_faults(json: Mapping[str, Any]) -> list[str]:
+    """A stage in the place of the section: DeepSpeed passes over it, and trains at its default."""
+    zero = json.get("zero_optimization", {})
+    if isinstance(zero, bool | Mapping) or zero == AUTO:
+        return []
+    stage = str(zero) if str(zero) in ("0", "1", "2", "3") else "2"
+    return [f'zero_optimization is {zero!r}; it must be an object, such as {{"stage": {stage}}}']
+
+
+def range_faults(section: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every number at any depth that is out of its range, and factors of averages outside 0 to 1.
+
+    DeepSpeed checks few of them when it reads a file; a negative bucket or a step count of 0 shows as an error, or as
+    a wrong run, much later.
+    """
+    faults: list[str] = []
+    for key, value in section.items():
+        path = f"{prefix}{key}"
+        low, high = table().ranges.get(key, (0, None))
+        if isinstance(value, Mapping):
+            faults += range_faults(value, f"{path}.")
+        elif key == "betas" and isinstance(value, list):
+            wrong = [beta for beta in value if not isinstance(beta, (int, float)) or not 0 <= beta < 1]
+            if len(value) not in (2, 3) or wrong:
+                faults.append(f"{path} is {value!r}; it must be two numbers from 0 to below 1")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            if low is not None and value < low:
+                faults.append(f"{path} is {value!r}; it must be at least {low}")
+            elif high is not None and value > high:
+                faults.append(f"{path} is {value!r}; it must be at most {high}")
+    return faults
+
+
 def _typed_faults(json: Mapping[str, Any]) -> list[str]:
     """Optimizer and scheduler: the type's name, and the arguments that this type takes."""
     faults: list[str] = []
     optimizer = str(section_of(json, "optimizer").get("type", AUTO))
-    if optimizer != AUTO and optimizer.lower() not in {name.lower() for name in OPTIMIZERS}:
+    if optimizer != AUTO and optimizer.lower() not in {name.lower() for name in OPTIMIZER_TYPES}:
         faults.append(
-            f"optimizer.type {optimizer!r} is no optimizer of DeepSpeed or torch{nearest(optimizer, OPTIMIZERS)}"
+            f"optimizer.type {optimizer!r} is no optimizer of DeepSpeed or torch{nearest(optimizer, OPTIMIZER_TYPES)}"
         )
-    known = OPTIMIZER_PARAMS.get(optimizer.lower())
+    known = table().optimizers.get(optimizer.lower())
     if known is not None:
         faults += _key_faults(section_of(json, "optimizer.params"), "optimizer.params.", known)
     scheduler = str(section_of(json, "scheduler").get("type", AUTO))
-    known = SCHEDULER_PARAMS.get(scheduler)
+    known = table().schedulers.get(scheduler)
     if known is not None:
         faults += _key_faults(section_of(json, "scheduler.params"), "scheduler.params.", known)
     elif scheduler != AUTO and not scheduler.endswith("LR"):
         faults.append(
-            f"scheduler.type {scheduler!r} is no scheduler of DeepSpeed{nearest(scheduler, SCHEDULER_PARAMS)}"
+            f"scheduler.type {scheduler!r} is no scheduler of DeepSpeed{nearest(scheduler, table().schedulers)}"
         )
     return faults
 
 
 def _choice_faults(json: Mapping[str, Any]) -> list[str]:
     faults: list[str] = []
-    for path, choices in CHOICES.items():
+    for path, choices in table().choices.items():
         section, _, key = path.rpartition(".")
         value = (section_of(json, section) if section else json).get(key)
         if isinstance(value, str) and value.lower() not in (*choices, AUTO):
@@ -95,26 +118,25 @@ def _choice_faults(json: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _key_faults(section: Mapping[str, Any], prefix: str, keys: Kinds) -> list[str]:
+def _key_faults(section: Mapping[str, Any], prefix: str, keys: Section) -> list[str]:
     faults: list[str] = []
     for key, value in section.items():
-        if key not in keys:
+        known = keys.get(key)
+        if known is None or known.removed:
             faults.append(_unknown(key, prefix, keys, section))
-        elif value is not None and not _is_kind(value, keys[key]):
-            faults.append(f"{prefix}{key} is {value!r}; it must be {_KIND_NAMES[keys[key]]}")
+        elif value is not None and not _is_kind(value, known.kind):
+            faults.append(f"{prefix}{key} is {value!r}; it must be {_KIND_NAMES[known.kind]}")
     return faults
 
 
-def _unknown(key: str, prefix: str, keys: Kinds, section: Mapping[str, Any]) -> str:
-    if not prefix and key in REMOVED:
-        return f"{key} was removed from DeepSpeed; {REMOVED[key]}"
-    if prefix == "zero_optimization." and key in REMOVED_ZERO:
-        return f"zero_optimization.{key} was removed from DeepSpeed; {REMOVED_ZERO[key]}"
+def _unknown(key: str, prefix: str, keys: Section, section: Mapping[str, Any]) -> str:
+    if key in keys:
+        return f"{prefix}{key} was removed from DeepSpeed; {keys[key].removed}"
     if not prefix and key == "moe":
         stage = section_of(section, "zero_optimization").get("stage")
         reason = "native deepspeed.moe layers assert under ZeRO-3" if stage == 3 else "DeepSpeed reads no such key"
         return f"moe: {reason}; experts run through expert_parallel (AutoEP), set --expert-parallel N"
-    return f"unknown DeepSpeed key {prefix}{key}{nearest(key, keys)}"
+    return f"unknown DeepSpeed key {prefix}{key}{nearest(key, (name for name, known in keys.items() if not known.removed))}"
 
 
 _KIND_NAMES = {

@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON of a run: read by name or path, checked, and completed with the run's own settings.
+"""The DeepSpeed JSON of a run: the user's file, checked, and completed with the run's own settings.
 
 This is the only place that composes it. A user's file is the base and is never changed silently: what
 belongs to the run (batch, optimizer, precision, experts) must agree with it or be `"auto"`; what the
@@ -7,35 +7,29 @@ file leaves open gets a value sized to the model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.deepspeed.check import combination_faults, deepspeed_faults
-from lumina_ds.config.deepspeed.keys import TOP_LEVEL
-from lumina_ds.config.deepspeed.merge import Merger
+from lumina_ds.config.deepspeed.keys import table
 from lumina_ds.config.deepspeed.optimizer import merge_optimizer, optimizer_faults
-from lumina_ds.config.deepspeed.tree import AUTO, is_above, is_enabled, section_of, value_at
+from lumina_ds.config.deepspeed.tree import (
+    AUTO,
+    Merger,
+    is_above,
+    is_enabled,
+    load_deepspeed_json,
+    section_of,
+    value_at,
+)
 from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.tensors import moe_layers, parameter_tensors
 from lumina_ds.errors import ConfigError
-from lumina_ds.text import counted, nearest
+from lumina_ds.text import counted
 
-__all__ = [
-    "compose_deepspeed",
-    "deepspeed_config_names",
-    "deepspeed_faults",
-    "load_deepspeed_json",
-    "resolve_zero_stage",
-]
-
-# Installed inside the package, or beside it in a checkout.
-_FOLDERS = (Path(__file__).parents[2] / "ds_configs", Path(__file__).parents[3] / "ds_configs")
-_MAX_JSON_BYTES = 1 << 20
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 # DeepSpeed's default of 5e8 elements costs gigabytes of buffers; larger than 2e8 gains no speed.
@@ -71,7 +65,7 @@ def compose_deepspeed(config: RunConfig, world_size: int, precision: str) -> dic
     if merger.faults:
         raise ConfigError.from_faults(merger.faults)
     _drop_auto(merged)
-    return {key: merged[key] for key in TOP_LEVEL if key in merged}
+    return {key: merged[key] for key in table().sections[""] if key in merged}
 
 
 def with_batch(composed: Mapping[str, Any], config: RunConfig, world_size: int) -> dict[str, Any]:
@@ -105,27 +99,6 @@ def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> in
         )
     sharded = world_size > 1 or half or 0 not in OPTIMIZERS[config.train.optimizer].stages
     return asked if asked is not None else int(sharded)
-
-
-def load_deepspeed_json(name_or_path: str) -> dict[str, Any]:
-    """Read a DeepSpeed JSON: the name of a shipped one (`zero2`) or a path. Nothing is checked but its syntax."""
-    path = _find(name_or_path)
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ConfigError(f"{path} is larger than {_MAX_JSON_BYTES} bytes, too large for a configuration")
-        loaded = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds a {type(loaded).__name__}, not an object")
-    return loaded
-
-
-def deepspeed_config_names() -> list[str]:
-    """Names of the shipped DeepSpeed configurations, in alphabetical order."""
-    return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.json")})
 
 
 def _file_faults(base: Mapping[str, Any], config: RunConfig) -> list[str]:
@@ -256,26 +229,3 @@ def _drop_auto(section: dict[str, Any]) -> None:
             _drop_auto(value)
         elif value == AUTO and key != "keep_in_fp32_modules":
             del section[key]
-
-
-def _find(name_or_path: str) -> Path:
-    for folder in _FOLDERS:
-        if (folder / f"{name_or_path}.json").is_file() and "/" not in name_or_path:
-            return folder / f"{name_or_path}.json"
-    path = Path(name_or_path)
-    if not path.is_file():
-        names = deepspeed_config_names()
-        raise ConfigError(
-            f"--deepspeed_config {name_or_path} is neither a file nor a shipped configuration"
-            f"{nearest(name_or_path, names)} (shipped: {', '.join(names)})"
-        )
-    return path
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    section: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in section:
-            raise ValueError(f"key {key!r} stands twice")
-        section[key] = value
-    return section

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lumina_ds.config.deepspeed.merge import Merger
-from lumina_ds.config.deepspeed.tree import AUTO, section_of, value_at
+from lumina_ds.config.deepspeed.tree import AUTO, Merger, section_of, value_at
 from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.options import SHORT_OPTIONS
 from lumina_ds.config.schema import RunConfig, TrainConfig

@@ -11,8 +11,8 @@ from typing import Any
 
 from lumina_ds.config.deepspeed.check import deepspeed_faults
 from lumina_ds.config.deepspeed.combinations import combination_warnings
-from lumina_ds.config.deepspeed.compose import BATCH_KEYS, compose_deepspeed, load_deepspeed_json
-from lumina_ds.config.deepspeed.tree import AUTO, auto_paths, value_at
+from lumina_ds.config.deepspeed.compose import BATCH_KEYS, compose_deepspeed
+from lumina_ds.config.deepspeed.tree import AUTO, auto_paths, load_deepspeed_json, value_at
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 

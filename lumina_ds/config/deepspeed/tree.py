@@ -1,11 +1,46 @@
-"""Reading a nested DeepSpeed JSON: sections by dotted path, switches, and what is left "auto"."""
+"""A nested DeepSpeed JSON: read from a file, its sections by dotted path, and where the run's settings go into it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from lumina_ds.config.deepspeed.keys import table
+from lumina_ds.errors import ConfigError
+from lumina_ds.text import nearest
+
 AUTO = "auto"
+# Installed inside the package, or beside it in a checkout.
+_FOLDERS = (Path(__file__).parents[2] / "ds_configs", Path(__file__).parents[3] / "ds_configs")
+_MAX_JSON_BYTES = 1 << 20
+
+
+def load_deepspeed_json(name_or_path: str) -> dict[str, Any]:
+    """Read a DeepSpeed JSON: the name of a shipped one (`zero2`) or a path. Nothing is checked but its syntax.
+
+    DeepSpeed reads Hjson, so comments, trailing commas and unquoted words are taken too, and the names of ZeRO-3
+    without `stage3_`, which are written out.
+    """
+    path = _find(name_or_path)
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ConfigError(f"{path} is larger than {_MAX_JSON_BYTES} bytes, too large for a configuration")
+        loaded = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds a {type(loaded).__name__}, not an object")
+    _write_out_names(loaded, path)
+    return loaded
+
+
+def deepspeed_config_names() -> list[str]:
+    """Names of the shipped DeepSpeed configurations, in alphabetical order."""
+    return sorted({path.stem for folder in _FOLDERS for path in folder.glob("*.json")})
 
 
 def section_of(json: Mapping[str, Any], path: str) -> Mapping[str, Any]:
@@ -55,3 +90,92 @@ def auto_paths(json: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from auto_paths(value, f"{prefix}{key}.")
         elif value == AUTO and key not in ("keep_in_fp32_modules", "select_strategy"):
             yield prefix + key
+
+
+class Merger:
+    """Writes the run's settings over a user's file and notes where the two contradict."""
+
+    def __init__(self, merged: dict[str, Any], source: str) -> None:
+        self.merged = merged
+        self.source = source
+        self.faults: list[str] = []
+
+    def impose(self, path: str, value: Any, owner: str) -> None:
+        """Set what belongs to the run; a different value in the file is a fault that names the run's `owner`."""
+        section, key = self._place(path)
+        found = section.get(key, AUTO)
+        if found not in (AUTO, None) and found != value:
+            self.faults.append(
+                f"{self.source}: {path} is {found!r}, but the run has {value!r} ({owner}); "
+                'change one of them, or set the file\'s to "auto"'
+            )
+        section[key] = value
+
+    def propose(self, path: str, value: Any) -> None:
+        """Set what the file leaves open."""
+        section, key = self._place(path)
+        if section.get(key, AUTO) == AUTO:
+            section[key] = value
+
+    def _place(self, path: str) -> tuple[dict[str, Any], str]:
+        *parents, key = path.split(".")
+        section = self.merged
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                section[parent] = {}
+            section = section[parent]
+        return section, key
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except ValueError as error:
+        # DeepSpeed's own reader, one of its requirements.
+        import hjson
+
+        try:
+            loaded = hjson.loads(text, object_pairs_hook=_unique_keys)
+        except ValueError:
+            loaded = None
+        # To Hjson an empty file is an empty object.
+        if not loaded:
+            raise error
+        return loaded
+
+
+def _write_out_names(loaded: dict[str, Any], path: Path) -> None:
+    """DeepSpeed's model of the section takes `max_live_parameters` for `stage3_max_live_parameters`."""
+    zero = loaded.get("zero_optimization")
+    if not isinstance(zero, dict):
+        return
+    known = table().sections["zero_optimization"]
+    for name in list(zero):
+        whole = f"stage3_{name}"
+        if name not in known and whole in known:
+            if whole in zero:
+                raise ConfigError(f"{path}: zero_optimization.{name} is {whole}, and both are there; remove one")
+            zero[whole] = zero.pop(name)
+
+
+def _find(name_or_path: str) -> Path:
+    for folder in _FOLDERS:
+        if (folder / f"{name_or_path}.json").is_file() and "/" not in name_or_path:
+            return folder / f"{name_or_path}.json"
+    path = Path(name_or_path)
+    if not path.is_file():
+        names = deepspeed_config_names()
+        raise ConfigError(
+            f"--deepspeed_config {name_or_path} is neither a file nor a shipped configuration"
+            f"{nearest(name_or_path, names)} (shipped: {', '.join(names)})"
+        )
+    return path
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    section: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in section:
+            raise ValueError(f"key {key!r} stands twice")
+        section[key] = value
+    return section

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_ds.data.loader import FILLER_ROW, IGNORED_LABEL, MicroBatch, PackedRows, TrainingOrder
+from lumina_ds.data.loader import IGNORED_LABEL, MicroBatch, PackedRows
+from lumina_ds.data.sampler import FILLER_ROW, TrainingOrder
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import Settings
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer

@@ -106,7 +106,7 @@ def call_of(threads: dict[int, list[Frame]], main_thread: int, in_loader: bool) 
 
 
 def _runs_work(frame: Frame) -> bool:
-    """A frame of a thread of data/prefetch.py's executor that has something to do; an idle one has only _worker."""
+    """A frame of a thread of the Prefetcher's executor that has something to do; an idle one has only _worker."""
     return frame.function == "run" and frame.file.endswith("concurrent/futures/thread.py")
 
 

@@ -26,6 +26,7 @@ def curve(**changes):
     )
 
 
+@pytest.mark.slow
 def test_the_whole_self_test_passes_here(capfd):
     assert run_command(cli, ["selftest", "--steps", "3", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
@@ -107,6 +108,7 @@ def test_a_hang_is_named(tmp_path):
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_difference_ends_with_code_7(monkeypatch, capfd):
     monkeypatch.setattr(
         selftest_run.SelfTest, "run", lambda self, *_: [compare(PAIR, curve(), curve(norms=[1.0, 1.5]))]
