@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
-from lumina_ds.data.conversation import LINE_TOO_LONG, MAX_LINE_BYTES
+from lumina_ds.data.strict_json import LINE_TOO_LONG, MAX_LINE_BYTES
 from lumina_ds.data.shards.manifest import InputEntry
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest

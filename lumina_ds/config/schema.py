@@ -46,6 +46,21 @@ def _as_list(value: Any) -> Any:
 PathList = Annotated[list[str], BeforeValidator(_as_list)]
 
 
+def as_max_rejected(value: Any) -> Any:
+    """A number of lines (int), or a share of them (float), also written as `5%`. Raises ValueError on anything else."""
+    if isinstance(value, str):
+        text = value.strip()
+        value = float(text[:-1]) / 100 if text.endswith("%") else int(text) if text.isdigit() else float(text)
+    if isinstance(value, float) and not 0 <= value <= 1:
+        raise ValueError("a share of lines lies between 0 and 1 (0% and 100%); a number of lines has no point")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+        raise ValueError("give a number of lines, or a share such as 0.05 or 5%")
+    return value
+
+
+MaxRejected = Annotated[int | float, BeforeValidator(as_max_rejected)]
+
+
 def _as_kernels(value: Any) -> Any:
     """One of auto, on and off (which YAML reads as booleans), or names as a list or separated by commas."""
     if isinstance(value, bool):
@@ -145,6 +160,13 @@ class DataConfig(Section):
     packing: Literal["best_fit", "concat", "none"] = Field("best_fit", description="how conversations share rows")
     overlong: Literal["truncate", "split", "drop"] = Field(
         "truncate", description="longer conversations, but for concat"
+    )
+    train_turns: Literal["all", "last", "marked"] = Field(
+        "all",
+        description="assistant turns that are labels: all that no flag switches off, the last, or those a flag marks",
+    )
+    max_rejected: MaxRejected = Field(
+        0.05, description="refused lines of train_data or eval_data above which a run ends: a number, or a share (5%)"
     )
     shard_size_mb: int = Field(256, ge=1, description="size at which a new shard file begins")
     disable_sharding: bool = Field(False, description="write one shard file whatever its size")
