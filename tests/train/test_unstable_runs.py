@@ -24,6 +24,7 @@ def runs_dir(tmp_path_factory):
 
 def test_row_16_and_18_skips_on_all_ranks_at_every_stage_and_precision(run_ranks, corpus, runs_dir):
     found = run_ranks(HERE / "health_worker.py", str(runs_dir), str(corpus.shards))
+    assert found["answers of rank 0"] == [[{"rank": 0}, "rank 0 refuses"]] * 2
     nans = [name for name in found if name.startswith("nan-")]
     assert len(nans) == 11
     for name in nans:
