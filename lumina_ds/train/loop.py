@@ -8,15 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import psutil
-import torch
-
 from lumina_ds.checkpoint.manifest import SavedRun
 from lumina_ds.checkpoint.state import load_checkpoint, random_state
 from lumina_ds.data.loader import MicroBatch, Prefetcher
 from lumina_ds.engine.build import set_learning_rate
 from lumina_ds.engine.schedules import learning_rate
-from lumina_ds.engine.world import World
 from lumina_ds.errors import Interrupted, LuminaError, UnstableError
 from lumina_ds.monitor.metrics import StepFacts
 from lumina_ds.monitor.records import StepRecord
@@ -29,7 +25,7 @@ from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.saves import Saves
 from lumina_ds.train.setting import Setting
 from lumina_ds.train.state import RunState
-from lumina_ds.train.step import StepCounts, StepOutcome, agree, rank_micro_batches
+from lumina_ds.train.step import StepCounts, StepOutcome, agree, peak_memory, rank_micro_batches
 from lumina_ds.train.stop import resumable_message
 from lumina_ds.train.watch.watchdog import EVALUATION, LOADER, STEP, Watchdog
 
@@ -157,7 +153,7 @@ class TrainingLoop:
             seconds=seconds,
             data_seconds=data_seconds,
             anomaly_score=anomaly_score,
-            memory_bytes=_peak_memory(self.world),
+            memory_bytes=peak_memory(self.world),
             counts=counts,
             outcome=outcome,
             config=self.config,
@@ -252,10 +248,3 @@ class TrainingLoop:
         if failed:
             raise LuminaError(f"another rank failed (see its line); stopped at step {step}, which is saved")
         raise Interrupted(resumable_message(step, self.setting.length.num_steps))
-
-
-def _peak_memory(world: World) -> int:
-    """Peak bytes allocated on the card, or the resident memory of this process on a CPU."""
-    if world.device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return psutil.Process().memory_info().rss
