@@ -82,7 +82,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     # ds_configs stands at the top of the checkout, where users edit it, and is installed inside the package,
     # where `--deepspeed_config NAME` finds it.
     packages=[

@@ -6,7 +6,7 @@
 #   step COMMAND ...            print a command so that it can be repeated by hand, then run it
 #   fail MESSAGE [CODE]         one line on stderr, and the end
 #
-# PYTHON       interpreter to begin with, 3.10 to 3.12; else python3, python3.12, python3.11, python3.10
+# PYTHON       interpreter to begin with, 3.10 to 3.13; else python3, python3.13, python3.12, python3.11, python3.10
 # LUMINA_VENV  folder of the environment; else .venv in the checkout
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) choose where packages come from.
 
@@ -77,21 +77,21 @@ make_environment() {
 find_python() {
     local candidate
     if [[ -n ${PYTHON:-} ]]; then
-        supported "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.10, 3.11 or 3.12; set PYTHON to one" 4
+        supported "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.10, 3.11, 3.12 or 3.13; set PYTHON to one" 4
         printf '%s' "$PYTHON"
         return
     fi
-    for candidate in python3 python3.12 python3.11 python3.10; do
+    for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
         if supported "$candidate"; then
             printf '%s' "$candidate"
             return
         fi
     done
-    fail "no Python 3.10, 3.11 or 3.12 found; install one, or set PYTHON to it" 4
+    fail "no Python 3.10, 3.11, 3.12 or 3.13 found; install one, or set PYTHON to it" 4
 }
 
 supported() {
-    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' > /dev/null 2>&1
+    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' > /dev/null 2>&1
 }
 
 # torch first, and by the constraints: pip then meets a fitting torch when it resolves deepspeed, instead of

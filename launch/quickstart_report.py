@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from lumina_ds.checkpoint.manifest import step_name
 from lumina_ds.cli.main import run_command
 from lumina_ds.errors import LuminaError
 
@@ -80,7 +81,7 @@ def evaluation_faults(evaluations: list[Record], stopped_at: int, steps: int) ->
 
 def checkpoint_faults(run: Path, stopped_at: int, steps: int) -> list[str]:
     """Checkpoints missing at the stop or the end; `lumina checkpoint verify` has looked into those that exist."""
-    folders = [run / "checkpoints" / f"step-{step:08d}" for step in (stopped_at, steps)]
+    folders = [run / "checkpoints" / step_name(step) for step in (stopped_at, steps)]
     return [f"{folder} does not exist" for folder in folders if not folder.is_dir()]
 
 

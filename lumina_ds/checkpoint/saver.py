@@ -28,8 +28,9 @@ from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import LuminaError, MachineError, UnstableError
 from lumina_ds.text import format_bytes
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # The copies may take this share of the memory that is free.
 MEMORY_SHARE = 0.8
@@ -218,7 +219,8 @@ class _Save:
         return None
 
     def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
-        return Manifest(**dict(self.run), engine=self.engine, files=dict(sorted(files.items())))
+        own = {"engine": self.engine, "files": dict(sorted(files.items()))}
+        return Manifest(**(dict(self.run) | own))
 
     def _make_folder(self) -> Path:
         free = shutil.disk_usage(self.saver.checkpoints).free

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lumina_ds.cli.model_source import clean_text, load_run, sampling_options, sampling_settings, source_options
+from lumina_ds.errors import ConfigError
+from lumina_ds.text import counted
 
+if TYPE_CHECKING:
+    from lumina_ds.generate.history import History
+
+COMMANDS = {
+    "/help": "lists the commands",
+    "/reset": "forgets the conversation and keeps --system",
+    "/exit": "ends the chat",
+    "/quit": "ends the chat",
+}
 EXAMPLE = "Example: lumina chat runs/debug --temperature 0.7"
 
 
@@ -22,43 +34,66 @@ def command(
     system: str | None,
     **sampling: Any,
 ) -> None:
-    """Talk with the model of RUN: a run folder, a step folder or an exported folder. An empty line or Ctrl-D ends; /reset forgets the conversation."""
-    from lumina_ds.data.chat_template import encode_prompt
-    from lumina_ds.data.conversation import Turn
+    """Talk with the model of RUN: a run folder, a step folder or an exported folder. /help lists the commands; an empty
+    line or Ctrl-D ends."""
     from lumina_ds.generate.chat import stream_reply
+    from lumina_ds.generate.history import History
 
     settings = sampling_settings(sampling)
     loaded, manifest = load_run(run, inference_precision)
-    # Without a terminal only the replies are printed, one a line.
+    history = History(loaded.tokenizer, loaded.model.config.max_position_embeddings, system)
+    # Without a terminal only the replies are printed, one a line; what else there is to say goes to stderr.
     prompts = sys.stdin.isatty()
     if prompts:
         at = "" if manifest["step"] is None else f", step {manifest['step']}"
-        click.echo(f"{run}{at}. An empty line ends, /reset starts over.")
-    opening = [Turn("system", system)] if system else []
-    turns = list(opening)
-    context = loaded.model.config.max_position_embeddings
+        click.echo(f"{run}{at}. An empty line ends, /reset starts over, /help lists the commands.")
     while True:
         if prompts:
             click.echo("you> ", nl=False)
         line = clean_text(sys.stdin.readline()).rstrip("\n")
-        if not line:
+        if not line or _ends(line):
             return
-        if line == "/reset":
-            turns = list(opening)
+        if _is_command(line):
+            _obey(line.strip(), history)
             continue
-        turns.append(Turn("user", line))
-        # The oldest exchange goes when half the context is spoken for, so that a reply always has room.
-        while len(turns) > len(opening) + 1 and len(encode_prompt(turns, loaded.tokenizer)) > context // 2:
-            del turns[len(opening) : len(opening) + 2]
-        if len(encode_prompt(turns, loaded.tokenizer)) >= context:
-            click.echo(f"that is longer than the model's context of {context} tokens; say it shorter")
-            turns.pop()
+        try:
+            _say_dropped(history.ask(line))
+        except ConfigError as error:
+            click.echo(str(error), err=True)
             continue
         if prompts:
             click.echo("model> ", nl=False)
         reply = ""
-        for piece in stream_reply(loaded, turns, settings):
+        for piece in stream_reply(loaded, history.prompt, settings):
             reply += piece
             click.echo(piece, nl=False)
         click.echo()
-        turns.append(Turn("assistant", reply))
+        history.answer(reply)
+
+
+def _ends(line: str) -> bool:
+    word = line.strip().lower()
+    if word in ("exit", "quit"):
+        click.echo(f'"{word}" ends the chat, as /{word} does; the model did not get it', err=True)
+    return word.removeprefix("/") in ("exit", "quit")
+
+
+def _is_command(line: str) -> bool:
+    """One word after a slash; a message may begin with one, as a path does."""
+    return re.fullmatch(r"/\w+\s*", line) is not None
+
+
+def _obey(word: str, history: History) -> None:
+    if word == "/reset":
+        history.reset()
+        click.echo("the conversation is forgotten", err=True)
+    elif word == "/help":
+        click.echo("\n".join(f"{name:<7} {meaning}" for name, meaning in COMMANDS.items()), err=True)
+    else:
+        click.echo(f"there is no command {word}; {', '.join(COMMANDS)}", err=True)
+
+
+def _say_dropped(num_exchanges: int) -> None:
+    if num_exchanges:
+        what = counted(num_exchanges, "old exchange is", "old exchanges are")
+        click.echo(f"{what} forgotten: this message needs the room in the model's context", err=True)

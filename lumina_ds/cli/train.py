@@ -23,6 +23,7 @@ from lumina_ds.cli.main import run_command
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import CheckpointError
+from lumina_ds.export.hugging_face import exportable
 
 if TYPE_CHECKING:
     from lumina_ds.plan.memory import MemoryPlan
@@ -69,6 +70,8 @@ def command(
             raise click.UsageError("--resolved is what lumina train gives to its ranks; no other option goes with it")
         _train_what_is_handed_over(Path(resolved[0]), resolved[1], rank)
     found = resolve(ctx)
+    if rank == 0 and (reason := exportable(found.config.model)):
+        click.echo(f"warning: lumina export will not take this model: {reason}", err=True)
     if dry_run:
         _show_dry_run(found, runner, ctx.meta["arguments"], as_json)
         return 0

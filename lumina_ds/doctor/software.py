@@ -20,7 +20,7 @@ from lumina_ds.errors import MachineError
 from lumina_ds.text import counted
 
 # setup.py names the same ranges.
-PYTHON_RANGE = ((3, 10), (3, 13))
+PYTHON_RANGE = ((3, 10), (3, 14))
 TORCH_RANGE = ((2, 11), (2, 14))
 INSTALL_TORCH = "pip install -c constraints.txt torch"
 _LIBRARIES = ("numpy", "pyarrow", "sentencepiece", "pydantic", "safetensors", "psutil", "orjson", "numba", "rich")
@@ -32,7 +32,7 @@ def python(around: Surroundings, found: tuple[int, ...] = tuple(sys.version_info
     where = (f"{sys.executable}, {platform.platform()}",)
     if low <= found[:2] < high:
         return Finding("Python", "ok", shown, details=where)
-    remedy = "use Python 3.10, 3.11 or 3.12"
+    remedy = "use Python 3.10, 3.11, 3.12 or 3.13"
     level: Level = "fault" if found[:2] < low else "warning"
     return Finding("Python", level, f"{shown}, which is not among the versions tested", remedy, where)
 

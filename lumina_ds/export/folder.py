@@ -109,7 +109,10 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         yield staging
+        # safetensors writes its files for their owner alone.
+        readable = 0o666 & ~_umask()
         for path in staging.iterdir():
+            path.chmod(readable)
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
         sync_folder(staging)
@@ -121,6 +124,13 @@ def new_folder(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask, which is only told when it is set."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

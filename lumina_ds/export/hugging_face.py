@@ -67,6 +67,15 @@ def hugging_face_family(model: ModelConfig) -> str:
     return family
 
 
+def exportable(model: ModelConfig) -> str | None:
+    """Why `lumina export` refuses such a model; None where it takes it. Known before a step is trained."""
+    try:
+        hugging_face_family(model)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def hugging_face_config(model: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """The content of config.json."""
     family = hugging_face_family(model)

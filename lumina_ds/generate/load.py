@@ -58,5 +58,9 @@ def build_model(
     if model.tie_word_embeddings:
         network.lm_head.weight = network.model.embed_tokens.weight
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        fault = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"the weights are not those of the configured model: {fault}") from error
     return LoadedModel(convert(network.eval(), resolved, device), Tokenizer.load(tokenizer), device, resolved)

@@ -6,8 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,25 +15,16 @@ from rich.table import Column
 from rich.text import Text
 
 from lumina_ds.logs import CONSOLE_LOGGER
-from lumina_ds.text import format_bytes
+from lumina_ds.monitor.records import METRICS, StepRecord
 
 log = logging.getLogger(CONSOLE_LOGGER)
 
 
-def training_figures(record: Mapping[str, Any], num_steps: int, strategy: str, workers: int) -> list[str]:
-    """epoch, step, loss, PPL, LR, gradient norm, tokens/s, memory, strategy, workers: what changes most first."""
-    return [
-        f"epoch {record['epoch']:.2f}",
-        f"step {record['step']}/{num_steps}",
-        f"loss {record['loss']:.4f}",
-        f"PPL {record['perplexity']:.2f}",
-        f"LR {record['learning_rate']:.2e}",
-        f"grad {record['grad_norm']:.3f}",
-        f"{record['tokens_per_second']:,.0f} tok/s",
-        f"mem {format_bytes(record['memory_bytes'])}",
-        strategy,
-        f"workers {workers}",
-    ]
+def training_figures(record: StepRecord, num_steps: int, strategy: str, workers: int) -> list[str]:
+    """The figures of the metrics that have one, then the strategy and the ranks. The step is the second."""
+    values = ((metric.figure, record.value(name)) for name, metric in METRICS.items())
+    figures = [figure(value) for figure, value in values if figure is not None and value is not None]
+    return [*figures[:1], f"step {record.step}/{num_steps}", *figures[1:], strategy, f"workers {workers}"]
 
 
 def first_that_fit(figures: Sequence[str], width: int) -> str:
@@ -85,7 +75,7 @@ class TrainingConsole:
         self._live = Live(self._progress, console=self._console, transient=True)
         self._live.start()
 
-    def show(self, record: Mapping[str, Any]) -> None:
+    def show(self, record: StepRecord) -> None:
         figures = training_figures(record, self.num_steps, self.strategy, self.workers)
         line = " | ".join(figures)
         log.info(line)
@@ -93,12 +83,12 @@ class TrainingConsole:
             width = self._console.width
             # The bar has the step already.
             block = broken_between([figures[0], *figures[2:]], width)
-            self._progress.update(self._task, completed=record["step"])
+            self._progress.update(self._task, completed=record.step)
             self._live.update(Group(self._progress, Text(block, no_wrap=True, overflow="crop")))
             line = first_that_fit(figures, width)
         now = time.monotonic()
         # On a terminal the bar shows every step, and now and then a line stays behind it as the run's history.
-        if now - self._last_line >= (20 if self._progress else 1) or record["step"] in (1, self.last_step):
+        if now - self._last_line >= (20 if self._progress else 1) or record.step in (1, self.last_step):
             self._last_line = now
             self._print(line)
 

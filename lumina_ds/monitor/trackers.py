@@ -11,9 +11,7 @@ from typing import Any, Protocol
 
 from lumina_ds.config.schema import RunSection
 from lumina_ds.errors import MachineError
-
-# Places in the record that are no curves.
-_NO_CURVES = ("step", "time", "samples", "expert_usage")
+from lumina_ds.monitor.records import METRICS, EvaluationRecord, StepRecord
 
 
 class Tracker(Protocol):
@@ -49,14 +47,18 @@ def open_trackers(settings: RunSection, folder: Path, config: Mapping[str, Any],
     return trackers
 
 
-def scalars_of(record: Mapping[str, Any], group: str) -> dict[str, float]:
-    """Numbers of a record as GROUP/NAME; a list with a number per layer as layers/NAME/LL. Null ones are left out."""
+def scalars_of(record: StepRecord | EvaluationRecord) -> dict[str, float]:
+    """Numbers as train/NAME or eval/NAME; a list with a number per layer as layers/NAME/LL. Others are left out."""
+    if isinstance(record, EvaluationRecord):
+        numbers = {name: value for name, value in record.values().items() if name != "step"}
+        return {f"eval/{name}": float(value) for name, value in numbers.items() if _is_number(value)}
     scalars: dict[str, float] = {}
-    for name, value in record.items():
-        if name in _NO_CURVES:
+    for name, metric in METRICS.items():
+        value = record.value(name)
+        if not metric.is_tracked or value is None:
             continue
         if _is_number(value):
-            scalars[f"{group}/{name}"] = float(value)
+            scalars[f"train/{name}"] = float(value)
         elif isinstance(value, Sequence) and value and all(_is_number(each) for each in value):
             scalars |= {f"layers/{name}/{layer:02d}": float(each) for layer, each in enumerate(value)}
     return scalars

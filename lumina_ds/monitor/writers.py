@@ -17,28 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.files import write_atomically
+from lumina_ds.monitor.records import METRICS, EvaluationRecord, StepRecord, step_of
 from lumina_ds.monitor.trackers import Tracker, scalars_of
-
-# One place to add a metric: give it to the record in train/run.py; name it here to have it in the CSV too.
-CSV_COLUMNS = (
-    "step",
-    "epoch",
-    "loss",
-    "perplexity",
-    "learning_rate",
-    "grad_norm",
-    "load_balancing_loss",
-    "router_z_loss",
-    "tokens",
-    "tokens_per_second",
-    "data_seconds",
-    "memory_bytes",
-    "skipped",
-    "anomaly_score",
-    "host_memory_available_bytes",
-    "disk_free_bytes",
-)
-
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +35,7 @@ class MetricsWriter:
         `trackers` get every record too.
         """
         self._trackers = list(trackers)
+        self._columns = csv_columns()
         self._jsonl = folder / "metrics.jsonl"
         self._csv = folder / "metrics.csv"
         self._evaluations = folder / "evaluations.jsonl"
@@ -66,19 +47,23 @@ class MetricsWriter:
         """Take out what was recorded after `step`, which the run does anew."""
         kept = _keep_until(self._jsonl, step)
         self._waiting.clear()
-        rows = [CSV_COLUMNS, *([record.get(column) for column in CSV_COLUMNS] for record in kept)]
+        rows: list[Sequence[Any]] = [
+            self._columns,
+            *([record.get(column) for column in self._columns] for record in kept),
+        ]
         write_atomically(self._csv, "".join(map(_csv_row, rows)))
         # A fresh start measures step 0 anew.
         _keep_until(self._evaluations, step or -1)
 
-    def write_evaluation(self, record: dict[str, Any]) -> None:
-        self._append(self._evaluations, _line(record))
-        self._track(record, "eval")
+    def write_evaluation(self, record: EvaluationRecord) -> None:
+        self._append(self._evaluations, _line(record.values()))
+        self._track(record)
 
-    def write(self, record: dict[str, Any]) -> None:
-        self._append(self._jsonl, _line(record))
-        self._append(self._csv, _csv_row([record.get(column) for column in CSV_COLUMNS]))
-        self._track(record, "train")
+    def write(self, record: StepRecord) -> None:
+        values = record.values()
+        self._append(self._jsonl, _line(values))
+        self._append(self._csv, _csv_row([values.get(column) for column in self._columns]))
+        self._track(record)
 
     def close(self) -> None:
         """Write and finish what is held back."""
@@ -88,10 +73,10 @@ class MetricsWriter:
         for tracker in self._trackers:
             tracker.close()
 
-    def _track(self, record: dict[str, Any], group: str) -> None:
+    def _track(self, record: StepRecord | EvaluationRecord) -> None:
         for tracker in list(self._trackers):
             try:
-                tracker.log(scalars_of(record, group), record["step"])
+                tracker.log(scalars_of(record), record.step)
             except OSError as error:
                 logger.warning("%s takes no more metrics: %s", type(tracker).__name__, error.strerror or error)
                 self._trackers.remove(tracker)
@@ -119,9 +104,14 @@ class MetricsWriter:
             self._told = False
 
 
+def csv_columns() -> list[str]:
+    """The metrics that metrics.csv has too."""
+    return [name for name, metric in METRICS.items() if metric.in_csv]
+
+
 def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
     """Rewrite a file of records without those after `step`, and return the ones that stay."""
-    kept = [record for record in read_records(path) if record["step"] <= step]
+    kept = [record for record in read_records(path) if (at := step_of(record)) is not None and at <= step]
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
     return kept
 

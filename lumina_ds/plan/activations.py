@@ -13,7 +13,7 @@ from math import ceil
 
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.plan.loss_memory import loss_bytes
-from lumina_ds.plan.shape import Setting
+from lumina_ds.plan.shape import Shape
 
 # torch.utils.checkpoint keeps the state of the CPU's random numbers for every part that it recomputes.
 RANDOM_STATE_BYTES = 5056
@@ -118,16 +118,16 @@ class ActivationBytes:
         return sum(layer.kept_other for layer in self.layers) + self.rotary + self.final_norm + self.hidden
 
 
-def activation_bytes(model: ModelConfig, setting: Setting) -> ActivationBytes:
+def activation_bytes(model: ModelConfig, shape: Shape) -> ActivationBytes:
     """What one micro-batch keeps and works with."""
-    tokens, r, d = setting.tokens, setting.r, model.hidden_size
-    anew = set(recomputed_layers(model, setting.checkpointing, setting.interval))
+    tokens, r, d = shape.tokens, shape.r, model.hidden_size
+    anew = set(recomputed_layers(model, shape.checkpointing, shape.interval))
     kinds: dict[tuple[bool, bool], LayerBytes] = {}
     layers = []
     for number in range(model.num_hidden_layers):
         kind = (model.is_moe_layer(number), number in anew)
         if kind not in kinds:
-            kinds[kind] = _layer(model, setting, *kind)
+            kinds[kind] = _layer(model, shape, *kind)
         layers.append(kinds[kind])
     return ActivationBytes(
         layers=tuple(layers),
@@ -135,7 +135,7 @@ def activation_bytes(model: ModelConfig, setting: Setting) -> ActivationBytes:
         final_norm=_norm(d) * tokens,
         normalized=4 * d * tokens,
         hidden=r * d * tokens,
-        loss=loss_bytes(model, setting),
+        loss=loss_bytes(model, shape),
         head_backward=2 * r * d * tokens,
         norm_backward=5 * 4 * d * tokens,
     )
@@ -146,42 +146,42 @@ def recomputed_layers(model: ModelConfig, checkpointing: str, interval: int) -> 
     return [] if checkpointing == "none" else list(range(0, model.num_hidden_layers, interval))
 
 
-def expert_rows(model: ModelConfig, setting: Setting) -> int:
+def expert_rows(model: ModelConfig, shape: Shape) -> int:
     """n: rows that the fullest rank's experts compute, alignment included."""
-    rows = setting.tokens * model.num_experts_per_tok
-    if _is_local(setting):
+    rows = shape.tokens * model.num_experts_per_tok
+    if _is_local(shape):
         return rows
-    load = setting.load.rank if setting.expert_parallel_size > 1 else 1.0
-    return ceil(load * rows) + _ROW_ALIGNMENT * (model.num_experts // setting.expert_parallel_size)
+    load = shape.load.rank if shape.expert_parallel_size > 1 else 1.0
+    return ceil(load * rows) + _ROW_ALIGNMENT * (model.num_experts // shape.expert_parallel_size)
 
 
-def _is_local(setting: Setting) -> bool:
+def _is_local(shape: Shape) -> bool:
     """On a CPU, experts that are not spread run in our own layer (engine/deepspeed/expert_parallel.py)."""
-    return setting.device == "cpu" and setting.expert_parallel_size == 1
+    return shape.device == "cpu" and shape.expert_parallel_size == 1
 
 
-def _layer(model: ModelConfig, setting: Setting, is_moe: bool, anew: bool) -> LayerBytes:
-    tokens, d = setting.tokens, model.hidden_size
+def _layer(model: ModelConfig, shape: Shape, is_moe: bool, anew: bool) -> LayerBytes:
+    tokens, d = shape.tokens, model.hidden_size
     queries, keys = _widths(model)
     attention_matrices = 2 * d * queries + 2 * d * keys
-    experts = 3 * (model.num_experts // setting.expert_parallel_size) * d * (model.moe_intermediate_size or 0)
+    experts = 3 * (model.num_experts // shape.expert_parallel_size) * d * (model.moe_intermediate_size or 0)
     dense = 3 * d * _dense_width(model, is_moe)
-    mixed = setting.r > setting.b
+    mixed = shape.r > shape.b
     return LayerBytes(
-        attention=tokens * _attention(model, setting),
-        feed_forward=_mixture(model, setting) if is_moe else tokens * _dense(model, setting),
+        attention=tokens * _attention(model, shape),
+        feed_forward=_mixture(model, shape) if is_moe else tokens * _dense(model, shape),
         norm=tokens * _norm(d),
-        block_input=tokens * setting.r * d + RANDOM_STATE_BYTES,
-        places=_places(model, setting) if is_moe else 0,
-        shared_input=tokens * 4 * d if setting.r == 4 else 0,
-        attention_anew=anew and setting.checkpointing in ("full", "attention"),
-        feed_forward_anew=anew and setting.checkpointing in ("full", "experts"),
-        attention_copies=setting.b * attention_matrices if setting.casts else 0,
-        dense_copies=setting.b * dense if setting.casts else 0,
-        expert_copies=setting.b * experts if mixed and is_moe else 0,
-        feed_forward_gradients=_feed_forward_gradients(model, setting, is_moe, experts),
-        attention_gradients=tokens * (setting.r * d + setting.b * 2 * (queries + keys) + 8 * queries),
-        expert_dispatch=_dispatch(model, setting) if is_moe else 0,
+        block_input=tokens * shape.r * d + RANDOM_STATE_BYTES,
+        places=_places(model, shape) if is_moe else 0,
+        shared_input=tokens * 4 * d if shape.r == 4 else 0,
+        attention_anew=anew and shape.checkpointing in ("full", "attention"),
+        feed_forward_anew=anew and shape.checkpointing in ("full", "experts"),
+        attention_copies=shape.b * attention_matrices if shape.casts else 0,
+        dense_copies=shape.b * dense if shape.casts else 0,
+        expert_copies=shape.b * experts if mixed and is_moe else 0,
+        feed_forward_gradients=_feed_forward_gradients(model, shape, is_moe, experts),
+        attention_gradients=tokens * (shape.r * d + shape.b * 2 * (queries + keys) + 8 * queries),
+        expert_dispatch=_dispatch(model, shape) if is_moe else 0,
     )
 
 
@@ -204,7 +204,7 @@ def _norm(width: int) -> int:
     return 8 * width + 4
 
 
-def _attention(model: ModelConfig, setting: Setting) -> int:
+def _attention(model: ModelConfig, shape: Shape) -> int:
     """Input, q, k, v, output and its packed copy, and the log-sum-exp of a fused kernel: b (d + 3Hc + 2Kc) + 4H.
 
     Where autocast casts the input, each of the three projections keeps a copy of its own; at ZeRO-3 they share the
@@ -213,88 +213,88 @@ def _attention(model: ModelConfig, setting: Setting) -> int:
     queries, keys = _widths(model)
     heads = model.num_attention_heads + model.num_key_value_heads
     qk_norm = heads * _norm(model.attention_head_dim) if model.qk_norm else 0
-    inputs = 3 * setting.b if setting.casts else setting.r
-    return inputs * model.hidden_size + setting.b * (3 * queries + 2 * keys) + 4 * model.num_attention_heads + qk_norm
+    inputs = 3 * shape.b if shape.casts else shape.r
+    return inputs * model.hidden_size + shape.b * (3 * queries + 2 * keys) + 4 * model.num_attention_heads + qk_norm
 
 
-def _dense(model: ModelConfig, setting: Setting) -> int:
+def _dense(model: ModelConfig, shape: Shape) -> int:
     """SwiGLU: input, gate, up, the gate's silu and their product, b (d + 4f); under autocast an input for gate and up
     each."""
-    inputs = 2 * setting.b if setting.casts else setting.r
-    return inputs * model.hidden_size + 4 * setting.b * (model.intermediate_size or 0)
+    inputs = 2 * shape.b if shape.casts else shape.r
+    return inputs * model.hidden_size + 4 * shape.b * (model.intermediate_size or 0)
 
 
-def _mixture(model: ModelConfig, setting: Setting) -> int:
+def _mixture(model: ModelConfig, shape: Shape) -> int:
     """The router's fp32 input, scores and places; the experts' rows; shared experts as a dense layer.
 
     Ours on a CPU (model/experts.py) keeps rows, gate and up, b (d + 2f) a row, and computes the rest again; under
     expert parallelism AutoEP keeps the k outputs of a token to weigh as well. Elsewhere the grouped kernels keep
     b (d + 4f) a row, and the router about 22E.
     """
-    tokens, b, d, k = setting.tokens, setting.b, model.hidden_size, model.num_experts_per_tok
+    tokens, b, d, k = shape.tokens, shape.b, model.hidden_size, model.num_experts_per_tok
     width, experts = model.moe_intermediate_size or 0, model.num_experts
     shared = 4 * b * model.num_shared_experts * width
     # In fp32 the router's input is the shared experts' too.
     shared += b * d if model.num_shared_experts and b != 4 else 0
-    rows = expert_rows(model, setting)
-    if setting.device != "cpu":
+    rows = expert_rows(model, shape)
+    if shape.device != "cpu":
         return tokens * (4 * d + 22 * experts + b * k * d + shared) + rows * b * (d + 4 * width)
     # Scores and probabilities 8E, four numbers a token, and a choice's places: four int64, weights, a flag.
-    routing = 4 * d + 8 * experts + 16 + (41 + b if not _is_local(setting) else 45 + b) * k
-    if _is_local(setting):
+    routing = 4 * d + 8 * experts + 16 + (41 + b if not _is_local(shape) else 45 + b) * k
+    if _is_local(shape):
         return tokens * (routing + shared) + rows * b * (d + 2 * width)
     return tokens * (routing - b * k + b * k * d + shared) + rows * (b * (d + 2 * width) + 12 + b)
 
 
-def _feed_forward_gradients(model: ModelConfig, setting: Setting, is_moe: bool, experts: int) -> int:
+def _feed_forward_gradients(model: ModelConfig, shape: Shape, is_moe: bool, experts: int) -> int:
     """Gradients beside what was kept, at the height of the feed-forward's backward.
 
     Dense: the residual stream's r d, and of the product and its two factors, b 3f, while the product, b f, is let go.
     """
-    tokens, b, r, d = setting.tokens, setting.b, setting.r, model.hidden_size
+    tokens, b, r, d = shape.tokens, shape.b, shape.r, model.hidden_size
     if not is_moe:
         return tokens * (r * d + 2 * b * (model.intermediate_size or 0))
-    if setting.device != "cpu":
+    if shape.device != "cpu":
         width = (model.num_experts_per_tok + model.num_shared_experts) * (model.moe_intermediate_size or 0)
         # The gradient of the experts' last matrix comes with that of their hidden units.
-        return tokens * (r * d + 2 * b * width) + setting.w * experts // 3
-    return _mix_gradients(model, setting, experts)
+        return tokens * (r * d + 2 * b * width) + shape.w * experts // 3
+    return _mix_gradients(model, shape, experts)
 
 
-def _mix_gradients(model: ModelConfig, setting: Setting, experts: int) -> int:
+def _mix_gradients(model: ModelConfig, shape: Shape, experts: int) -> int:
     """Backward of `_MixOnCpu`: gradients of the rows in and out and of the three weights; beside them what the busiest
     expert needs in the product's type, or at the end the tokens' gradients, the weights' in the parameters' type, and
     what the last expert left."""
-    tokens, b, d, p = setting.tokens, setting.b, model.hidden_size, setting.p
-    width, local = model.moe_intermediate_size or 0, _is_local(setting)
-    rows = expert_rows(model, setting)
-    even = rows // max(1, model.num_experts // setting.expert_parallel_size)
+    tokens, b, d, p = shape.tokens, shape.b, model.hidden_size, shape.p
+    width, local = model.moe_intermediate_size or 0, _is_local(shape)
+    rows = expert_rows(model, shape)
+    even = rows // max(1, model.num_experts // shape.expert_parallel_size)
     # An expert has no more rows than tokens.
-    busiest = min(ceil(setting.load.expert * even), setting.expert_parallel_size * tokens)
+    busiest = min(ceil(shape.load.expert * even), shape.expert_parallel_size * tokens)
     casts = p != b
     row = (4 * width + (2 * (d + width) if casts else 0)) * p
     in_loop = busiest * (row + d * p) + (d * width * p if casts else 0)
-    given_back = b * d * (tokens if local else rows) + (setting.w * experts if setting.w != b else 0)
+    given_back = b * d * (tokens if local else rows) + (shape.w * experts if shape.w != b else 0)
     at_end = even * row + given_back
     # Autocast's gradient of the layer's output, which AutoEP lets go.
-    low = tokens * b * d if setting.r != b and local else 0
+    low = tokens * b * d if shape.r != b and local else 0
     # AutoEP's buffer of outputs to weigh is let go before.
     weighed = 0 if local else b * model.num_experts_per_tok * tokens * d
-    return tokens * setting.r * d + low - weighed + 2 * rows * b * d + b * experts + max(in_loop, at_end)
+    return tokens * shape.r * d + low - weighed + 2 * rows * b * d + b * experts + max(in_loop, at_end)
 
 
-def _dispatch(model: ModelConfig, setting: Setting) -> int:
+def _dispatch(model: ModelConfig, shape: Shape) -> int:
     """Buffers beside what is kept: rows as they came, in the experts' order, and their outputs, b d each; the backward
     holds one of them."""
-    if setting.expert_parallel_size == 1:
+    if shape.expert_parallel_size == 1:
         return 0
-    return expert_rows(model, setting) * setting.b * model.hidden_size
+    return expert_rows(model, shape) * shape.b * model.hidden_size
 
 
-def _places(model: ModelConfig, setting: Setting) -> int:
+def _places(model: ModelConfig, shape: Shape) -> int:
     """model/experts.py, RowPlan: three int64 a choice, or one a row where AutoEP has sorted the rows."""
-    if setting.device != "cpu":
+    if shape.device != "cpu":
         return 0
-    if _is_local(setting):
-        return 24 * setting.tokens * model.num_experts_per_tok
-    return 8 * expert_rows(model, setting)
+    if _is_local(shape):
+        return 24 * shape.tokens * model.num_experts_per_tok
+    return 8 * expert_rows(model, shape)

@@ -1,6 +1,6 @@
 """A memory plan as formulas with this run's numbers in them.
 
-Every `filled` is arithmetic that gives `num_bytes`; a test evaluates it. Symbols: n elements of the parameters on
+The bytes of a line are what its numbers give, and a test holds them equal to the plan's. Symbols: n elements of the parameters on
 this rank, N the same padded to 2 per rank and group, P this rank's share, w bytes of a parameter, g of a gradient; the
 rest is in explain_activations.py.
 """
@@ -14,7 +14,8 @@ from typing import Any
 from lumina_ds.config.optimizers import OPTIMIZERS, Optimizer
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.plan.activations import activation_bytes
-from lumina_ds.plan.explain_activations import Formula, activation_formulas, number
+from lumina_ds.plan.explain_activations import activation_formulas
+from lumina_ds.plan.formula import Formula, number
 from lumina_ds.plan.memory import CUDA_CONTEXT, MARGIN, PHASES, MemoryPlan
 from lumina_ds.plan.shape import PARAMETER_BYTES
 from lumina_ds.plan.states import ZeroSettings, moment_elements, momentum_bytes, optimizer_groups
@@ -29,26 +30,31 @@ class Explanation:
     filled: str
     num_bytes: int
 
+    @classmethod
+    def of(cls, component: str, formula: Formula) -> Explanation:
+        """The bytes are those that the formula's numbers give."""
+        return cls(component, formula.symbols, formula.filled, formula.value)
+
 
 def explain(plan: MemoryPlan, config: RunConfig, deepspeed_json: Mapping[str, Any]) -> list[Explanation]:
     """The components of `plan`'s peak phase, largest first, then the phases' totals and the peak; `config` and
     `deepspeed_json` are what the plan was made of."""
     zero = ZeroSettings.from_json(deepspeed_json, PARAMETER_BYTES[plan.precision])
-    moment, setting = plan.moments[plan.peak_phase], plan.setting
+    moment, shape = plan.peaks[plan.peak_phase], plan.shape
     known = _state_formulas(plan, config, zero)
-    known |= activation_formulas(config.model, setting, activation_bytes(config.model, setting), moment, plan.breakdown)
+    known |= activation_formulas(config.model, shape, activation_bytes(config.model, shape), moment, plan.breakdown)
     lines = [
-        Explanation(component, *known[component], size)
+        Explanation.of(component, known[component])
         for component, size in sorted(plan.breakdown.items(), key=lambda item: -item[1])
         if size
     ]
     for phase in PHASES:
         sizes = [size for size in plan.phases[phase].values() if size]
-        formula = f"the sum of what is alive at its highest moment, the {plan.moments[phase].label}"
-        filled = " + ".join(map(number, sorted(sizes, reverse=True)))
-        lines.append(Explanation(f"total of {phase}", formula, filled, plan.phase_bytes(phase)))
+        formula = f"the sum of what is alive at its highest moment, the {plan.peaks[phase].label}"
+        filled = " + ".join(map(number, sorted(sizes, reverse=True))) or "0"
+        lines.append(Explanation.of(f"total of {phase}", Formula(formula, filled)))
     totals = ", ".join(number(plan.phase_bytes(phase)) for phase in PHASES)
-    lines.append(Explanation("peak", "max(forward, backward, step)", f"max({totals})", plan.peak_bytes))
+    lines.append(Explanation.of("peak", Formula("max(forward, backward, step)", f"max({totals})")))
     return lines
 
 
@@ -117,7 +123,7 @@ def _buckets(plan: MemoryPlan, zero: ZeroSettings) -> Formula:
     if zero.stage and one and size % one == 0:
         filled = f"{buffers} x {number(zero.reduce_bucket_size)} x {size // one}"
         return Formula("buffers x reduce_bucket_size x bytes an element", filled)
-    if zero.stage and one and size > one and plan.moments[plan.peak_phase].kind == "reduction":
+    if zero.stage and one and size > one and plan.peaks[plan.peak_phase].kind == "reduction":
         width = 8 if plan.precision == "mixed_bf16" and zero.stage < 3 else PARAMETER_BYTES[plan.precision]
         buffer = width * one if zero.contiguous_gradients else 0
         filled = f"{buffers} x {number(zero.reduce_bucket_size)} x {width} + {number(size - buffer)}"

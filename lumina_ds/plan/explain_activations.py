@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 from lumina_ds.config.precision import loss_chunk_tokens
 from lumina_ds.config.schema import ModelConfig
@@ -19,41 +18,31 @@ from lumina_ds.plan.activations import (
     LayerBytes,
     expert_rows,
 )
+from lumina_ds.plan.formula import Formula, number
 from lumina_ds.plan.loss_memory import fused_chunk_tokens, loss_parts, takes_fused_loss
-from lumina_ds.plan.peaks import Moment
-from lumina_ds.plan.shape import Setting
-
-
-class Formula(NamedTuple):
-    """With symbols, and with numbers."""
-
-    symbols: str
-    filled: str
-
-
-def number(value: int) -> str:
-    return f"{value:,}"
+from lumina_ds.plan.peaks import Peak
+from lumina_ds.plan.shape import Shape
 
 
 def activation_formulas(
-    model: ModelConfig, setting: Setting, activations: ActivationBytes, moment: Moment, parts: Mapping[str, int]
+    model: ModelConfig, shape: Shape, activations: ActivationBytes, moment: Peak, parts: Mapping[str, int]
 ) -> dict[str, Formula]:
     """By component; `parts` are the moment's bytes, which every formula gives."""
     alive = activations.layers if moment.block is None else activations.layers[: moment.block + 1]
     layer = None if moment.block is None else activations.layers[moment.block]
     return {
         "gathered parameters": _gathered(parts["gathered parameters"], activations, moment),
-        "activations: attention": _attention(model, setting, alive),
-        "activations: feed-forward": _feed_forward(model, setting, alive, moment),
-        "activations: other": _other(model, setting, alive, moment),
-        "activations: recomputed": _recomputed(model, setting, layer, moment),
-        "activation gradients": _gradients(model, setting, layer, moment),
-        "logits and loss": _loss(model, setting, moment),
-        "all-to-all buffers": _all_to_all(model, setting, moment),
+        "activations: attention": _attention(model, shape, alive),
+        "activations: feed-forward": _feed_forward(model, shape, alive, moment),
+        "activations: other": _other(model, shape, alive, moment),
+        "activations: recomputed": _recomputed(model, shape, layer, moment),
+        "activation gradients": _gradients(model, shape, layer, moment),
+        "logits and loss": _loss(model, shape, moment),
+        "all-to-all buffers": _all_to_all(model, shape, moment),
     }
 
 
-def _gathered(size: int, activations: ActivationBytes, moment: Moment) -> Formula:
+def _gathered(size: int, activations: ActivationBytes, moment: Peak) -> Formula:
     layers = activations.layers
     if moment.kind in ("experts", "gathering", "decoder end", "loss"):
         cast = sum(layer.attention_copies + layer.dense_copies for layer in layers)
@@ -68,14 +57,14 @@ def _gathered(size: int, activations: ActivationBytes, moment: Moment) -> Formul
     )
 
 
-def _attention(model: ModelConfig, setting: Setting, alive: tuple[LayerBytes, ...]) -> Formula:
+def _attention(model: ModelConfig, shape: Shape, alive: tuple[LayerBytes, ...]) -> Formula:
     queries = model.num_attention_heads * model.attention_head_dim
     keys = model.num_key_value_heads * model.attention_head_dim
     layers = sum(not layer.attention_anew for layer in alive)
-    inputs = 3 * setting.b if setting.casts else setting.r
+    inputs = 3 * shape.b if shape.casts else shape.r
     symbols = "kept blocks x T (input d + b (3 q + 2 k) + 4 H"
     filled = (
-        f"{layers} x {number(setting.tokens)} x ({inputs} x {number(model.hidden_size)} + {setting.b} x "
+        f"{layers} x {number(shape.tokens)} x ({inputs} x {number(model.hidden_size)} + {shape.b} x "
         f"(3 x {number(queries)} + 2 x {number(keys)}) + 4 x {model.num_attention_heads}"
     )
     if model.qk_norm:
@@ -85,14 +74,14 @@ def _attention(model: ModelConfig, setting: Setting, alive: tuple[LayerBytes, ..
     return Formula(symbols + ")", filled + ")")
 
 
-def _feed_forward(model: ModelConfig, setting: Setting, alive: tuple[LayerBytes, ...], moment: Moment) -> Formula:
+def _feed_forward(model: ModelConfig, shape: Shape, alive: tuple[LayerBytes, ...], moment: Peak) -> Formula:
     """Kept blocks of each kind, by what one keeps."""
     numbers = range(len(alive) - (moment.kind in ("attention", "gathering")))
     counts: dict[tuple[bool, bool], int] = {}
     for layer in numbers:
         kind = (model.is_moe_layer(layer), alive[layer].feed_forward_anew)
         counts[kind] = counts.get(kind, 0) + 1
-    formulas = [(count, feed_forward_formula(model, setting, *kind)) for kind, count in counts.items()]
+    formulas = [(count, feed_forward_formula(model, shape, *kind)) for kind, count in counts.items()]
     kept = [(count, formula) for count, formula in formulas if formula is not None]
     return Formula(
         " + ".join(f"kept blocks x ({formula.symbols})" for _, formula in kept),
@@ -100,17 +89,17 @@ def _feed_forward(model: ModelConfig, setting: Setting, alive: tuple[LayerBytes,
     )
 
 
-def feed_forward_formula(model: ModelConfig, setting: Setting, is_moe: bool, anew: bool) -> Formula | None:
+def feed_forward_formula(model: ModelConfig, shape: Shape, is_moe: bool, anew: bool) -> Formula | None:
     """What one block keeps, as activations.py counts it; of what is recomputed, where rows go. None for nothing."""
-    tokens, b, d = number(setting.tokens), setting.b, number(model.hidden_size)
-    local = setting.device == "cpu" and setting.expert_parallel_size == 1
-    rows, t = number(expert_rows(model, setting)), model.num_experts_per_tok
+    tokens, b, d = number(shape.tokens), shape.b, number(model.hidden_size)
+    local = shape.device == "cpu" and shape.expert_parallel_size == 1
+    rows, t = number(expert_rows(model, shape)), model.num_experts_per_tok
     if anew:
-        if not is_moe or setting.device != "cpu":
+        if not is_moe or shape.device != "cpu":
             return None
         return Formula("24 T t", f"24 x {tokens} x {t}") if local else Formula("8 R", f"8 x {rows}")
     if not is_moe:
-        inputs = 2 * b if setting.casts else setting.r
+        inputs = 2 * b if shape.casts else shape.r
         f = number(model.intermediate_size or 0)
         return Formula("T (input d + 4 b f)", f"{tokens} x ({inputs} x {d} + 4 x {b} x {f})")
     experts, f = number(model.num_experts), number(model.moe_intermediate_size or 0)
@@ -119,7 +108,7 @@ def feed_forward_formula(model: ModelConfig, setting: Setting, is_moe: bool, ane
         shared, filled = " + 4 b s f", f" + 4 x {b} x {model.num_shared_experts} x {f}"
         if b != 4:
             shared, filled = shared + " + b d", f"{filled} + {b} x {d}"
-    if setting.device != "cpu":
+    if shape.device != "cpu":
         return Formula(
             f"T (4 d + 22 E + b t d{shared}) + R b (d + 4 f)",
             f"{tokens} x (4 x {d} + 22 x {experts} + {b} x {t} x {d}{filled}) + {rows} x {b} x ({d} + 4 x {f})",
@@ -136,9 +125,9 @@ def feed_forward_formula(model: ModelConfig, setting: Setting, is_moe: bool, ane
     )
 
 
-def _other(model: ModelConfig, setting: Setting, alive: tuple[LayerBytes, ...], moment: Moment) -> Formula:
+def _other(model: ModelConfig, shape: Shape, alive: tuple[LayerBytes, ...], moment: Peak) -> Formula:
     """Norms, inputs of recomputed blocks, cosines and sines, and the final norm's output."""
-    tokens, d, r = number(setting.tokens), number(model.hidden_size), setting.r
+    tokens, d, r = number(shape.tokens), number(model.hidden_size), shape.r
     ends = moment.kind in ("reduction", "end")
     norms = 0 if ends else sum((not layer.attention_anew) + (not layer.feed_forward_anew) for layer in alive)
     norms += moment.kind in ("decoder end", "loss", "head weight", "head input", "final norm")
@@ -159,19 +148,19 @@ def _other(model: ModelConfig, setting: Setting, alive: tuple[LayerBytes, ...], 
     return Formula(" + ".join(symbols), " + ".join(filled))
 
 
-def _recomputed(model: ModelConfig, setting: Setting, layer: LayerBytes | None, moment: Moment) -> Formula:
+def _recomputed(model: ModelConfig, shape: Shape, layer: LayerBytes | None, moment: Peak) -> Formula:
     """Attention, feed-forward and norms of the block at work, less what of its input was kept."""
     if layer is None or moment.block is None:
         return Formula("", "0")
-    tokens, d = number(setting.tokens), number(model.hidden_size)
+    tokens, d = number(shape.tokens), number(model.hidden_size)
     plain = _without_recomputation(layer)
     symbols, filled = [], []
     if layer.attention_anew:
-        formula = _attention(model, setting, (plain,))
+        formula = _attention(model, shape, (plain,))
         symbols += [formula.symbols.replace("kept blocks x ", "")]
         filled += [formula.filled]
     if moment.kind == "feed-forward":
-        made = feed_forward_formula(model, setting, model.is_moe_layer(moment.block), False)
+        made = feed_forward_formula(model, shape, model.is_moe_layer(moment.block), False)
         assert made is not None
         symbols.append(made.symbols)
         filled.append(made.filled)
@@ -181,7 +170,7 @@ def _recomputed(model: ModelConfig, setting: Setting, layer: LayerBytes | None, 
     text, numbers = " + ".join(symbols), " + ".join(filled)
     if layer.shared_input:
         text, numbers = text + " - 4 d T", f"{numbers} - 4 x {d} x {tokens}"
-    kept = feed_forward_formula(model, setting, model.is_moe_layer(moment.block), True)
+    kept = feed_forward_formula(model, shape, model.is_moe_layer(moment.block), True)
     if kept is not None and moment.kind == "feed-forward":
         text, numbers = f"{text} - {kept.symbols}", f"{numbers} - {kept.filled}"
     return Formula(text, numbers)
@@ -192,8 +181,8 @@ def _without_recomputation(layer: LayerBytes) -> LayerBytes:
     return replace(layer, attention_anew=False, feed_forward_anew=False)
 
 
-def _gradients(model: ModelConfig, setting: Setting, layer: LayerBytes | None, moment: Moment) -> Formula:
-    tokens, b, r, d = number(setting.tokens), setting.b, setting.r, number(model.hidden_size)
+def _gradients(model: ModelConfig, shape: Shape, layer: LayerBytes | None, moment: Peak) -> Formula:
+    tokens, b, r, d = number(shape.tokens), shape.b, shape.r, number(model.hidden_size)
     if moment.kind == "final norm":
         return Formula("16 d T: five fp32 gradients of the norm, less its output", f"16 x {d} x {tokens}")
     if layer is None or moment.block is None:
@@ -205,42 +194,42 @@ def _gradients(model: ModelConfig, setting: Setting, layer: LayerBytes | None, m
     if not model.is_moe_layer(moment.block):
         f = number(model.intermediate_size or 0)
         return Formula("T (r d + 2 b f)", f"{tokens} x ({r} x {d} + 2 x {b} x {f})")
-    held = model.num_experts // setting.expert_parallel_size
+    held = model.num_experts // shape.expert_parallel_size
     wide = model.moe_intermediate_size or 0
-    if setting.device != "cpu":
+    if shape.device != "cpu":
         width = (model.num_experts_per_tok + model.num_shared_experts) * wide
         return Formula(
             "T (r d + 2 b (t + s) f) + w x one matrix of the experts",
-            f"{tokens} x ({r} x {d} + 2 x {b} x {number(width)}) + {setting.w} x {held} x {d} x {number(wide)}",
+            f"{tokens} x ({r} x {d} + 2 x {b} x {number(width)}) + {shape.w} x {held} x {d} x {number(wide)}",
         )
-    rows = number(expert_rows(model, setting))
+    rows = number(expert_rows(model, shape))
     first = f"2 x {rows} x {b} x {d} + {b} x 3 x {held} x {d} x {number(wide)}"
-    known = 2 * expert_rows(model, setting) * b * model.hidden_size + 3 * b * held * model.hidden_size * wide
+    known = 2 * expert_rows(model, shape) * b * model.hidden_size + 3 * b * held * model.hidden_size * wide
     return Formula(
         "2 R b d + b x the experts' weights + T r d, and what the expert at hand needs or leaves (model/experts.py)",
         f"{first} + {number(layer.feed_forward_gradients - known)}",
     )
 
 
-def _loss(model: ModelConfig, setting: Setting, moment: Moment) -> Formula:
-    tokens, d, v = number(setting.tokens), number(model.hidden_size), number(model.vocab_size)
+def _loss(model: ModelConfig, shape: Shape, moment: Peak) -> Formula:
+    tokens, d, v = number(shape.tokens), number(model.hidden_size), number(model.vocab_size)
     if moment.kind in ("head weight", "head input"):
         copies = 1 if moment.kind == "head weight" else 2
-        return Formula(f"{copies} r d T", f"{copies} x {setting.r} x {d} x {tokens}")
-    chunk = loss_chunk_tokens(setting.loss_chunk, model.vocab_size)
+        return Formula(f"{copies} r d T", f"{copies} x {shape.r} x {d} x {tokens}")
+    chunk = loss_chunk_tokens(shape.loss_chunk, model.vocab_size)
     if chunk == 0:
-        return Formula("12 V T + r d T", f"12 x {v} x {tokens} + {setting.r} x {d} x {tokens}")
-    parts = loss_parts(model, setting, chunk)
-    if takes_fused_loss(model, setting, parts):
-        return _fused_loss(model, setting)
-    rows = min(chunk, setting.tokens)
-    symbols, filled = ["2 r d T"], [f"2 x {setting.r} x {d} x {tokens}"]
-    if setting.p != setting.r:
+        return Formula("12 V T + r d T", f"12 x {v} x {tokens} + {shape.r} x {d} x {tokens}")
+    parts = loss_parts(model, shape, chunk)
+    if takes_fused_loss(model, shape, parts):
+        return _fused_loss(model, shape)
+    rows = min(chunk, shape.tokens)
+    symbols, filled = ["2 r d T"], [f"2 x {shape.r} x {d} x {tokens}"]
+    if shape.p != shape.r:
         symbols.append("p d c")
-        filled.append(f"{setting.p} x {d} x {number(rows)}")
+        filled.append(f"{shape.p} x {d} x {number(rows)}")
     if parts["weight"]:
         symbols.append("p V d")
-        filled.append(f"{setting.p} x {v} x {d}")
+        filled.append(f"{shape.p} x {v} x {d}")
     if parts["sum"]:
         symbols.append("4 V d")
         filled.append(f"4 x {v} x {d}")
@@ -252,18 +241,18 @@ def _loss(model: ModelConfig, setting: Setting, moment: Moment) -> Formula:
     return Formula(" + ".join(symbols), " + ".join(filled))
 
 
-def _fused_loss(model: ModelConfig, setting: Setting) -> Formula:
-    tokens, d, v, b = number(setting.tokens), number(model.hidden_size), number(model.vocab_size), setting.b
-    symbols, filled = ("(r + b)", f"({setting.r} + {b})") if setting.r != b else ("r", f"{setting.r}")
-    cast = (" + b V d", f" + {b} x {v} x {d}") if setting.w != b else ("", "")
-    rows = number(fused_chunk_tokens(model, setting.tokens))
+def _fused_loss(model: ModelConfig, shape: Shape) -> Formula:
+    tokens, d, v, b = number(shape.tokens), number(model.hidden_size), number(model.vocab_size), shape.b
+    symbols, filled = ("(r + b)", f"({shape.r} + {b})") if shape.r != b else ("r", f"{shape.r}")
+    cast = (" + b V d", f" + {b} x {v} x {d}") if shape.w != b else ("", "")
+    rows = number(fused_chunk_tokens(model, shape.tokens))
     return Formula(
         f"2 {symbols} d T{cast[0]} + (4 + b) V d + b V c, Liger's loss, c = {rows} tokens a chunk",
         f"2 x {filled} x {d} x {tokens}{cast[1]} + {4 + b} x {v} x {d} + {b} x {v} x {rows}",
     )
 
 
-def _all_to_all(model: ModelConfig, setting: Setting, moment: Moment) -> Formula:
+def _all_to_all(model: ModelConfig, shape: Shape, moment: Peak) -> Formula:
     copies = 3 if moment.kind == "experts" else 1
-    rows, d = number(expert_rows(model, setting)), number(model.hidden_size)
-    return Formula(f"{copies} R b d", f"{copies} x {rows} x {setting.b} x {d}")
+    rows, d = number(expert_rows(model, shape)), number(model.hidden_size)
+    return Formula(f"{copies} R b d", f"{copies} x {rows} x {shape.b} x {d}")

@@ -20,8 +20,8 @@ from lumina_ds.plan.activations import activation_bytes
 from lumina_ds.plan.flops import flops_per_token
 from lumina_ds.plan.gathering import Gathered, Limits, Widths, gathered_bytes
 from lumina_ds.plan.parameters import ParameterCounts, count_parameters
-from lumina_ds.plan.peaks import GrowingGradients, Moment, backward_moments, decoder_end, forward_moments
-from lumina_ds.plan.shape import PARAMETER_BYTES, ExpertLoad, Setting
+from lumina_ds.plan.peaks import GrowingGradients, Peak, backward_peaks, decoder_end, forward_peaks
+from lumina_ds.plan.shape import PARAMETER_BYTES, ExpertLoad, Shape
 from lumina_ds.plan.states import StateBytes, ZeroSettings, optimizer_groups, state_bytes
 from lumina_ds.text import GIB
 
@@ -58,7 +58,7 @@ MARGIN = 0.05
 class MemoryPlan:
     """Bytes of one rank (the fullest) by phase and component, with the layout that they hold for.
 
-    `forward` includes the loss and its gradient; `setting` is what activations depend on; `moments` are where the phases are highest, `states` the
+    `forward` includes the loss and its gradient; `shape` is what activations depend on; `peaks` are where the phases are highest, `states` the
     model's states as they are when the step begins; `decoder_end` is what the decoder's forward pass leaves behind;
     `host_bytes` is what offloading puts into the node's memory or onto NVMe for this rank.
     """
@@ -75,8 +75,8 @@ class MemoryPlan:
     activation_checkpointing: str
     parameters: ParameterCounts
     flops_per_token: int
-    setting: Setting
-    moments: Mapping[str, Moment]
+    shape: Shape
+    peaks: Mapping[str, Peak]
     phases: Mapping[str, Mapping[str, int]]
     states: Mapping[str, int]
     decoder_end: int
@@ -121,8 +121,8 @@ def plan_memory(
     json = compose_deepspeed(config, world_size, precision) if deepspeed_json is None else deepspeed_json
     zero = ZeroSettings.from_json(json, PARAMETER_BYTES[precision])
     states = _states(config, zero, world_size, precision)
-    setting = setting_of(config, zero, precision, device, product_bytes, expert_load)
-    activations = activation_bytes(config.model, setting)
+    shape = shape_of(config, zero, precision, device, product_bytes, expert_load)
+    activations = activation_bytes(config.model, shape)
     gathered = _gathered(config, zero, world_size, precision)
     passes = (states, activations, gathered, _growing(config, zero, precision))
     experts = config.deepspeed.expert_parallel_size
@@ -134,10 +134,10 @@ def plan_memory(
         "offloaded states": states.host if device == "cpu" else 0,
     }
     fixed = _cuda_overhead(world_size, experts) if device == "cuda" else 0
-    moments = {
-        "forward": _highest(forward_moments(*passes), always),
-        "backward": _highest(backward_moments(*passes), always),
-        "step": _highest(_step_moments(states), always),
+    peaks = {
+        "forward": _highest(forward_peaks(*passes), always),
+        "backward": _highest(backward_peaks(*passes), always),
+        "step": _highest(_step_peaks(states), always),
     }
     return MemoryPlan(
         name=config.run_name,
@@ -152,9 +152,9 @@ def plan_memory(
         activation_checkpointing=config.train.activation_checkpointing,
         parameters=count_parameters(config.model),
         flops_per_token=flops_per_token(config.model, config.seq_length),
-        setting=setting,
-        moments=moments,
-        phases={phase: _components(moments[phase], always, fixed) for phase in PHASES},
+        shape=shape,
+        peaks=peaks,
+        phases={phase: _components(peaks[phase], always, fixed) for phase in PHASES},
         states={
             "parameters": states.parameters,
             "master weights": states.master_weights,
@@ -166,17 +166,17 @@ def plan_memory(
     )
 
 
-def setting_of(
+def shape_of(
     config: RunConfig,
     zero: ZeroSettings,
     precision: str,
     device: str,
     product_bytes: int | None = None,
     expert_load: ExpertLoad | None = None,
-) -> Setting:
+) -> Shape:
     """What the run's activations depend on."""
     train, deepspeed = config.train, config.deepspeed
-    return Setting(
+    return Shape(
         tokens=train.micro_batch_size * config.seq_length // deepspeed.sequence_parallel_size,
         precision=precision,
         checkpointing=train.activation_checkpointing,
@@ -216,19 +216,19 @@ def _keeps_gradients_in_place(config: RunConfig, zero: ZeroSettings, parameter_b
     return zero.stage in (1, 2) and in_own_type and not OPTIMIZERS[config.train.optimizer].own_kinds
 
 
-def _step_moments(states: StateBytes) -> Iterator[Moment]:
+def _step_peaks(states: StateBytes) -> Iterator[Peak]:
     """Between two micro-batches, and the optimizer's step."""
     waiting = {"gradients": states.resident_gradients, "buckets": states.resident_bucket}
-    yield Moment("between", waiting | {"parameters": states.parameters})
+    yield Peak("between", waiting | {"parameters": states.parameters})
     stepping = {"gradients": states.step_gradients, "buckets": states.step_bucket, "step temporaries": states.step}
-    yield Moment("step", stepping | {"parameters": states.parameters - states.released})
+    yield Peak("step", stepping | {"parameters": states.parameters - states.released})
 
 
-def _highest(moments: Iterator[Moment], always: dict[str, int]) -> Moment:
+def _highest(moments: Iterator[Peak], always: dict[str, int]) -> Peak:
     return max(moments, key=lambda moment: sum((always | moment.parts).values()))
 
 
-def _components(moment: Moment, always: dict[str, int], fixed: int) -> dict[str, int]:
+def _components(moment: Peak, always: dict[str, int], fixed: int) -> dict[str, int]:
     """Every component at a moment, the margin last."""
     parts = dict.fromkeys(COMPONENTS, 0) | always | moment.parts
     parts["margin"] = round(MARGIN * sum(parts.values()))

@@ -18,7 +18,7 @@ Parts = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Moment:
+class Peak:
     """`kind` is one of KINDS; `block` the one at work, in the backward pass; `parts` bytes by component."""
 
     kind: str
@@ -60,9 +60,9 @@ class GrowingGradients:
     block: tuple[int, ...]
 
 
-def forward_moments(
+def forward_peaks(
     states: StateBytes, activations: ActivationBytes, gathered: Gathered, gradients: GrowingGradients
-) -> Iterator[Moment]:
+) -> Iterator[Peak]:
     """In their order. What autocast cast for recomputed parts stays until the forward pass ends."""
     layers = activations.layers
     experts = sum(layer.expert_copies for layer in layers if not layer.feed_forward_anew)
@@ -70,7 +70,7 @@ def forward_moments(
     alive = _kept(activations) | {"gradients": states.resident_gradients, "buckets": states.resident_bucket}
     before_norm = alive["activations: other"] - activations.final_norm - activations.hidden
     dispatch = max(layer.expert_dispatch for layer in layers)
-    yield Moment(
+    yield Peak(
         "experts",
         alive
         | {
@@ -79,7 +79,7 @@ def forward_moments(
             "all-to-all buffers": 3 * dispatch,
         },
     )
-    yield Moment(
+    yield Peak(
         "gathering",
         alive
         | {
@@ -88,15 +88,15 @@ def forward_moments(
             "gathered parameters": cast + gathered.highest,
         },
     )
-    yield Moment("decoder end", alive | {"gathered parameters": cast + gathered.decoder_end})
-    yield Moment("loss", alive | {"gathered parameters": cast + gathered.head, "logits and loss": activations.loss})
+    yield Peak("decoder end", alive | {"gathered parameters": cast + gathered.decoder_end})
+    yield Peak("loss", alive | {"gathered parameters": cast + gathered.head, "logits and loss": activations.loss})
     leaving = alive | {
         # The hidden states themselves are needed no more.
         "activations: other": alive["activations: other"] - activations.hidden,
         "buckets": max(states.resident_bucket, 0 if gradients.tied else states.early_bucket),
         "gathered parameters": gathered.backward + sum(layer.kept_copies for layer in layers),
     }
-    yield Moment(
+    yield Peak(
         "head weight",
         leaving
         | {
@@ -104,7 +104,7 @@ def forward_moments(
             "logits and loss": activations.head_backward // 2,
         },
     )
-    yield Moment(
+    yield Peak(
         "head input",
         leaving
         | {
@@ -121,16 +121,16 @@ def decoder_end(activations: ActivationBytes, gathered: Gathered) -> int:
     return sum(_kept(activations).values()) + cast + gathered.decoder_end
 
 
-def backward_moments(
+def backward_peaks(
     states: StateBytes, activations: ActivationBytes, gathered: Gathered, gradients: GrowingGradients
-) -> Iterator[Moment]:
+) -> Iterator[Peak]:
     """In their order."""
     alive = _kept(activations)
     alive["activations: other"] -= activations.hidden
     grown = states.resident_gradients + gradients.waiting
     cast = gathered.decoder + sum(layer.kept_copies for layer in activations.layers)
     early = max(states.resident_bucket, states.early_bucket)
-    yield Moment(
+    yield Peak(
         "final norm",
         alive
         | {
@@ -144,7 +144,7 @@ def backward_moments(
     alive["activations: other"] -= activations.final_norm
     for number, layer in reversed(list(enumerate(activations.layers))):
         made = {"buckets": early, "gathered parameters": cast + layer.made_copies}
-        yield Moment(
+        yield Peak(
             "feed-forward",
             alive
             | made
@@ -157,7 +157,7 @@ def backward_moments(
             number,
         )
         alive = _without_feed_forward(alive, layer)
-        yield Moment(
+        yield Peak(
             "attention",
             alive
             | made
@@ -172,10 +172,8 @@ def backward_moments(
         grown += gradients.block[number]
         cast -= layer.kept_copies
     ends = {"activations: other": activations.rotary + activations.hidden}
-    yield Moment(
-        "reduction", ends | {"gradients": states.reduced_gradients, "buckets": states.bucket + states.flattened}
-    )
-    yield Moment("end", ends | {"gradients": states.gradients, "buckets": states.bucket})
+    yield Peak("reduction", ends | {"gradients": states.reduced_gradients, "buckets": states.bucket + states.flattened})
+    yield Peak("end", ends | {"gradients": states.gradients, "buckets": states.bucket})
 
 
 def _kept(activations: ActivationBytes) -> Parts:

@@ -20,7 +20,7 @@ class ExpertLoad:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Shape:
     """Widths are in bytes: b of a product's operand, r of the residual stream, w of a parameter, p of a product.
 
     `tokens` of a micro-batch; `product_bytes` p, None where products are in b; `plain_linear` is false at ZeRO-3,

@@ -31,7 +31,8 @@ from lumina_ds.errors import (
     StalledError,
     UnstableError,
 )
-from lumina_ds.monitor.writers import append_record, read_records
+from lumina_ds.monitor.reading import last_step
+from lumina_ds.monitor.writers import append_record
 from lumina_ds.plan.batch import next_smaller, with_batch
 from lumina_ds.ranks.runner import Ended, Signals, marked_processes, run_until_done, wait_for_ranks
 from lumina_ds.train.run_folder import RunFolder
@@ -158,8 +159,7 @@ def _failure(folder: RunFolder, ended: Ended) -> Failure:
     beats = [beat for beat in read_beats(folder.logs) if _written_since(folder.logs, beat, ended.started)]
     is_told = ended.code in (0, Interrupted.exit_code) and not ended.without_ranks
     cause = None if is_told else cause_of_end(beats)
-    recorded = [record["step"] for record in read_records(folder.path / "metrics.jsonl")[-1:]]
-    step = max([beat.step for beat in beats] + recorded, default=0)
+    step = max([beat.step for beat in beats] + [last_step(folder.path / "metrics.jsonl")])
     code, reason = ended.code, f"the ranks ended with {ended.code}"
     if cause is not None and cause.end_code is not None:
         if not tells_of_another_end(cause.end_reason):

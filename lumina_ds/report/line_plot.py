@@ -5,13 +5,13 @@ What is pointed at names itself by SVG titles: a hundred strips over the plot, a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from lumina_ds.report.page import escape
-from lumina_ds.report.plot import Frame, axis_title, grid_lines, round_step, svg
+from lumina_ds.report.plot import NARROW, Frame, at_both_widths, axis_title, grid_lines, round_step, svg
+from lumina_ds.report.scale import Point, Scale, label, spans_decades
 
 LINE_STYLE = """
 :root { --second: #b35900; } @media (prefers-color-scheme: dark) { :root { --second: #ffb066; } }
@@ -25,32 +25,14 @@ svg .tick { stroke: var(--good); stroke-width: 2; } svg .bad { stroke: var(--err
 .legend span::before { content: ""; display: inline-block; width: 1.1em; height: .22em; margin-right: .4em;
   vertical-align: middle; background: var(--key); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(25rem, 100%), 1fr)); gap: 0 1.5rem; }
+.heights label { color: var(--muted); font-size: .85rem; } .heights input { accent-color: var(--accent); }
+.heights .log, .heights:has(:checked) .linear { display: none; } .heights:has(:checked) .log { display: block; }
 .plots h3, .plots figure { margin-top: .5rem; }
 """
 _WIDE = Frame(height=240)
-# Beside another plot: the same size of text in half the width.
-_NARROW = Frame(width=440, height=200, left=56, right=10, top=16, bottom=42)
-_NUM_GRID_LINES = 4
 _NUM_LABELS = 6
 _NUM_STRIPS = 100
 _DIGIT_WIDTH = 7.5
-# Gradient norms span decades when a run is unstable; below this ratio a linear axis shows more.
-_LOG_RATIO = 30
-
-
-@dataclass(frozen=True)
-class Point:
-    """The values of the steps `first` to `last`."""
-
-    first: int
-    last: int
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def x(self) -> float:
-        return (self.first + self.last) / 2
 
 
 @dataclass(frozen=True)
@@ -76,11 +58,16 @@ class LinePlot:
     ticks: Sequence[tuple[int, str]] = field(default_factory=tuple)
     bad: Sequence[tuple[int, str]] = field(default_factory=tuple)
 
+    @property
+    def points(self) -> list[Point]:
+        """Those of all lines."""
+        return [point for line in self.lines for point in line.points]
+
 
 def line_figure(plot: LinePlot) -> str:
     """The plot with its heading, and a legend where there is more than one thing to tell apart."""
     heading = f"<h3>{escape(plot.title)}{f' <small class=muted>{escape(plot.unit)}</small>' if plot.unit else ''}</h3>"
-    if not any(line.points for line in plot.lines):
+    if not plot.points:
         return f'<figure>{heading}<p class="muted">Nothing was recorded.</p></figure>'
     colours = ("var(--accent)", "var(--second)")
     keys = [(line.name, colours[line.colour]) for line in plot.lines if line.points]
@@ -90,14 +77,31 @@ def line_figure(plot: LinePlot) -> str:
         keys.append(("not finite", "var(--error)"))
     items = "".join(f'<span style="--key: {colour}">{escape(name)}</span>' for name, colour in keys)
     legend = f'<div class="legend">{items}</div>' if len(keys) > 1 else ""
-    return f"<figure>{heading}{legend}{line_svg(plot)}</figure>"
+    return f"<figure>{heading}{legend}{_both_heights(plot)}</figure>"
 
 
-def line_svg(plot: LinePlot) -> str:
-    """The SVG element alone; at least one line must have a point."""
-    scale = _Scale.of(plot)
-    frame = scale.frame
-    parts = [*grid_lines(frame, [(scale.y(value), _label(value)) for value in scale.values]), *_steps(scale)]
+def _both_heights(plot: LinePlot) -> str:
+    """The plot; where its height may be logarithmic, a switch between both ways to draw it, without a script."""
+    starts_log = spans_decades(plot.points) if plot.may_be_log else None
+    if starts_log is None:
+        return _both_widths(plot, is_log=False)
+    box = f'<label><input type="checkbox"{" checked" if starts_log else ""}/> logarithmic height</label>'
+    drawn = "".join(
+        f'<div class="{kind}">{_both_widths(plot, is_log)}</div>' for kind, is_log in (("linear", False), ("log", True))
+    )
+    return f'<div class="heights">{box}{drawn}</div>'
+
+
+def _both_widths(plot: LinePlot, is_log: bool) -> str:
+    if not plot.is_wide:
+        return line_svg(plot, NARROW, is_log)
+    return at_both_widths(lambda frame: line_svg(plot, frame, is_log), _WIDE)
+
+
+def line_svg(plot: LinePlot, frame: Frame = _WIDE, is_log: bool = False) -> str:
+    """The SVG element alone; at least one line must have a point, and with `is_log` all must be positive."""
+    scale = Scale.of(plot.points, frame, plot.from_zero, is_log)
+    parts = [*grid_lines(frame, [(scale.y(value), label(value)) for value in scale.values]), *_steps(scale)]
     for line in plot.lines:
         parts += _draw(line, scale)
     for steps, style, (above, below) in (
@@ -111,7 +115,7 @@ def line_svg(plot: LinePlot) -> str:
                 f"<title>{escape(meaning)}</title></line>"
             )
     parts.append(axis_title(frame, "step" + (" (logarithmic height)" if scale.is_log else "")))
-    last = "; ".join(f"{line.name} ends at {_label(line.points[-1].mean)}" for line in plot.lines if line.points)
+    last = "; ".join(f"{line.name} ends at {label(line.points[-1].mean)}" for line in plot.lines if line.points)
     return svg(frame, plot.title, f"Steps {scale.first:,} to {scale.last:,}; {last}.", parts)
 
 
@@ -131,57 +135,7 @@ def sparkline(points: Sequence[Point], title: str, width: int = 160, height: int
     )
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """From steps and values to places in the frame."""
-
-    frame: Frame
-    first: int
-    last: int
-    low: float
-    high: float
-    values: list[float]
-    is_log: bool
-
-    @classmethod
-    def of(cls, plot: LinePlot) -> _Scale:
-        points = [point for line in plot.lines for point in line.points]
-        frame = _WIDE if plot.is_wide else _NARROW
-        low, high = min(p.low for p in points), max(p.high for p in points)
-        first, last = min(p.first for p in points), max(p.last for p in points)
-        if plot.may_be_log and low > 0 and high / low > _LOG_RATIO:
-            values = _log_values(low, high)
-            return cls(frame, first, last, min(low, values[0]), max(high, values[-1]), values, True)
-        if plot.from_zero:
-            low = min(low, 0.0)
-        if high == low:
-            high = low + (abs(low) or 1.0)
-        step = round_step((high - low) / _NUM_GRID_LINES)
-        begin, end = math.floor(low / step), math.ceil(high / step)
-        # Round to what the step can say: 3 * 0.1 is not 0.3.
-        values = [float(f"{number * step:.12g}") for number in range(begin, end + 1)]
-        return cls(frame, first, last, values[0], values[-1], values, False)
-
-    def x(self, step: float) -> float:
-        span = (self.last - self.first) or 1
-        return self.frame.left + (step - self.first) / span * self.frame.inner_width
-
-    def y(self, value: float) -> float:
-        low, high = self.low, self.high
-        if self.is_log:
-            low, high, value = math.log(low), math.log(high), math.log(max(value, low))
-        return self.frame.floor - (value - low) / (high - low) * self.frame.inner_height
-
-
-def _log_values(low: float, high: float) -> list[float]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    digits = (1, 3) if len(decades) < 4 else (1,)
-    every = max(1, len(decades) // 6)
-    values = [float(f"{digit}e{decade}") for decade in decades[::every] for digit in digits]
-    return [value for value in values if low * 0.3 <= value <= high * 3]
-
-
-def _draw(line: Line, scale: _Scale) -> Iterator[str]:
+def _draw(line: Line, scale: Scale) -> Iterator[str]:
     points = line.points
     if not points:
         return
@@ -201,7 +155,7 @@ def _draw(line: Line, scale: _Scale) -> Iterator[str]:
         yield from _strips(line, scale)
 
 
-def _strips(line: Line, scale: _Scale) -> Iterator[str]:
+def _strips(line: Line, scale: Scale) -> Iterator[str]:
     """Invisible strips over the plot that name the values below the pointer."""
     every = -(-len(line.points) // _NUM_STRIPS)
     chosen = line.points[every // 2 :: every]
@@ -220,16 +174,12 @@ def _says(name: str, point: Point) -> str:
     return f"{name}, {steps}: {point.mean:.5g}{spread}"
 
 
-def _steps(scale: _Scale) -> Iterator[str]:
+def _steps(scale: Scale) -> Iterator[str]:
     """Round steps below the plot."""
     every = max(1, int(round_step(max(1, scale.last - scale.first) / (_NUM_LABELS * scale.frame.width / _WIDE.width))))
     for step in range(-(-scale.first // every) * every, scale.last + 1, every):
-        label, x = f"{step:,}", scale.x(step)
+        text, x = f"{step:,}", scale.x(step)
         # A long number at the right border would be cut in the middle.
-        reaches_out = x + len(label) * _DIGIT_WIDTH / 2 > scale.frame.width
+        reaches_out = x + len(text) * _DIGIT_WIDTH / 2 > scale.frame.width
         place, anchor = (scale.frame.width - 1, "end") if reaches_out else (x, "middle")
-        yield f'<text x="{place:.1f}" y="{scale.frame.floor + 17}" text-anchor="{anchor}">{label}</text>'
-
-
-def _label(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        yield f'<text x="{place:.1f}" y="{scale.frame.floor + 17}" text-anchor="{anchor}">{text}</text>'

@@ -5,7 +5,7 @@ Colours come from the page's style, so plots follow light and dark.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from lumina_ds.report.page import escape
@@ -33,6 +33,15 @@ class Frame:
     @property
     def inner_height(self) -> int:
         return self.floor - self.top
+
+
+# Beside another plot, or on a small screen: the same size of text in half the width.
+NARROW = Frame(width=440, height=200, left=56, right=10, top=16, bottom=42)
+
+
+def at_both_widths(draw: Callable[[Frame], str], wide: Frame) -> str:
+    """The plot in a wide frame, and in the narrow one for small screens, which would shrink the wide one's labels."""
+    return f'<div class="wide">{draw(wide)}</div><div class="narrow">{draw(NARROW)}</div>'
 
 
 def svg(frame: Frame, title: str, description: str, parts: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,8 @@ import torch.distributed as dist
 from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.sampler import evaluation_rows
 from lumina_ds.engine.world import World
+from lumina_ds.monitor.metrics import perplexity
 from lumina_ds.train.step import model_inputs
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 @torch.no_grad()

@@ -14,17 +14,18 @@ from lumina_ds.data.loader import MicroBatch, Prefetcher
 from lumina_ds.engine.build import set_learning_rate
 from lumina_ds.engine.schedules import learning_rate
 from lumina_ds.errors import Interrupted, LuminaError, UnstableError
+from lumina_ds.monitor.metrics import StepFacts
+from lumina_ds.monitor.records import StepRecord
 from lumina_ds.train.evaluate import evaluate
 from lumina_ds.train.guarded_step import GuardedStep, StepFailed, StopBetweenBatches
 from lumina_ds.train.health import Verdict
 from lumina_ds.train.outputs import Outputs
-from lumina_ds.train.record import peak_memory, step_record
 from lumina_ds.train.rollback import checkpoint_before, pass_over_samples, refuse_to_go_back_again
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.saves import Saves
 from lumina_ds.train.setting import Setting
 from lumina_ds.train.state import RunState
-from lumina_ds.train.step import StepCounts, StepOutcome, agree, rank_micro_batches
+from lumina_ds.train.step import StepCounts, StepOutcome, agree, peak_memory, rank_micro_batches
 from lumina_ds.train.stop import resumable_message
 from lumina_ds.train.watch.watchdog import EVALUATION, LOADER, STEP, Watchdog
 
@@ -142,10 +143,9 @@ class TrainingLoop:
         state, rows_per_step = self.state, self.setting.length.rows_per_step
         if not self.outputs.leads or state.step % self.config.train.log_every_n_batches:
             return
-        record = step_record(
-            outcome,
-            counts,
+        facts = StepFacts(
             step=state.step,
+            time=time.time(),
             epoch=state.epoch(rows_per_step),
             learning_rate=self._rate(state.step - 1),
             tokens=state.tokens,
@@ -154,12 +154,13 @@ class TrainingLoop:
             data_seconds=data_seconds,
             anomaly_score=anomaly_score,
             memory_bytes=peak_memory(self.world),
+            counts=counts,
+            outcome=outcome,
+            config=self.config,
             machine=self.watchdog.metrics,
-            overflows=self.config.model.overflow_policy != "dropless",
+            samples=state.step_rows(rows_per_step) if self.config.run.record_samples else None,
         )
-        if self.config.run.record_samples:
-            record["samples"] = state.step_rows(rows_per_step)
-        self.outputs.record(record)
+        self.outputs.record(StepRecord.of(facts))
 
     def _goes_on_after(self, verdict: Verdict) -> bool:
         """Say what a step's verdict is; False when the run has gone back because of it. UnstableError at an end."""

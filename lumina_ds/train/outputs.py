@@ -9,6 +9,7 @@ from typing import Any
 
 from lumina_ds.config.schema import RunSection
 from lumina_ds.monitor.console import TrainingConsole
+from lumina_ds.monitor.records import EvaluationRecord, StepRecord
 from lumina_ds.monitor.trackers import open_trackers
 from lumina_ds.monitor.writers import MetricsWriter
 
@@ -37,7 +38,7 @@ class Outputs:
         if self.leads:
             self._console.start(step)
 
-    def record(self, record: dict[str, Any]) -> None:
+    def record(self, record: StepRecord) -> None:
         """Write and show a step's record."""
         if self._metrics is not None:
             self._metrics.write(record)
@@ -46,7 +47,8 @@ class Outputs:
     def evaluation(self, step: int, result: Mapping[str, float]) -> None:
         """Write and show an evaluation."""
         if self._metrics is not None:
-            self._metrics.write_evaluation({"step": step, **result})
+            counted = int(result["trained_tokens"])
+            self._metrics.write_evaluation(EvaluationRecord(step, result["loss"], result["perplexity"], counted))
             self.say(f"evaluation at step {step}: loss {result['loss']:.4f}, PPL {result['perplexity']:.2f}")
 
     def go_back(self, step: int) -> None:

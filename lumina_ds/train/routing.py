@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -33,13 +32,6 @@ class RoutingMetrics:
     dropped_share: list[float]
     rerouted_share: list[float]
     capacity_factor: list[float]
-
-    def record(self, overflows: bool) -> dict[str, Any]:
-        """As it stands in metrics.jsonl; dropless routing has nothing to say of overflow."""
-        left_out = set() if overflows else {"dropped_share", "rerouted_share"}
-        if not self.capacity_factor:
-            left_out.add("capacity_factor")
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -196,3 +197,10 @@ def _read(sums: Tensor, norm: Tensor | float) -> tuple[Tensor, float]:
         read = torch.cat([sums, norm.detach().double().reshape(1)]).cpu()
         return read[:-1], float(read[-1])
     return sums.cpu(), float(norm)
+
+
+def peak_memory(world: World) -> int:
+    """Peak bytes allocated on the card, or the resident memory of this process on a CPU."""
+    if world.device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss

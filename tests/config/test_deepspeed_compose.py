@@ -52,7 +52,7 @@ def test_an_installed_package_carries_them_inside(tmp_path, monkeypatch):
     installed = tmp_path / "ds_configs"
     installed.mkdir()
     (installed / "only.json").write_text('{"steps_per_print": 7}')
-    monkeypatch.setattr("lumina_ds.config.deepspeed.compose._FOLDERS", (installed, tmp_path / "absent"))
+    monkeypatch.setattr("lumina_ds.config.deepspeed.tree._FOLDERS", (installed, tmp_path / "absent"))
     assert deepspeed_config_names() == ["only"]
     assert load_deepspeed_json("only") == {"steps_per_print": 7}
 

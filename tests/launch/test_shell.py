@@ -54,10 +54,10 @@ def test_a_failing_step_ends_the_script() -> None:
 @pytest.mark.parametrize(
     ("version", "says"),
     [
-        ("3, 9", "is no Python 3.10, 3.11 or 3.12; set PYTHON to one"),
+        ("3, 9", "is no Python 3.10, 3.11, 3.12 or 3.13; set PYTHON to one"),
         ("3, 10", "cannot make a virtual environment; install its venv module"),
-        ("3, 12", "cannot make a virtual environment; install its venv module"),
-        ("3, 13", "is no Python 3.10, 3.11 or 3.12; set PYTHON to one"),
+        ("3, 13", "cannot make a virtual environment; install its venv module"),
+        ("3, 14", "is no Python 3.10, 3.11, 3.12 or 3.13; set PYTHON to one"),
     ],
 )
 def test_the_version_of_python_decides(tmp_path: Path, version: str, says: str) -> None:
@@ -79,7 +79,7 @@ def test_a_machine_without_python_is_told_so(tmp_path: Path) -> None:
     variables = {"PATH": str(tmp_path), "PYTHON": "", "LUMINA_VENV": str(tmp_path / "environment")}
     done = run(f'. "{LAUNCH}/environment.sh"; prepare_environment', **variables)
     assert done.returncode == 4
-    assert done.stderr.startswith("error: no Python 3.10, 3.11 or 3.12 found")
+    assert done.stderr.startswith("error: no Python 3.10, 3.11, 3.12 or 3.13 found")
 
 
 def test_a_folder_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from lumina_ds.monitor.console import TrainingConsole, training_figures
-from lumina_ds.monitor.writers import CSV_COLUMNS, MetricsWriter, append_record, read_records
+from lumina_ds.monitor.records import StepRecord
+from lumina_ds.monitor.writers import MetricsWriter, append_record, csv_columns, read_records
 
 RECORD = {
     "step": 7,
@@ -27,20 +28,20 @@ RECORD = {
 
 
 def test_floats_keep_all_their_digits_in_both_files(tmp_path):
-    MetricsWriter(tmp_path, 0).write(RECORD)
+    MetricsWriter(tmp_path, 0).write(StepRecord(**RECORD))
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == RECORD
     with open(tmp_path / "metrics.csv", newline="") as stream:
         (row,) = csv.DictReader(stream)
-    assert float(row["loss"]) == 1 / 3 and list(row) == list(CSV_COLUMNS)
+    assert float(row["loss"]) == 1 / 3 and list(row) == csv_columns()
 
 
 def test_resuming_takes_out_the_steps_that_no_checkpoint_holds(tmp_path):
     writer = MetricsWriter(tmp_path, 0)
     for step in (1, 2, 3):
-        writer.write(RECORD | {"step": step})
+        writer.write(StepRecord(**RECORD | {"step": step}))
     with open(tmp_path / "metrics.jsonl", "a") as stream:
         stream.write('{"step": 4, "lo')  # cut short by a crash
-    MetricsWriter(tmp_path, 2).write(RECORD | {"step": 3, "loss": 9.0})
+    MetricsWriter(tmp_path, 2).write(StepRecord(**RECORD | {"step": 3, "loss": 9.0}))
     records = read_records(tmp_path / "metrics.jsonl")
     assert [(record["step"], record["loss"]) for record in records] == [(1, 1 / 3), (2, 1 / 3), (3, 9.0)]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 4
@@ -55,7 +56,7 @@ FIGURES = "epoch 0.25|step 7/100|loss 0.3333|PPL 1.40|LR 3.00e-04|grad 1.250|12,
 
 
 def test_the_figures_hold_everything():
-    assert training_figures(RECORD, 100, "ZeRO-2 EP2 fp32", 2) == [*FIGURES.split("|"), "workers 2"]
+    assert training_figures(StepRecord(**RECORD), 100, "ZeRO-2 EP2 fp32", 2) == [*FIGURES.split("|"), "workers 2"]
 
 
 @pytest.mark.parametrize("width", [50, 80, 100, 120, 200])
@@ -63,7 +64,7 @@ def test_on_a_terminal_nothing_wraps_inside_a_figure(width):
     console, written = TrainingConsole(100, 100, "ZeRO-2 EP2 fp32", 2), io.StringIO()
     console._console = Console(file=written, force_terminal=True, width=width, color_system=None)
     console.start(6)
-    console.show(RECORD)
+    console.show(StepRecord(**RECORD))
     console.stop()
     lines = [line.rstrip() for line in written.getvalue().replace("\x1b", "\n\x1b").splitlines()]
     [history] = [line for line in lines if "epoch" in line and "step" in line]
@@ -80,7 +81,7 @@ def test_plain_lines_in_a_pipe_first_last_and_one_a_second(capsys):
     console = TrainingConsole(60, 50, "ZeRO-1 EP1 fp32", 1)
     console.start(0)
     for step in range(1, 51):
-        console.show(RECORD | {"step": step})
+        console.show(StepRecord(**RECORD | {"step": step}))
     console.say("saved")
     console.stop()
     lines = capsys.readouterr().out.splitlines()

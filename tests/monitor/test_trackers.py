@@ -9,22 +9,24 @@ import pytest
 from lumina_ds.config.schema import RunSection
 from lumina_ds.errors import MachineError
 from lumina_ds.monitor import trackers
+from lumina_ds.monitor.records import EvaluationRecord, StepRecord
 from lumina_ds.monitor.trackers import missing_trackers, open_trackers, scalars_of
 from lumina_ds.monitor.writers import MetricsWriter
 
-RECORD = {
-    "step": 3, "time": 1e9, "loss": 2.5, "skipped": 1, "perplexity": math.inf, "grad_norm": None, "name": "x",
-    "flag": True, "entropy": [0.5, 0.25], "expert_usage": [[1, 2], [3, 4]], "samples": [1, 2], "mixed": [1, "a"],
-}  # fmt: skip
+RECORD = StepRecord(
+    step=3, time=1e9, loss=2.5, skipped=1, perplexity=math.inf, grad_norm=math.nan, usage_entropy=[0.5, 0.25],
+    router_entropy=[None, 1.0], expert_usage=[[1, 2], [3, 4]], samples=[1, 2], others={"theirs": 5.0},
+)  # fmt: skip
 
 
 def test_numbers_become_curves_and_lists_one_per_layer():
-    assert scalars_of(RECORD, "train") == {
+    assert scalars_of(RECORD) == {
         "train/loss": 2.5,
         "train/skipped": 1.0,
-        "layers/entropy/00": 0.5,
-        "layers/entropy/01": 0.25,
+        "layers/usage_entropy/00": 0.5,
+        "layers/usage_entropy/01": 0.25,
     }
+    assert scalars_of(EvaluationRecord(3, 2.0, math.inf, 7)) == {"eval/loss": 2.0, "eval/trained_tokens": 7.0}
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path):
@@ -42,8 +44,8 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path):
 def write(folder: Path, settings: RunSection, resumed_step: int, losses: dict[int, float]) -> None:
     writer = MetricsWriter(folder, resumed_step, open_trackers(settings, folder, {"seed": 1}, resumed_step))
     for step, loss in losses.items():
-        writer.write({"step": step, "loss": loss})
-    writer.write_evaluation({"step": max(losses), "loss": 1.0})
+        writer.write(StepRecord(step=step, loss=loss))
+    writer.write_evaluation(EvaluationRecord(max(losses), 1.0))
     writer.close()
 
 

@@ -19,7 +19,7 @@ from lumina_ds.model.loss import LanguageHead  # noqa: E402
 from lumina_ds.model.transformer import CausalLM  # noqa: E402
 from lumina_ds.plan.activations import RANDOM_STATE_BYTES, activation_bytes, recomputed_layers  # noqa: E402
 from lumina_ds.plan.loss_memory import fused_chunk_tokens  # noqa: E402
-from lumina_ds.plan.shape import Setting  # noqa: E402
+from lumina_ds.plan.shape import Shape  # noqa: E402
 
 DENSE = ModelConfig(
     vocab_size=512, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
@@ -62,7 +62,7 @@ def test_activations_equal_what_is_alive_after_the_forward(precision, mode, inte
     documents = DocumentLayout.from_lengths((128, 128, 128, 128))
     with LiveBytes() as live:
         hidden, _ = model.model(ids, positions, documents)
-    planned = activation_bytes(DENSE, Setting(512, precision, mode, interval, device="cpu"))
+    planned = activation_bytes(DENSE, Shape(512, precision, mode, interval, device="cpu"))
     # The states of random numbers are made out of this mode's sight.
     parts = len(recomputed_layers(DENSE, mode, interval))
     total = planned.attention + planned.feed_forward + planned.other - RANDOM_STATE_BYTES * parts
@@ -81,7 +81,7 @@ def test_activations_of_experts_equal_what_is_alive(precision, num_experts, top_
     ids, positions = torch.arange(512).view(2, 256), torch.arange(256).expand(2, 256)
     with LiveBytes() as live:
         outputs = model.model(ids, positions, DocumentLayout.from_lengths((128, 128, 128, 128)))
-    planned = activation_bytes(mixture, Setting(512, precision, device="cpu"))
+    planned = activation_bytes(mixture, Shape(512, precision, device="cpu"))
     assert live.now == pytest.approx(planned.attention + planned.feed_forward + planned.other, rel=0.002)
     del outputs
 
@@ -89,16 +89,16 @@ def test_activations_of_experts_equal_what_is_alive(precision, num_experts, top_
 def test_the_loss_that_may_be_fused_counts_the_larger_one():
     """By hand: with as many ids as the model is wide, Liger takes all rows at once: 2 r d T + (4 + b) V d + b V T."""
     square = DENSE.model_copy(update={"vocab_size": 256})
-    assert activation_bytes(square, Setting(64, "bf16", fused_loss=True)).loss == (
+    assert activation_bytes(square, Shape(64, "bf16", fused_loss=True)).loss == (
         2 * 2 * 256 * 64 + 6 * 256 * 256 + 2 * 256 * 64
     )
     # In mixed_bf16 a copy of the states and its gradient, and one of the weight.
-    assert activation_bytes(square, Setting(64, "mixed_bf16", fused_loss=True)).loss == (
+    assert activation_bytes(square, Shape(64, "mixed_bf16", fused_loss=True)).loss == (
         2 * (4 + 2) * 256 * 64 + 2 * 256 * 256 + 6 * 256 * 256 + 2 * 256 * 64
     )
     wide = DENSE.model_copy(update={"vocab_size": 32_000})
-    plain = activation_bytes(wide, Setting(4096, "bf16")).loss
-    assert activation_bytes(wide, Setting(4096, "bf16", fused_loss=True)).loss == plain
+    plain = activation_bytes(wide, Shape(4096, "bf16")).loss
+    assert activation_bytes(wide, Shape(4096, "bf16", fused_loss=True)).loss == plain
     # 125 parts of 4096 rows are 33, rounded up to a power of two.
     assert fused_chunk_tokens(wide, 4096) == 64
 
@@ -114,5 +114,5 @@ def test_the_loss_peaks_where_the_plan_says(precision, chunk, monkeypatch):
     labels = torch.randint(1000, (2, 256))
     with LiveBytes() as live:
         head(hidden, labels).backward()
-    planned = activation_bytes(model, Setting(512, precision, loss_chunk=chunk, device="cpu")).loss
+    planned = activation_bytes(model, Shape(512, precision, loss_chunk=chunk, device="cpu")).loss
     assert live.peak == pytest.approx(planned, rel=0.02 if chunk else 0.06), (live.peak, planned)

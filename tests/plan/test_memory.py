@@ -14,7 +14,7 @@ from lumina_ds.plan import plan_memory
 from lumina_ds.plan.activations import activation_bytes
 from lumina_ds.plan.hardware import cards, cards_that_fit, usable_bytes
 from lumina_ds.plan.memory import COMPONENTS, PHASES
-from lumina_ds.plan.shape import Setting
+from lumina_ds.plan.shape import Shape
 from lumina_ds.text import GIB
 
 DENSE = ModelConfig(
@@ -40,7 +40,7 @@ def test_activations_of_a_tiny_dense_block_by_hand():
         num_key_value_heads=1,
         intermediate_size=12,
     )
-    found = activation_bytes(model, Setting(tokens=1, precision="fp32"))
+    found = activation_bytes(model, Shape(tokens=1, precision="fp32"))
     # Input 8, q 8, output 8, its copy 8, k 4, v 4, in fp32; the log-sum-exp of two heads.
     assert found.attention == 4 * (8 + 3 * 8 + 2 * 4) + 4 * 2
     # Input 8; gate, up, silu and product of 12.
@@ -64,28 +64,28 @@ def test_activations_of_an_expert_layer_by_hand():
         num_experts=4,
         moe_intermediate_size=6,
     )
-    found = activation_bytes(model, Setting(10, "bf16"))
+    found = activation_bytes(model, Shape(10, "bf16"))
     # Router input in fp32, scores, two outputs of 8; 20 rows and 8 of padding for each of four experts.
     assert found.feed_forward == 10 * (4 * 8 + 22 * 4 + 2 * 2 * 8) + (20 + 32) * 2 * (8 + 4 * 6)
-    shared = activation_bytes(model, Setting(10, "bf16", expert_parallel_size=2))
+    shared = activation_bytes(model, Shape(10, "bf16", expert_parallel_size=2))
     # The fullest of two ranks: a quarter more rows, half the experts' padding.
     assert shared.feed_forward == 10 * (4 * 8 + 22 * 4 + 2 * 2 * 8) + (25 + 16) * 2 * (8 + 4 * 6)
     assert shared.layers[0].expert_dispatch == (25 + 16) * 2 * 8
     # Ours on a CPU: scores, a choice's places, the rows and two projections of each.
-    local = activation_bytes(model, Setting(10, "bf16", device="cpu"))
+    local = activation_bytes(model, Shape(10, "bf16", device="cpu"))
     assert local.feed_forward == 10 * (4 * 8 + 8 * 4 + 16 + 2 * 47) + 20 * 2 * (8 + 2 * 6)
 
 
 def test_checkpointing_keeps_inputs_and_one_block():
-    whole = activation_bytes(DENSE, Setting(100, "bf16"))
-    kept = activation_bytes(DENSE, Setting(100, "bf16", "full"))
+    whole = activation_bytes(DENSE, Shape(100, "bf16"))
+    kept = activation_bytes(DENSE, Shape(100, "bf16", "full"))
     assert (kept.attention, kept.feed_forward) == (0, 0)
     norm = 8 * 256 + 4
     assert kept.layers[0].made_feed_forward == whole.attention // 4 + whole.feed_forward // 4 + 100 * 2 * norm
     # And the state of the random numbers, 5056 bytes a block.
     assert whole.other - kept.other == 100 * (2 * norm * 4 - 4 * 2 * 256) - 4 * 5056
     # In fp32 the block's input is the first norm's.
-    low = activation_bytes(DENSE, Setting(100, "fp32", "attention")).layers[0]
+    low = activation_bytes(DENSE, Shape(100, "fp32", "attention")).layers[0]
     assert low.made_attention == low.attention + low.norm - 100 * 4 * 256
 
 
@@ -100,11 +100,11 @@ def test_phases_of_debug_by_hand():
     # The backward pass is highest where it begins, with every activation, the empty bucket, and of gradients only the
     # tied head's, which waits for the embedding's.
     assert (forward["gradients"], backward["gradients"]) == (0, 4 * 1024 * 128)
-    assert plan.moments["backward"].label == "backward of the feed-forward of block 1"
+    assert plan.peaks["backward"].label == "backward of the feed-forward of block 1"
     assert (forward["buckets"], backward["buckets"], step["buckets"]) == (0, 4 * 501_376, 0)
     # All 2048 tokens in one chunk: logits and log-probabilities, the hidden states trained and their gradient.
     assert forward["logits and loss"] == 8 * 1024 * 2048 + 2 * 4 * 128 * 2048
-    assert plan.moments["forward"].label == "head and loss"
+    assert plan.peaks["forward"].label == "head and loss"
     assert backward["logits and loss"] == step["logits and loss"] == 0
     assert step["step temporaries"] == 4 * 270_336 // 2
     assert step["activations: attention"] == 0

@@ -193,8 +193,7 @@ def test_explanations_evaluate_to_the_bytes(stage, size, offload, precision):
     lines = explain(plan, config, composed)
     assert sum(line.num_bytes for line in lines[:-4]) == plan.peak_bytes
     assert [line.component for line in lines[-4:]] == [f"total of {phase}" for phase in PHASES] + ["peak"]
-    for line in lines:
-        assert evaluated(line) == line.num_bytes and line.formula, line
+    assert explained_as_planned(lines, plan)
 
 
 SHAPES = {
@@ -223,13 +222,22 @@ def test_explanations_of_activations_evaluate(precision, chunk, mode, interval, 
         plan = plan_memory(config, 2, precision, device, composed)
         # Not the peak's alone: each phase in turn as if it were.
         for phase in PHASES:
-            for line in explain(_peaking(plan, phase), config, composed)[:-4]:
-                assert evaluated(line) == line.num_bytes and line.formula, line
+            peaking = _peaking(plan, phase)
+            assert explained_as_planned(explain(peaking, config, composed), peaking)
 
 
 def _peaking(plan, phase):
     others = {name: dict.fromkeys(plan.phases[name], 0) for name in PHASES if name != phase}
     return replace(plan, phases={phase: plan.phases[phase], **others})
+
+
+def explained_as_planned(lines, plan):
+    """Whether every component is there with the plan's bytes, and its numbers give them by Python's arithmetic too."""
+    expected = {name: size for name, size in plan.breakdown.items() if size}
+    expected |= {f"total of {phase}": plan.phase_bytes(phase) for phase in PHASES} | {"peak": plan.peak_bytes}
+    assert {line.component: line.num_bytes for line in lines} == expected
+    assert all(evaluated(line) == line.num_bytes and line.formula for line in lines)
+    return True
 
 
 def evaluated(line):

@@ -12,16 +12,21 @@ import numpy as np
 import pytest
 
 from lumina_ds.report.heat_map import heat_image
-from lumina_ds.report.line_plot import Line, LinePlot, Point, line_figure, line_svg, sparkline
+from lumina_ds.report.line_plot import Line, LinePlot, line_figure, line_svg, sparkline
 from lumina_ds.report.plot import round_step
+from lumina_ds.report.scale import Point, label, spans_decades
 
 
 def points(*values: float) -> list[Point]:
     return [Point(step, step, value, value, value) for step, value in enumerate(values)]
 
 
-def element(plot: LinePlot) -> ET.Element:
-    return ET.fromstring(line_svg(plot))
+def element(plot: LinePlot, is_log: bool = False) -> ET.Element:
+    return ET.fromstring(line_svg(plot, is_log=is_log))
+
+
+def drawn(plot: LinePlot) -> ET.Element:
+    return ET.fromstring(line_figure(plot).replace("class=muted", 'class="muted"').replace(" checked", ' checked=""'))
 
 
 @pytest.mark.parametrize(
@@ -47,13 +52,45 @@ def test_bands_appear_with_spread_only() -> None:
     assert element(LinePlot("x", [Line("x", spread)])).find("polygon") is not None
 
 
-def test_values_over_decades_get_a_logarithmic_axis_where_allowed() -> None:
-    line = Line("norm", points(0.1, 1, 10, 100))
-    labels = [text.text for text in element(LinePlot("Norm", [line], may_be_log=True)).findall("text")]
-    assert {"0.1", "1", "10", "100"} < set(labels) and "step (logarithmic height)" in labels
-    assert "step" in [text.text for text in element(LinePlot("Norm", [line])).findall("text")]
-    with_zero = Line("norm", points(0, 1, 100))
-    assert "step" in [text.text for text in element(LinePlot("Norm", [with_zero], may_be_log=True)).findall("text")]
+def test_a_logarithmic_height_has_round_values_around_all_points() -> None:
+    decades = element(LinePlot("Norm", [Line("norm", points(0.1, 1, 10, 100))]), is_log=True)
+    labels = [text.text for text in decades.findall("text")]
+    assert labels == ["0.1", "1", "10", "100", "0", "1", "2", "3", "step (logarithmic height)"]
+    # Equal ratios are equally high: 170 from floor to top over three decades.
+    heights = [float(place.split(",")[1]) for place in decades.find("polyline").attrib["points"].split()]  # type: ignore[union-attr]
+    assert heights == [194, 137.3, 80.7, 24]
+    near = element(LinePlot("Loss", [Line("loss", points(2.1, 9))]), is_log=True)
+    assert [text.text for text in near.findall("text")][:3] == ["2", "5", "10"]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_on"), [((2.0, 10.0), False), ((0.1, 10.0), True), ((0.0, 10.0), None), ((-1.0, 10.0), None)]
+)
+def test_a_reader_switches_the_height_where_values_allow_it(values: tuple[float, ...], is_on: bool | None) -> None:
+    plot = LinePlot("Norm", [Line("norm", points(*values))], may_be_log=True)
+    assert spans_decades(plot.points) is is_on
+    switch = drawn(plot).find("div[@class='heights']/label/input")
+    assert (None if switch is None else "checked" in switch.attrib) is is_on
+    axes = [text.text for text in drawn(plot).iter("text") if text.text and text.text.startswith("step")]
+    # Each height in a wide and a narrow frame.
+    assert axes == (["step"] * 2 if is_on is None else ["step"] * 2 + ["step (logarithmic height)"] * 2)
+    assert drawn(LinePlot("Norm", plot.lines)).find(".//input") is None
+
+
+def test_a_small_screen_gets_a_plot_of_its_own() -> None:
+    """Labels shrink with the frame: 12 units are 6 pixels where 736 units have 380 pixels."""
+    wide, narrow = drawn(LinePlot("Loss", [Line("loss", points(1, 2))])).findall("div")
+    assert (wide.attrib["class"], narrow.attrib["class"]) == ("wide", "narrow")
+    assert [each.find("svg").attrib["viewBox"] for each in (wide, narrow)] == ["0 0 736 240", "0 0 440 200"]  # type: ignore[union-attr]
+    assert len(drawn(LinePlot("Loss", [Line("loss", points(1, 2))], is_wide=False)).findall(".//svg")) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.00012, "0.00012"), (999.5, "999.5"), (40000, "40,000"), (1.25e6, "1.25M"), (-2e9, "-2B")],
+)
+def test_labels_are_short(value: float, text: str) -> None:
+    assert label(value) == text
 
 
 @pytest.mark.parametrize("values", [(2.5,), (0, 0), (-3, -3), (1e-30, 2e-30), (1e300, -1e300), (5e9, 5e9 + 1)])

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from manifests import make_manifest
 
+from lumina_ds.checkpoint.manifest import MANIFEST
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.report.runs.config import differences, starting_point
@@ -50,8 +52,7 @@ def write_run(folder: Path, num_steps: int = 4, **settings: Any) -> Path:
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
         files = {"a.pt": {"bytes": 1 << 20, "sha256": "0"}, "b.pt": {"bytes": 1 << 19, "sha256": "0"}}
-        manifest = {"step": step, "eval_loss": loss, "files": files, "topology": {"world_size": 2, "zero_stage": 2}}
-        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        (checkpoint / MANIFEST).write_text(make_manifest(step=step, eval_loss=loss, files=files).sealed())
     for pointer in ("latest", "best"):
         (folder / "checkpoints" / pointer).write_text("step-00000004")
     return folder
@@ -119,11 +120,20 @@ def test_figures_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             "faults": [],
         }
     ]
-    for shown in ("of 4, finished", "latest, best", "1.50 MiB", "train.max_steps", '"stage": 2', "No step was skipped"):
+    for shown in (
+        "of 4, finished",
+        "latest, best",
+        "folderstatestepsize",
+        "1.50 MiB",
+        "train.max_steps",
+        '"stage": 2',
+        "No step was skipped",
+    ):
         assert shown in page.text, shown
-    # A plot of losses, five of the course and one of the busiest expert: step times and router losses are not recorded
-    # here. One image per MoE layer, and nothing from anywhere else.
-    assert page.tags.count("svg") == 7 and page.tags.count("img") == 2
+    # A plot of losses at two heights and two widths, five of the course, of which the gradient norm at two heights, and
+    # one of the busiest expert: step times and router losses are not recorded here. One image per MoE layer, and nothing
+    # from anywhere else.
+    assert page.tags.count("svg") == 4 + 6 + 1 and page.tags.count("img") == 2
     assert page.links == [] and all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
 
@@ -132,7 +142,7 @@ def test_loads_of_experts_in_the_table(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "first"))
     assert run.experts.num_layers == 2
     assert run.experts.loads(1)[:, -1].tolist() == [2.0, 0.0]
-    assert run.series["busiest_expert"].last == 2.0
+    assert run.series["expert_usage"].last == 2.0
 
 
 def test_balance_of_the_routers_per_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +175,7 @@ def test_unfinished_and_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [found] = summary["runs"]
     assert (found["steps"], found["loss"], found["skipped"], found["best_eval_loss"]) == (3, 4.0, 1, None)
     assert [fault.split(" are ")[0] for fault in found["faults"][1:]] == ["6 lines of metrics.jsonl"]
-    for shown in ("unfinished", "lines of metrics.jsonl are no records", "manifest.json is damaged", "not finite"):
+    for shown in ("unfinished", "lines of metrics.jsonl are no records", "manifest.json was altered", "not finite"):
         assert shown in page.text, shown
 
 

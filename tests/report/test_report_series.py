@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lumina_ds.report.line_plot import Point
 from lumina_ds.report.runs.series import ExpertUsage, Series
+from lumina_ds.report.scale import Point
 
 
 def test_few_steps_are_kept_as_they_are() -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from lumina_ds.checkpoint.consolidate import full_parameters
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.engine.world import start, stop
+from lumina_ds.engine.world import on_rank_0, start, stop
 from lumina_ds.errors import UnstableError
 from lumina_ds.train import start as train_start
 
@@ -57,11 +57,27 @@ def run(config, faults, shards, world):
     return every
 
 
+def answers_of_rank_0(world):
+    """Per rank: what on_rank_0 gives, and the error that it raises."""
+
+    def refuse():
+        raise UnstableError(f"rank {world.rank} refuses")
+
+    found = [on_rank_0(world, lambda: {"rank": world.rank})]
+    try:
+        on_rank_0(world, refuse)
+    except UnstableError as error:
+        found.append(str(error))
+    every = [None] * world.size
+    dist.all_gather_object(every, found)
+    return every
+
+
 if __name__ == "__main__":
     result, runs_dir, shards = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     world = start()
     injection = fault_injection.Injection([])
-    found = {}
+    found = {"answers of rank 0": answers_of_rank_0(world)}
     for stage, precision in NAN:
         config = configuration(f"nan-{stage}-{precision}", stage, precision, runs_dir)
         found[config.run.name] = run(config, [{"kind": "nan", "rank": 1, "step": 2}], shards, world)

@@ -34,6 +34,7 @@ from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.schema import TrainConfig
 from lumina_ds.errors import CheckpointError, ConfigError, MachineError
 from lumina_ds.files import file_digest
+from lumina_ds.monitor.records import StepRecord
 from lumina_ds.monitor.writers import MetricsWriter, read_records
 from lumina_ds.train import saves
 from lumina_ds.train.resume import refuse_another_run
@@ -167,13 +168,13 @@ def test_row_05_what_the_disk_must_hold(tmp_path, caplog, monkeypatch):
 def test_row_05_metrics_wait_for_room_on_a_full_disk(tmp_path, caplog):
     with tmpfs(tmp_path / "small", "size=64k") as disk:
         writer = MetricsWriter(disk, 0)
-        writer.write({"step": 1, "loss": 1.5})
+        writer.write(StepRecord(step=1, loss=1.5))
         filler = disk / "filler"
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as stream:
             while stream.write(b"x" * 512):
                 pass
         for step in range(2, 40):  # the page that is begun has room for some
-            writer.write({"step": step, "loss": 1.5, "text": "x" * 400})
+            writer.write(StepRecord(step=step, loss=1.5, others={"text": "x" * 400}))
         assert caplog.text.count("No space left on device; training goes on") == 1
         written = read_records(disk / "metrics.jsonl")
         assert [record["step"] for record in written] == list(range(1, len(written) + 1)) and len(written) < 39

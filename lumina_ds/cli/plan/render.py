@@ -39,7 +39,7 @@ def render_plan(plan: MemoryPlan, console: Console, gpus_per_node: int | None = 
     table.add_section()
     table.add_row("total", *(format_bytes(plan.phase_bytes(phase)) for phase in PHASES))
     console.print(table)
-    peak = f"Peak {format_bytes(plan.peak_bytes)} in {plan.peak_phase} ({plan.moments[plan.peak_phase].label})."
+    peak = f"Peak {format_bytes(plan.peak_bytes)} in {plan.peak_phase} ({plan.peaks[plan.peak_phase].label})."
     console.print(peak, highlight=False)
     if plan.host_bytes:
         ranks = gpus_per_node or 1
@@ -58,11 +58,13 @@ def render_plan(plan: MemoryPlan, console: Console, gpus_per_node: int | None = 
 
 def plan_record(plan: MemoryPlan) -> dict[str, Any]:
     """The plan as one JSON-ready mapping."""
-    layout = {name: value for name, value in vars(plan).items() if name not in ("parameters", "phases", "setting")}
+    layout = {
+        name: value for name, value in vars(plan).items() if name not in ("parameters", "phases", "peaks", "shape")
+    }
     return {
         **layout,
         "parameters": {**vars(plan.parameters), "bf16_bytes": plan.parameters.bf16_bytes},
-        "moments": {phase: plan.moments[phase].label for phase in PHASES},
+        "moments": {phase: plan.peaks[phase].label for phase in PHASES},
         "phases": {phase: dict(plan.phases[phase]) for phase in PHASES},
         "peak_phase": plan.peak_phase,
         "peak_bytes": plan.peak_bytes,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from lumina_ds.report.data.mask_row import MaskRow, MaskSegment, Token
 from lumina_ds.report.page import details, escape, page, section, table
+from lumina_ds.text import counted
 
 _STYLE = """
 :root { --trained: #b7e4c0; --edge: #1a7f37; --hatch: #f3c6c2; --marker: #7a3fb0; }
@@ -50,7 +51,7 @@ def _sections(rows: Iterable[MaskRow]) -> Iterator[str]:
         tokens = row.seq_length - row.padding
         summary = (
             f"{tokens:,} of {row.seq_length:,} positions ({tokens / row.seq_length:.1%}), {row.num_trained:,} trained "
-            f"({row.num_trained / max(1, tokens):.1%}), {len(row.segments)} conversations or pieces of them"
+            f"({row.num_trained / max(1, tokens):.1%}), {counted(len(row.segments), 'conversation or piece of one', 'conversations or pieces of them')}"
         )
         parts = [f'<p class="muted">{summary}</p>', *map(_segment, row.segments)]
         if row.padding:

@@ -7,12 +7,24 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lumina_ds.report.line_plot import LINE_STYLE, sparkline
-from lumina_ds.report.page import escape, page, section
+from lumina_ds.report.page import escape, page, scrolling, section
 from lumina_ds.report.runs.run import RunRecord, moment
+from lumina_ds.text import counted
 
 _STYLE = "svg.spark { width: 10rem; } td.spark { padding: .15rem .7rem .15rem 0; }"
-_HEADINGS = ("run", "preset", "steps", "loss", "", "best evaluation", "tokens per second", "", "skipped", "last record")
-_TEXTS = {"run", "preset", "", "last record"}
+# Heading -> class of its cells.
+_COLUMNS = {
+    "run": "text",
+    "preset": "text",
+    "steps": "number",
+    "loss": "number",
+    "loss over the steps": "spark",
+    "best evaluation": "number",
+    "tokens per second": "number",
+    "speed over the steps": "spark",
+    "skipped": "number",
+    "last record": "text",
+}
 
 
 def overview_page(folder: Path, runs: Sequence[RunRecord], page_path: Path) -> str:
@@ -20,27 +32,24 @@ def overview_page(folder: Path, runs: Sequence[RunRecord], page_path: Path) -> s
     newest_first = sorted(runs, key=lambda run: run.last_time or 0.0, reverse=True)
     return page(
         f"Runs in {folder.resolve().name}",
-        f"{len(runs)} runs, the newest first",
+        f"{counted(len(runs), 'run')}, the newest first",
         [section("Runs", _table(newest_first, page_path))],
         LINE_STYLE + _STYLE + "body { max-width: 84rem; }",
     )
 
 
 def _table(runs: Sequence[RunRecord], page_path: Path) -> str:
-    head = "".join(f'<th scope="col" class="{_kind(name)}">{escape(name)}</th>' for name in _HEADINGS)
+    head = "".join(f'<th scope="col" class="{kind}">{escape(name)}</th>' for name, kind in _COLUMNS.items())
     rows = "".join(
         "<tr>"
         + "".join(
-            f'<td class="{_kind(n)}">{cell}</td>' for n, cell in zip(_HEADINGS, _cells(run, page_path), strict=True)
+            f'<td class="{kind}">{cell}</td>'
+            for kind, cell in zip(_COLUMNS.values(), _cells(run, page_path), strict=True)
         )
         + "</tr>"
         for run in runs
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _kind(heading: str) -> str:
-    return ("text" if heading else "spark") if heading in _TEXTS else "number"
+    return scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
 
 
 def _cells(run: RunRecord, page_path: Path) -> Iterator[str]:

@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import yaml
-
-from lumina_ds.report.heat_map import HEAT_STYLE, heat_image
-from lumina_ds.report.line_plot import LINE_STYLE, Line, LinePlot, Point, line_figure
-from lumina_ds.report.page import details, escape, page, section, table, tiles
-from lumina_ds.report.runs.config import differences, starting_point
-from lumina_ds.report.runs.routing import LAYER_CURVES, layer_columns
-from lumina_ds.report.runs.run import BUSIEST, RunRecord, moment
-from lumina_ds.text import GIB, counted, format_bytes
-
-# An expert below this share of an even load learns next to nothing.
-_IDLE_LOAD = 0.1
-_MAX_LAYERS_OPEN = 8
-
-
-@dataclass(frozen=True)
-class PlotOf:
-    """How a series of RunRecord is drawn; values are divided by `divisor`."""
-
-    series: str
-    title: str
-    unit: str = ""
-    divisor: float = 1.0
-    from_zero: bool = False
-    may_be_log: bool = False
-
-
-# One place to add a plot.
-PLOTS = (
-    PlotOf("learning_rate", "Learning rate", from_zero=True),
-    PlotOf("grad_norm", "Gradient norm", "before clipping", may_be_log=True),
-    PlotOf("tokens_per_second", "Speed", "tokens per second, all ranks", from_zero=True),
-    PlotOf("memory_bytes", "Memory of rank 0", "GiB", GIB, from_zero=True),
-    PlotOf("step_seconds", "Time of a step", "seconds", from_zero=True),
-    PlotOf("data_seconds", "Waiting for data", "milliseconds per step", 1e-3, from_zero=True),
-)
-EXPERT_PLOTS = (
-    PlotOf(BUSIEST, "Busiest expert of any layer", "load over an even share", from_zero=True),
-    PlotOf("load_balancing_loss", "Load-balancing loss", "1 is even"),
-    PlotOf("router_z_loss", "Router z-loss"),
-    PlotOf("dead_experts", "Experts that no token chose", "all layers", from_zero=True),
-    PlotOf("router_entropy", "Entropy of a token's probabilities", "lowest layer, 1 is undecided", from_zero=True),
-    PlotOf("dropped_share", "Dropped choices", "percent, worst layer", 0.01, from_zero=True),
-    PlotOf("rerouted_share", "Rerouted choices", "percent, worst layer", 0.01, from_zero=True),
-    PlotOf("capacity_factor", "Capacity factor", "highest layer", from_zero=True),
-)
-# Drawn where a run has them.
-HEALTH_PLOTS = (
-    PlotOf("anomaly_score", "Anomaly", "deviations above the median of recent steps", from_zero=True),
-    PlotOf("straggler_ratio", "Slowest rank", "its work over the median rank's", from_zero=True),
-    PlotOf("host_memory_available_bytes", "Free memory of the host", "GiB", GIB, from_zero=True),
-    PlotOf("disk_free_bytes", "Free space on the disk", "GiB", GIB, from_zero=True),
-)
+from lumina_ds.monitor.metrics import Plot, Section
+from lumina_ds.monitor.records import METRICS
+from lumina_ds.report.heat_map import HEAT_STYLE
+from lumina_ds.report.line_plot import LINE_STYLE, Line, LinePlot, line_figure
+from lumina_ds.report.page import escape, page, section, table, tiles
+from lumina_ds.report.runs.config import configuration, environment
+from lumina_ds.report.runs.experts import expert_loads
+from lumina_ds.report.runs.run import RunRecord, moment
+from lumina_ds.report.scale import Point
+from lumina_ds.text import format_bytes
 
 
 def run_page(run: RunRecord, other: RunRecord | None = None) -> str:
@@ -84,19 +39,14 @@ def _sections(runs: Sequence[RunRecord]) -> Iterator[str]:
             items = "".join(f"<li>{escape(fault)}</li>" for fault in run.faults)
             yield f'<p class="warning">Not everything could be read:</p><ul>{items}</ul>'
     yield section("Loss", _loss(runs))
-    figures = [_figure(plot, runs) for plot in PLOTS]
-    if any(run.skipped for run in runs):
-        figures.append(_figure(PlotOf("skipped", "Skipped steps", "so far", from_zero=True), runs))
-    yield section("Course", f'<div class="plots">{"".join(figures)}</div>', _skips(runs))
-    figures = [_figure(plot, runs) for plot in HEALTH_PLOTS if any(run.series[plot.series].points for run in runs)]
-    if figures:
-        yield section("Health", f'<div class="plots">{"".join(figures)}</div>')
+    yield section("Course", _plots("course", runs), _skips(runs))
+    if health := _plots("health", runs):
+        yield section("Health", health)
     if any(run.experts.num_layers for run in runs):
-        figures = [_figure(plot, runs) for plot in EXPERT_PLOTS if _is_drawn(plot, runs)]
-        yield section("Experts", f'<div class="plots">{"".join(figures)}</div>', *map(_experts, runs))
+        yield section("Experts", _plots("experts", runs), *map(expert_loads, runs))
     yield section("Checkpoints", *(_checkpoints(run, len(runs) > 1) for run in runs))
-    yield section("Configuration", *_configuration(runs))
-    yield section("Environment", _environment(runs))
+    yield section("Configuration", *configuration(runs))
+    yield section("Environment", environment(runs))
 
 
 def _tiles(run: RunRecord) -> list[tuple[str, str, str, str]]:
@@ -132,35 +82,46 @@ def _count(number: int) -> str:
 
 def _loss(runs: Sequence[RunRecord]) -> str:
     """Training and evaluation in one plot; two runs get a plot each for training and evaluation."""
+    loss = METRICS["loss"].plot
+    assert loss is not None
     if len(runs) == 1:
         [run] = runs
         training = Line("training", run.series["loss"].points, 0)
         evaluation = Line("evaluation", run.evaluations, 1, dots=True)
         ticks = tuple((c.step, f"checkpoint of step {c.step:,}") for c in run.checkpoints)
         bad = tuple((step, f"not finite near step {step:,}") for step in run.series["loss"].missing_steps)
-        return line_figure(LinePlot("Training and evaluation loss", (training, evaluation), ticks=ticks, bad=bad))
+        title = "Training and evaluation loss"
+        return line_figure(LinePlot(title, (training, evaluation), may_be_log=loss.may_be_log, ticks=ticks, bad=bad))
     evaluations = [Line(run.name, run.evaluations, number, dots=True) for number, run in enumerate(runs)]
-    return _figure(PlotOf("loss", "Training loss"), runs, is_wide=True) + line_figure(
-        LinePlot("Evaluation loss", evaluations)
+    return _figure("loss", loss, runs, is_wide=True) + line_figure(
+        LinePlot("Evaluation loss", evaluations, may_be_log=loss.may_be_log)
     )
 
 
-def _figure(plot: PlotOf, runs: Sequence[RunRecord], is_wide: bool = False) -> str:
+def _plots(part: Section, runs: Sequence[RunRecord]) -> str:
+    """The plots of the metrics that belong to a section of the page, beside one another; empty without any."""
+    drawn = [(name, metric.plot) for name, metric in METRICS.items() if metric.plot and metric.plot.section == part]
+    figures = [_figure(name, plot, runs) for name, plot in drawn if _is_drawn(name, plot, runs)]
+    return f'<div class="plots">{"".join(figures)}</div>' if figures else ""
+
+
+def _is_drawn(name: str, plot: Plot, runs: Sequence[RunRecord]) -> bool:
+    """What only some settings or versions record is left out where no run has it."""
+    if plot.drawn == "always":
+        return True
+    highest = [run.series[name].high for run in runs]
+    return any(highest) if plot.drawn == "where not zero" else any(high is not None for high in highest)
+
+
+def _figure(name: str, plot: Plot, runs: Sequence[RunRecord], is_wide: bool = False) -> str:
     lines = [
-        Line(run.name if len(runs) > 1 else plot.title, _scaled(run.series[plot.series].points, plot.divisor), number)
+        Line(run.name if len(runs) > 1 else plot.title, _scaled(run.series[name].points, plot.divisor), number)
         for number, run in enumerate(runs)
     ]
     bad = [
-        (step, f"{run.name}: not finite near step {step:,}")
-        for run in runs
-        for step in run.series[plot.series].missing_steps
+        (step, f"{run.name}: not finite near step {step:,}") for run in runs for step in run.series[name].missing_steps
     ]
     return line_figure(LinePlot(plot.title, lines, plot.unit, plot.from_zero, plot.may_be_log, is_wide, bad=bad))
-
-
-def _is_drawn(plot: PlotOf, runs: Sequence[RunRecord]) -> bool:
-    """What only some settings or versions record is left out where no run has it."""
-    return plot.series not in LAYER_CURVES or any(run.series[plot.series].points for run in runs)
 
 
 def _scaled(points: Sequence[Point], divisor: float) -> Sequence[Point]:
@@ -173,47 +134,6 @@ def _skips(runs: Sequence[RunRecord]) -> str:
     quiet = [run.name for run in runs if not run.skipped]
     where = f" in {escape(' and '.join(quiet))}" if len(runs) > 1 else ""
     return f'<p class="good">No step was skipped{where}.</p>' if quiet else ""
-
-
-def _experts(run: RunRecord) -> str:
-    """A heat map and a line of the table for every MoE layer."""
-    if not run.experts.num_layers:
-        return ""
-    first = run.setting("model", "first_k_dense_layers")
-    offset = first if isinstance(first, int) else 0
-    maps, rows = [], []
-    columns, cells = layer_columns(run.layers, run.experts.num_layers)
-    for layer in range(run.experts.num_layers):
-        loads = run.experts.loads(layer)
-        end = loads[:, -1]
-        idle = int((end < _IDLE_LOAD).sum())
-        name = f"layer {layer + offset}"
-        rows.append(
-            (
-                layer + offset,
-                int(end.argmax()),
-                f"{end.max():.2f}",
-                int(end.argmin()),
-                f"{end.min():.2f}",
-                idle or "none",
-                *cells[layer],
-            )
-        )
-        description = f"{run.name}, {name}: load of {len(end)} experts over steps; at the end {end.min():.2f} to {end.max():.2f} of an even share"
-        image = heat_image(loads, description, height=max(48, min(160, 10 * len(end))))
-        maps.append(f"<figure><figcaption>{escape(name)}, experts 0 to {len(end) - 1}</figcaption>{image}</figure>")
-    legend = (
-        '<p class="muted">Rows are experts, columns are steps '
-        f"{run.experts.first_step:,} to {run.experts.last_step:,}. "
-        'No load <span class="ramp"></span> twice an even share and more.</p>'
-    )
-    heat = f'{legend}<div class="heat">{"".join(maps)}</div>'
-    headings = ("layer", "busiest expert", "load", "idlest expert", "load", "experts below 0.1", *columns)
-    return f"<h3>Load of every expert, {escape(run.name)}</h3>{heat}" + details(
-        "Loads at the end, 1 is an even share, and balance of the last step",
-        table(headings, rows),
-        is_open=len(rows) <= _MAX_LAYERS_OPEN,
-    )
 
 
 def _checkpoints(run: RunRecord, named: bool) -> str:
@@ -230,59 +150,5 @@ def _checkpoints(run: RunRecord, named: bool) -> str:
         for c in run.checkpoints
     ]
     return table(
-        ("folder", "is", "step", "size", "evaluation loss"), rows, run.name if named else "", num_text_columns=2
+        ("folder", "state", "step", "size", "evaluation loss"), rows, run.name if named else "", num_text_columns=2
     )
-
-
-def _configuration(runs: Sequence[RunRecord]) -> Iterator[str]:
-    if len(runs) > 1:
-        found = differences(runs[0].config, runs[1].config)
-        yield (
-            table(("field", runs[0].name, runs[1].name), found, "What differs between the two", num_text_columns=3)
-            if found
-            else "<p>The configurations are equal.</p>"
-        )
-    for run in runs:
-        if not run.config:
-            continue
-        origin, begun = starting_point(run.config)
-        found = differences(begun, run.config)
-        caption = f"{run.name}: what differs from {origin}"
-        yield table(("field", origin, "this run"), found, caption, num_text_columns=3)
-        yield details(
-            f"The whole configuration of {escape(run.name)}", _code(yaml.safe_dump(run.config, sort_keys=False))
-        )
-        if run.deepspeed:
-            yield details(f"DeepSpeed JSON of {escape(run.name)}", _code(json.dumps(run.deepspeed, indent=2)))
-
-
-def _code(text: str) -> str:
-    return f'<pre class="scroll"><code>{escape(text)}</code></pre>'
-
-
-def _environment(runs: Sequence[RunRecord]) -> str:
-    """What each run says of its latest life, its layout as the newest checkpoint names it, and versions side by side."""
-    facts = [_facts(run) for run in runs]
-    names = list(dict.fromkeys(name for one in facts for name in one))
-    rows = [(name, *(one.get(name, "unknown") for one in facts)) for name in names]
-    if not rows:
-        return '<p class="muted">The run says nothing about where it trained.</p>'
-    return table(("", *(run.name for run in runs)), rows, num_text_columns=1 + len(runs))
-
-
-def _facts(run: RunRecord) -> dict[str, str]:
-    environment = run.environment
-    facts = {name.replace("_", " "): str(value) for name, value in run.topology.items()}
-    hosts = environment.get("hosts")
-    if isinstance(hosts, dict):
-        facts["hosts"] = ", ".join(f"{host} ({counted(ranks, 'rank')})" for host, ranks in hosts.items())
-    devices, command = environment.get("devices"), environment.get("command")
-    if isinstance(devices, list):
-        facts["devices"] = ", ".join(map(str, devices))
-    for name in ("started", "platform"):
-        if name in environment:
-            facts[name] = str(environment[name])
-    if isinstance(command, list):
-        facts["command"] = " ".join(map(str, command))
-    versions = environment.get("versions")
-    return facts | ({name: str(value) for name, value in versions.items()} if isinstance(versions, dict) else {})

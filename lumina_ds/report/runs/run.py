@@ -6,77 +6,45 @@ The report's pages and its JSON are made from RunRecord alone.
 from __future__ import annotations
 
 import json
-import re
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import orjson
-
+from lumina_ds.checkpoint.format import StepSummary, step_folders, step_summaries
 from lumina_ds.config.load import read_yaml
 from lumina_ds.errors import ConfigError, DataError
-from lumina_ds.report.line_plot import Point
-from lumina_ds.report.runs.routing import LAYER_COLUMNS, LAYER_CURVES, layer_values
+from lumina_ds.monitor.metrics import is_per_layer
+from lumina_ds.monitor.reading import read_lines
+from lumina_ds.monitor.records import METRICS, EvaluationRecord, StepRecord
 from lumina_ds.report.runs.series import ExpertUsage, Series
+from lumina_ds.report.scale import Point
 
-METRICS, EVALUATIONS, CONFIG, DEEPSPEED = "metrics.jsonl", "evaluations.jsonl", "config.yaml", "ds_config.json"
+STEPS, EVALUATIONS, CONFIG, DEEPSPEED = "metrics.jsonl", "evaluations.jsonl", "config.yaml", "ds_config.json"
 ENVIRONMENT = "environment.json"
-# One place to add a series: its key in the metrics record; report_page.PLOTS draws it.
-SCALARS = (
-    "loss",
-    "learning_rate",
-    "grad_norm",
-    "tokens_per_second",
-    "memory_bytes",
-    "data_seconds",
-    "step_seconds",
-    "load_balancing_loss",
-    "router_z_loss",
-    "skipped",
-    "anomaly_score",
-    "straggler_ratio",
-    "host_memory_available_bytes",
-    "disk_free_bytes",
-)
-# Not in the records, but made from them: the load of the busiest expert of any layer.
-BUSIEST = "busiest_expert"
-_STEP_FOLDER = re.compile(r"step-\d{8}")
 _NUM_FAULTS_SHOWN = 5
-# A damaged line may hold any digits; beyond this it is no step.
-_MAX_STEP = 1 << 40
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A step folder: `fault` says why its manifest cannot be read. Files are not digested here."""
-
-    name: str
-    step: int
-    num_bytes: int | None = None
-    eval_loss: float | None = None
-    marks: tuple[str, ...] = ()
-    topology: dict[str, Any] = field(default_factory=dict)
-    fault: str = ""
+_LAYERS = [name for name, metric in METRICS.items() if metric.layers]
+_Record = TypeVar("_Record")
 
 
 @dataclass
 class RunRecord:
-    """One run. `layers`: the last value of every metric that has one per MoE layer. `faults` are what could not be
-    read, in words."""
+    """One run. `series` has every metric that is plotted, and `layers` the last values of those with one per MoE
+    layer. `faults` are what could not be read, in words."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     series: dict[str, Series] = field(
-        default_factory=lambda: {name: Series() for name in (*SCALARS, BUSIEST, *LAYER_CURVES)}
+        default_factory=lambda: {name: Series() for name, metric in METRICS.items() if metric.plot}
     )
     experts: ExpertUsage = field(default_factory=ExpertUsage)
     layers: dict[str, list[float]] = field(default_factory=dict)
     evaluations: list[Point] = field(default_factory=list)
-    checkpoints: list[Checkpoint] = field(default_factory=list)
+    checkpoints: list[StepSummary] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     num_records: int = 0
     last_step: int = 0
@@ -130,7 +98,7 @@ class RunRecord:
 
 
 def is_run(path: Path) -> bool:
-    return (path / METRICS).is_file() or (path / CONFIG).is_file()
+    return (path / STEPS).is_file() or (path / CONFIG).is_file()
 
 
 def runs_below(folder: Path) -> list[Path]:
@@ -141,71 +109,60 @@ def runs_below(folder: Path) -> list[Path]:
 def read_run(path: Path) -> RunRecord:
     """Read a run folder, finished or not. Raises DataError when it is none."""
     if not is_run(path):
-        raise DataError(f"{path} is no run folder: it holds neither {METRICS} nor {CONFIG}; give runs/NAME or runs")
+        raise DataError(f"{path} is no run folder: it holds neither {STEPS} nor {CONFIG}; give runs/NAME or runs")
     run = RunRecord(path)
     run.config = _config(path / CONFIG, run.faults)
     run.deepspeed = _json_object(path / DEEPSPEED, run.faults)
     if (path / ENVIRONMENT).exists():  # runs of earlier versions have none
         run.environment = _json_object(path / ENVIRONMENT, run.faults)
-    for record in _records(path / METRICS, run.faults):
+    for record in _records(path / STEPS, StepRecord.read, run.faults):
         _take(run, record)
     run.evaluations = [
-        Point(record["step"], record["step"], loss, loss, loss)
-        for record in _records(path / EVALUATIONS, run.faults)
-        if (loss := _number(record.get("loss"))) is not None
+        Point(record.step, record.step, record.loss, record.loss, record.loss)
+        for record in _records(path / EVALUATIONS, EvaluationRecord.read, run.faults)
+        if math.isfinite(record.loss)
     ]
-    run.checkpoints = list(_checkpoints(path / "checkpoints"))
+    run.checkpoints = step_summaries(step_folders(path / "checkpoints"))
     return run
 
 
-def _take(run: RunRecord, record: dict[str, Any]) -> None:
-    step = record["step"]
+def _take(run: RunRecord, record: StepRecord) -> None:
     run.num_records += 1
-    for name in SCALARS:
-        if name in record:
-            run.series[name].add(step, record[name])
-    if record.get("expert_usage"):
-        load = run.experts.add(step, record["expert_usage"])
-        if load is not None:
-            run.series[BUSIEST].add(step, load)
-    for name in LAYER_COLUMNS:
-        values = layer_values(record, name)
-        if values is not None:
+    for name, series in run.series.items():
+        value = record.value(name)
+        if name == "expert_usage":
+            value = run.experts.add(record.step, value) if value else None
+        elif value is not None:
+            value = METRICS[name].curve_value(value)
+        if value is not None:
+            series.add(record.step, value)
+    for name in _LAYERS:
+        if is_per_layer(values := record.value(name)):
             run.layers[name] = values
-            if name in LAYER_CURVES:
-                run.series[name].add(step, LAYER_CURVES[name](values))
-    run.last_step = max(run.last_step, step)
-    run.tokens = max(run.tokens, int(_number(record.get("tokens")) or 0))
-    run.skipped = max(run.skipped, int(_number(record.get("skipped")) or 0))
-    moment = _number(record.get("time"))
-    if moment is not None:
-        run.first_time = moment if run.first_time is None else run.first_time
-        run.last_time = moment
+    run.last_step = max(run.last_step, record.step)
+    run.tokens = max(run.tokens, _count(record.tokens))
+    run.skipped = max(run.skipped, _count(record.skipped))
+    if record.time is not None and math.isfinite(record.time):
+        run.first_time = record.time if run.first_time is None else run.first_time
+        run.last_time = record.time
 
 
-def _records(path: Path, faults: list[str]) -> Iterator[dict[str, Any]]:
-    """The whole records of a metrics file; other lines are named in `faults`."""
+def _records(path: Path, read: Callable[[Any], _Record | None], faults: list[str]) -> Iterator[_Record]:
+    """The whole records of a file; other lines are named in `faults`."""
     bad: list[int] = []
     try:
-        with open(path, "rb") as stream:
-            for number, line in enumerate(stream, 1):
-                try:
-                    record = orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    record = None
-                step = record.get("step") if isinstance(record, dict) else None
-                if isinstance(record, dict) and type(step) is int and 0 <= step < _MAX_STEP:
-                    yield record
-                elif line.strip():
-                    bad.append(number)
-    except FileNotFoundError:
-        return
+        yield from read_lines(path, read, bad)
     except OSError as error:
         faults.append(f"{path.name} cannot be read: {error.strerror}")
     if bad:
         shown = ", ".join(str(number) for number in bad[:_NUM_FAULTS_SHOWN])
         more = ", ..." if len(bad) > _NUM_FAULTS_SHOWN else ""
-        faults.append(f"{len(bad):,} lines of {path.name} are no records and were left out: {shown}{more}")
+        what = (
+            f"1 line of {path.name} is no record and was"
+            if len(bad) == 1
+            else f"{len(bad):,} lines of {path.name} are no records and were"
+        )
+        faults.append(f"{what} left out: {shown}{more}")
 
 
 def _config(path: Path, faults: list[str]) -> dict[str, Any]:
@@ -225,39 +182,8 @@ def _json_object(path: Path, faults: list[str]) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _checkpoints(folder: Path) -> Iterator[Checkpoint]:
-    pointers = {name: _pointer(folder / name) for name in ("latest", "best")}
-    for path in sorted(folder.glob("step-*")):
-        if not (path.is_dir() and _STEP_FOLDER.fullmatch(path.name)):
-            continue
-        step, marks = int(path.name.removeprefix("step-")), tuple(n for n, t in pointers.items() if t == path.name)
-        faults: list[str] = []
-        manifest = _json_object(path / "manifest.json", faults)
-        try:
-            num_bytes = sum(entry["bytes"] for entry in manifest["files"].values())
-        except (KeyError, TypeError, AttributeError):
-            yield Checkpoint(path.name, step, marks=marks, fault=faults[0] if faults else "manifest.json is damaged")
-            continue
-        topology = manifest.get("topology")
-        yield Checkpoint(
-            path.name,
-            step,
-            num_bytes,
-            _number(manifest.get("eval_loss")),
-            marks,
-            topology if isinstance(topology, dict) else {},
-        )
-
-
-def _pointer(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _count(value: float | None) -> int:
+    return int(value) if value is not None and math.isfinite(value) else 0
 
 
 def moment(seconds: float | None) -> str:

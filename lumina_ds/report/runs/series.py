@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lumina_ds.report.line_plot import Point
+from lumina_ds.report.scale import Point
 
 MAX_BINS = 512
 MAX_HEAT_COLUMNS = 128
