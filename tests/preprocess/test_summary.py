@@ -83,3 +83,12 @@ def test_training_shows_and_keeps_the_same_and_has_the_same_limit(
         prepare_training_data(config(tenth, max_rejected=9), tmp_path / "cache")
     record = json.loads(json.dumps(preprocessing_record(data)))
     assert record["train"]["rejected_by_rule"] == {"empty content": 10} and record["train"]["lines"] == 100
+
+
+def test_the_run_folder_keeps_the_record(tenth: Path, tmp_path: Path) -> None:
+    from lumina_ds.cli.train import _with_shards
+
+    wanted = config(tenth, max_rejected="10%").model_dump() | {"run": {"runs_dir": str(tmp_path / "runs")}}
+    made = _with_shards(RunConfig.model_validate(wanted))
+    record = json.loads((tmp_path / "runs" / made.run_name / "preprocessing.json").read_text())
+    assert record["train"]["shards"] == made.data.shards and record["train"]["rejected"] == 10
