@@ -129,11 +129,21 @@ def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
     return config
 
 
-def _with_shards(config: RunConfig) -> RunConfig:
-    """`config` with shards to train and evaluate on, made where there were only conversations."""
-    from preprocess.prepare import prepare_training_data
+def _with_shards(config: RunConfig, keep_record: bool = True) -> RunConfig:
+    """`config` with shards to train and evaluate on, made where there were only conversations.
+
+    `keep_record`: preprocessing.json in the run folder says what became of them.
+    """
+    from lumina_ds.files import write_atomically
+    from lumina_ds.train.run_folder import RunFolder
+    from preprocess.prepare import prepare_training_data, preprocessing_record
 
     data = prepare_training_data(config, Path(config.run.runs_dir) / ".data")
+    if config.data.train_data and keep_record:
+        record = json.dumps(preprocessing_record(data), indent=2, ensure_ascii=False) + "\n"
+        folder = RunFolder.of(config)
+        folder.create()
+        write_atomically(folder.path / "preprocessing.json", record.encode())
     changed = config.model_copy(deep=True)
     # Naming the source of the shards as well would be a contradiction.
     changed.data.train_data, changed.data.shards = [], str(data.shards)
@@ -156,7 +166,7 @@ def _train_as_rank(config: RunConfig, rank: int) -> NoReturn:
     from lumina_ds.train.stop import ending_when_told
 
     with ending_when_told(rank):
-        _run(_with_shards(config))
+        _run(_with_shards(config, keep_record=rank == 0))
 
 
 def _run(config: RunConfig) -> NoReturn:
