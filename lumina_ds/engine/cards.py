@@ -108,6 +108,20 @@ def device_index(launch: Launch, num_devices: int) -> int:
     return launch.local_rank
 
 
+def card_name(environment: Mapping[str, str], index: int, is_amd: bool = False) -> str:
+    """The card that this process counts as `index`, as the environment names it."""
+    names = _split(environment.get(_variable(environment, is_amd), ""))
+    return names[index] if index < len(names) else str(index)
+
+
+def cards_line(places: Sequence[tuple[str, str]]) -> str:
+    """(host, card) of every rank, in the order of ranks, as one sentence."""
+    hosts: dict[str, list[str]] = {}
+    for host, card in places:
+        hosts.setdefault(host, []).append(card)
+    return "GPUs, rank by rank: " + "; ".join(f"{', '.join(cards)} on {host}" for host, cards in hosts.items())
+
+
 def _variable(environment: Mapping[str, str], is_amd: bool) -> str:
     return HIP if is_amd and HIP in environment else CUDA
 

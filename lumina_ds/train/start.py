@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.engine.cards import card_name, cards_line
 from lumina_ds.engine.world import World, on_rank_0, start, stop
 from lumina_ds.errors import ConfigError, LuminaError
 from lumina_ds.logs import CONSOLE_LOGGER, configure_logging
@@ -39,9 +42,24 @@ def run_rank(
         folder = RunFolder.of(config)
         folder.create()
         configure_logging(world.rank, folder.logs / f"rank-{world.rank}.log")
+        _say_cards(world)
         train(config, shards, eval_shards, world, settle_batch)
 
     run_as_rank(body, config.deepspeed.rendezvous_seconds)
+
+
+def _say_cards(world: World) -> None:
+    """Under every launcher, which GPU each rank has taken. A collective."""
+    if world.device != "cuda":
+        return
+    import torch.distributed as dist
+
+    from lumina_ds.engine.resources import is_amd
+
+    own = (socket.gethostname(), card_name(os.environ, world.local_rank, is_amd()))
+    places: list[tuple[str, str]] = [own] * world.size
+    dist.all_gather_object(places, own)
+    logging.getLogger(__name__).info("%s", cards_line(places))
 
 
 def run_as_rank(body: Callable[[World], None], rendezvous_seconds: float) -> NoReturn:

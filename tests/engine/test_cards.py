@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from lumina_ds.engine.cards import CARDS, carry_cards, check_reach, choose_cards, device_index, obey_cards
+from lumina_ds.engine.cards import (
+    CARDS,
+    card_name,
+    cards_line,
+    carry_cards,
+    check_reach,
+    choose_cards,
+    device_index,
+    obey_cards,
+)
 from lumina_ds.engine.launchers import Launch
 from lumina_ds.engine.rendezvous import Arrival, _card_faults
 from lumina_ds.errors import MachineError
@@ -132,6 +141,14 @@ def test_ranks_on_one_card_and_ranks_without_one_are_named() -> None:
     assert faults("", "") == faults("a", "b") == []
     assert faults("a", "a", "b") == ["ranks 0-1 on h have the same GPU a; start one rank per visible GPU"]
     assert faults("a", "")[0].startswith("rank 1 on h see no GPU, and the others do")
+
+
+def test_the_line_that_starts_names_cards_as_the_environment_does() -> None:
+    assert [card_name({CUDA: "GPU-a,GPU-b"}, index) for index in (0, 1)] == ["GPU-a", "GPU-b"]
+    assert card_name({}, 3) == card_name({CUDA: ""}, 3) == card_name({HIP: "5,6"}, 3) == "3"
+    assert card_name({HIP: "5,6", CUDA: "0"}, 1, is_amd=True) == "6"
+    places = [("a", "2"), ("a", "3"), ("b", "0")]
+    assert cards_line(places) == "GPUs, rank by rank: 2, 3 on a; 0 on b"
 
 
 def test_the_runner_is_asked_for_what_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,17 @@ def test_multi_node_prints_its_command_and_hands_arguments_through(
     assert received == "<train><--experiment-name><two words><-->" + "".join(f"<{word}>" for word in runner.split())
 
 
+def test_mpi_hands_the_choice_of_gpus_to_every_host(
+    tmp_path: Path, tools: Callable[..., Path], environment: dict[str, str]
+) -> None:
+    tools(mpirun='#!/bin/sh\nprintf "<%s>" "$@"\n')
+    chosen = {"CUDA_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": "1", "NUM_RANKS": "2", "MPIRUN_ARGS": "--tag-output"}
+    done = run("mpi.sh", "--config", "debug", cwd=tmp_path, environment=environment, **chosen)
+    assert done.returncode == 0, done.stderr
+    exported = "<-x><CUDA_VISIBLE_DEVICES><-x><ROCR_VISIBLE_DEVICES><--tag-output><lumina><train><--config><debug>"
+    assert exported in done.stdout
+
+
 def test_the_kubernetes_job_starts_each_pod_with_its_own_rank(
     tmp_path: Path, tools: Callable[..., Path], environment: dict[str, str]
 ) -> None:
