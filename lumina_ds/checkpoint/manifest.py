@@ -22,6 +22,9 @@ MANIFEST = "manifest.json"
 # Plain names: nothing outside the folder is followed from a manifest.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
 
+# (first, count) of positions in the order of the rows.
+Interval = Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
+
 _SHOWN = 100
 
 
@@ -80,7 +83,7 @@ class SavedHealth(_Part):
     grad_norms: list[FiniteFloat]
     skips_in_a_row: NonNegativeInt
     rollbacks: NonNegativeInt = 0
-    passed_over: list[Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]] = []
+    passed_over: list[Interval] = []
 
 
 class SavedInference(_Part):
@@ -95,12 +98,14 @@ class SavedConfig(_Part):
 
 
 class SavedRun(RunIdentity):
-    """What the training says of itself at a step."""
+    """What the training says of itself at a step: `filled` are positions of `rows` in which no row stood, since a life
+    ended inside a step. Checkpoints of before this field go on as they did: with the rows that follow the whole step."""
 
     step: NonNegativeInt
     tokens: NonNegativeInt
     skipped: NonNegativeInt
     rows: NonNegativeInt
+    filled: list[Interval] = []
     eval_loss: FiniteFloat | None
     config: SavedConfig
     health: SavedHealth

@@ -4,8 +4,8 @@ Nothing is shuffled in memory: where a row goes is computed, so an epoch of any 
 resumes anywhere in it, at once.
 
 The order is a stream of positions: position p is row p % num_rows of epoch p // num_rows, shuffled per epoch. A step
-takes the next G positions, G being the rows of a global batch, so which rows a step trains depends on G alone, and the
-whole state of the loader is one integer.
+takes the next G positions, G being the rows of a global batch, so which rows a step trains depends on G alone. Its state
+is the step, with the few positions that were passed over, and those that the last step of a shorter life filled up.
 """
 
 from __future__ import annotations
@@ -41,33 +41,49 @@ class TrainingOrder:
         self.total_rows = total_rows
         self._block: tuple[int, int, list[int]] = (-1, -1, [])  # epoch, number in the epoch, rows
         self.passed_over: tuple[tuple[int, int], ...] = ()
+        # Fillers inside the stream, (first, count) ascending: shorter lives of the run ended there, inside a step.
+        self.filled: tuple[tuple[int, int], ...] = ()
 
     def pass_over(self, first: int, count: int) -> list[int]:
         """Take `count` positions from `first` on out of the stream; what follows moves up. Returns their rows.
 
         `passed_over` then holds them as (first, count) in the stream without any of this, ascending: all that a
-        resumed run must know of it.
+        resumed run must know of it. Fillers are no rows: they stay.
         """
-        rows = [self.row_at(position) for position in range(first, first + count)]
-        taken = [(start, length) for start, length in self.passed_over]
-        taken += [(self._in_whole_stream(position), 1) for position in range(first, first + count)]
+        positions = [position for position in range(first, first + count) if self.row_at(position) != FILLER_ROW]
+        rows = [self.row_at(position) for position in positions]
+        taken = [*self.passed_over, *((self._in_whole_stream(position), 1) for position in positions)]
         self.passed_over = tuple(_merged(sorted(taken)))
         return rows
 
     @property
     def num_positions(self) -> int | None:
-        """Positions before the filler; None for an endless stream."""
+        """Positions before the filler at the end; None for an endless stream."""
         if self.total_rows is None:
             return None
-        return self.total_rows - sum(max(0, min(c, self.total_rows - first)) for first, c in self.passed_over)
+        passed_over = sum(max(0, min(c, self.total_rows - first)) for first, c in self.passed_over)
+        return self.total_rows - passed_over + self.num_filled
+
+    @property
+    def num_filled(self) -> int:
+        """Fillers inside the stream."""
+        return sum(count for _, count in self.filled)
+
+    def filled_before(self, position: int) -> tuple[tuple[int, int], ...]:
+        """`filled` of a longer life that goes on at `position`: with this one's filler up to there."""
+        end = self.num_positions
+        return self.filled if end is None or end >= position else (*self.filled, (end, position - end))
 
     def _in_whole_stream(self, position: int) -> int:
+        position -= sum(min(count, max(0, position - first)) for first, count in self.filled)
         for first, count in self.passed_over:
             if position >= first:
                 position += count
         return position
 
     def row_at(self, position: int) -> int:
+        if any(first <= position < first + count for first, count in self.filled):
+            return FILLER_ROW
         position = self._in_whole_stream(position)
         if self.total_rows is not None and position >= self.total_rows:
             return FILLER_ROW

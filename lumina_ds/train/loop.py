@@ -174,17 +174,18 @@ class TrainingLoop:
 
     def _go_back(self, verdict: Verdict) -> None:
         """Restore the checkpoint before the verdict's bad steps and pass over their samples. A collective."""
-        step, rollbacks = self.state.step, self.state.rollbacks
-        refuse_to_go_back_again(verdict, rollbacks, self.config.health.max_rollbacks)
+        step = self.state.step
+        refuse_to_go_back_again(verdict, self.state.rollbacks, self.config.health.max_rollbacks)
         first_bad = step - verdict.bad_steps + 1
         self.saves.settle()
         saved = load_checkpoint(self.engine, checkpoint_before(self.folder.checkpoints, first_bad, self.world))
-        self.state.take(saved)
-        self.state.rollbacks, self.saves.step = rollbacks + 1, saved.step
         passed = (max(saved.step + 1, first_bad), step)
         record = self.folder.path / "passed_over.jsonl" if self.outputs.leads else None
         rows, rows_per_step = self.setting.rows, self.setting.length.rows_per_step
+        # In the order that they were trained in, which may not be that of the checkpoint.
         named = pass_over_samples(self.state.order, rows, passed, rows_per_step, record)
+        self.state.go_back(saved)
+        self.saves.step = saved.step
         self.last_step = self.setting.last_step(self.state)
         self.outputs.go_back(saved.step)
         if self.outputs.leads:

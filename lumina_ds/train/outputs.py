@@ -28,6 +28,10 @@ class Outputs:
         if self.leads:
             self._console.say(text)
 
+    def set_length(self, num_steps: int, last_step: int) -> None:
+        """The steps of the run, and where this process ends; before a bar is shown."""
+        self._console.num_steps, self._console.last_step = num_steps, last_step
+
     def open(self, settings: RunSection, config: Mapping[str, Any], folder: Path, step: int) -> None:
         """Begin to write to the run folder, after `step`. Raises MachineError when a tracker cannot start."""
         if self.leads:

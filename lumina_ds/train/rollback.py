@@ -52,7 +52,7 @@ def pass_over_samples(
     All of them go to the file `record`, if given, with row, source and line of every conversation.
     """
     first, end = (steps[0] - 1) * rows_per_step, steps[1] * rows_per_step
-    passed = [row for row in order.pass_over(first, end - first) if row >= 0]
+    passed = order.pass_over(first, end - first)
     origins = [(row, origin) for row in passed for origin in rows.origins(row)]
     if record is not None:
         for row, origin in origins:

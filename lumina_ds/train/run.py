@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.checkpoint.state import load_checkpoint
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import PackedRows, Prefetcher
 from lumina_ds.engine.build import build_engine
-from lumina_ds.engine.world import World
+from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.monitor.console import TrainingConsole
 from lumina_ds.train.loop import TrainingLoop
 from lumina_ds.train.outputs import Outputs
@@ -92,6 +93,9 @@ class TrainingRun:
             *(self.folder, run.resume, setting.identity, world),
             lambda step: check_disk_space(checkpoints, train, setting.checkpoint_bytes, last_step - step),
         )
+        if resume_from is not None:
+            filled = on_rank_0(world, lambda: read_manifest(resume_from).filled)
+            self.setting = setting = setting.after_filling(sum(count for _, count in filled))
         if world.rank == 0:
             tokenizer = setting.rows.folder.tokenizer_path
             self.folder.write_settings(setting.effective_config, setting.deepspeed_json, tokenizer)
@@ -112,6 +116,7 @@ class TrainingRun:
         """Go on from a verified checkpoint in a fresh engine. A collective."""
         saved = load_checkpoint(self.engine, folder)
         self.state.take(saved)
+        self.outputs.set_length(self.setting.length.num_steps, self.setting.last_step(self.state))
         saves.step = saved.step
         for change in changed_settings(saved, self.setting.config):
             self.outputs.say(f"changed since the checkpoint: {change}")

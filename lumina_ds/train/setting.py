@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,10 @@ class Setting:
         deepspeed_json = compose_deepspeed(config, world.size, precision)
         length = RunLength.of(config, rows.num_rows, world.share.size)
         return cls(config, rows, eval_rows, world, precision, why, deepspeed_json, length)
+
+    def after_filling(self, num_filled: int) -> Setting:
+        """That of a life which goes on after shorter ones that trained so many empty rows."""
+        return replace(self, length=self.length.after_filling(num_filled))
 
     def fresh_state(self) -> RunState:
         """That of a run which has not begun."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lumina_ds.checkpoint.manifest import RunIdentity, SavedConfig, SavedHealth, SavedRun
@@ -24,7 +24,8 @@ from lumina_ds.train.step import StepCounts, StepOutcome
 class RunLength:
     """Steps of the whole run, rows of a step over all ranks, and rows after which only empty filler follows, if any.
 
-    With epochs the last batch is filled up with empty rows, so that every row is seen exactly `epochs` times.
+    With epochs the last batch is filled up with empty rows, so that every row is seen exactly `epochs` times, also when
+    the run goes on with more of them.
     """
 
     num_steps: int
@@ -42,6 +43,12 @@ class RunLength:
         if total_rows == 0:
             raise ConfigError(f"train.epochs {train.epochs} of {num_rows} rows is no row at all; raise --epochs")
         return cls(math.ceil(total_rows / rows_per_step), rows_per_step, total_rows)
+
+    def after_filling(self, num_filled: int) -> RunLength:
+        """Of a run whose shorter lives trained so many empty rows: with epochs, those are no part of its length."""
+        if self.total_rows is None:
+            return self
+        return replace(self, num_steps=math.ceil((self.total_rows + num_filled) / self.rows_per_step))
 
     def last_step(self, order: TrainingOrder) -> int:
         """Where the whole run ends: rows that are passed over make epochs shorter."""
@@ -74,6 +81,13 @@ class RunState:
         self.rollbacks = saved.health.rollbacks
         self.health = StepHealth(self.health.config, saved.health)
         self.order.passed_over = tuple((first, count) for first, count in saved.health.passed_over)
+        self.order.filled = tuple((first, count) for first, count in saved.filled)
+
+    def go_back(self, saved: SavedRun) -> None:
+        """Take an earlier state of this run, and keep what was passed over since."""
+        passed_over, rollbacks = self.order.passed_over, self.rollbacks
+        self.take(saved)
+        self.order.passed_over, self.rollbacks = passed_over, rollbacks + 1
 
     def saved(
         self, identity: RunIdentity, config: Mapping[str, Any], rows_per_step: int, eval_loss: float | None
@@ -85,6 +99,7 @@ class RunState:
             tokens=self.tokens,
             skipped=self.skipped,
             rows=self.step * rows_per_step,
+            filled=[list(each) for each in self.order.filled_before(self.step * rows_per_step)],
             eval_loss=eval_loss if eval_loss is None or math.isfinite(eval_loss) else None,
             config=SavedConfig.model_validate(config),
             health=SavedHealth(
