@@ -13,6 +13,9 @@ import torch
 from lumina_ds.engine.deepspeed.log_level import NOTHING, deepspeed_log_level
 from lumina_ds.errors import ConfigError
 
+# NVIDIA's driver, AMD's, and Windows' below Linux.
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
 
 def name_accelerator(environment: MutableMapping[str, str], device: str | None = None) -> None:
     """Name DeepSpeed's accelerator, before it is imported with this environment: it neither searches nor warns then.
@@ -81,6 +84,11 @@ def num_local_devices() -> int:
 def num_local_gpus() -> int:
     """GPUs of this machine that the environment lets this process see."""
     return torch.cuda.device_count()
+
+
+def may_have_gpus() -> bool:
+    """Whether ranks could see a GPU with another environment: a driver is there, though this process may see none."""
+    return num_local_gpus() > 0 or any(map(os.path.exists, _DRIVERS))
 
 
 def is_amd() -> bool:

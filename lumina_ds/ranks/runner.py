@@ -110,12 +110,13 @@ def rank_environment() -> dict[str, str]:
     """Ours, with DeepSpeed's accelerator by name, the choice of GPUs for the ranks, and nothing of another launcher."""
     from lumina_ds.engine.cards import carry_cards
     from lumina_ds.engine.launchers import drop_stale_variables
-    from lumina_ds.engine.resources import is_amd, name_accelerator
+    from lumina_ds.engine.resources import is_amd, may_have_gpus, name_accelerator
 
     environment = dict(os.environ)
     name_accelerator(environment)
     drop_stale_variables(environment, None)
-    carry_cards(environment, is_amd())
+    if may_have_gpus():
+        carry_cards(environment, is_amd())
     return environment
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lumina_ds.engine.cards import (
@@ -171,7 +173,23 @@ def test_the_runner_is_asked_for_what_is_visible(
     assert shown == "LUMINA_CARDS=CUDA_VISIBLE_DEVICES=GPU-a,GPU-b deepspeed --num_gpus 2 'two words'"
 
 
-def test_hosts_of_a_hostfile_get_their_own_slots_or_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+@pytest.mark.parametrize("driver", [True, False])
+def test_hidden_gpus_stay_hidden_and_a_cpu_only_machine_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, driver: bool
+) -> None:
+    monkeypatch.setattr("lumina_ds.engine.resources.num_local_gpus", lambda: 0)
+    monkeypatch.setattr("lumina_ds.engine.resources._DRIVERS", (str(tmp_path if driver else tmp_path / "none"),))
+    monkeypatch.setenv(CUDA, "")
+    assert complete_runner_arguments(["--num_gpus", "4"])[-2:] == ["--num_gpus", "4"]
+    environment = rank_environment()
+    assert (environment.get(CARDS), environment.get(CUDA)) == ((f"{CUDA}=", None) if driver else (None, ""))
+    if driver:
+        environment[CUDA] = "0,1,2,3"
+        obey_cards(environment)
+        assert environment[CUDA] == ""
+
+
+def test_hosts_of_a_hostfile_get_their_own_slots_or_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("lumina_ds.engine.resources.num_local_gpus", lambda: 4)
     monkeypatch.setenv(CUDA, "4,5,6,7")
     (tmp_path / "hosts").write_text("one slots=4\ntwo slots=8\n")
