@@ -141,6 +141,8 @@ def _command(command: click.Command, context: click.Context, level: int) -> list
         parts += ["Takes every configuration option, short or dotted.", ""]
     if options:
         parts += ["| option | meaning |", "|---|---|", *options, ""]
+    if examples := _examples(command):
+        parts += ["For example:", "", *(f"    {line}" for line in examples), ""]
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             found = command.get_command(context, name)
@@ -152,6 +154,12 @@ def _command(command: click.Command, context: click.Context, level: int) -> list
 def _help_text(command: click.Command) -> list[str]:
     paragraphs = (command.help or command.short_help or "").replace("\b\n", "").split("\n\n")
     return ["\n\n".join(_escape(" ".join(paragraph.split())) for paragraph in paragraphs)]
+
+
+def _examples(command: click.Command) -> list[str]:
+    """Command lines of the help's end, which tests/cli/test_help.py checks."""
+    lines = [line.strip() for line in (command.epilog or "").replace("Example:", "\n").splitlines()]
+    return [line for line in lines if "lumina " in line and not line.endswith(":")]
 
 
 def _own_options(command: click.Command, context: click.Context) -> tuple[list[str], bool]:

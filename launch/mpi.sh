@@ -40,9 +40,14 @@ export MASTER_ADDR=${MASTER_ADDR:-$here}
 export MASTER_PORT=${MASTER_PORT:-$(python3 -c 'import socket; s = socket.create_server(("", 0)); print(s.getsockname()[1])')}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + ranks - 1) / ranks))}
 # Cores are shared by OMP_NUM_THREADS; mpirun's binding would put all threads of a rank on one.
-mpi+=(--bind-to none -x MASTER_ADDR -x MASTER_PORT -x OMP_NUM_THREADS -x PATH "${more[@]}")
+mpi+=(--bind-to none -x MASTER_ADDR -x MASTER_PORT -x OMP_NUM_THREADS -x PATH)
 
-command=("${mpi[@]}" lumina train "$@")
+# On other hosts too: numbers choose the same GPUs there.
+for name in CUDA_VISIBLE_DEVICES HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES; do
+    [[ -z ${!name+set} ]] || mpi+=(-x "$name")
+done
+
+command=("${mpi[@]}" "${more[@]}" lumina train "$@")
 printf '+ MASTER_ADDR=%q MASTER_PORT=%q' "$MASTER_ADDR" "$MASTER_PORT"
 printf ' %q' "${command[@]}"
 printf '\n'

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from lumina_ds.checkpoint.format import step_name
+from lumina_ds.checkpoint.manifest import step_name
 from lumina_ds.cli.main import run_command
 from lumina_ds.errors import LuminaError
 

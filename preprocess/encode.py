@@ -4,18 +4,29 @@ that any process on any machine may do it."""
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import pyarrow as pa
 
+from lumina_ds.data.conversation import TrainTurns
 from lumina_ds.data.shards.arrow_columns import column, list_column, numpy_dtype, repeated_text
 from lumina_ds.data.shards.writer import shard_schema
 from lumina_ds.data.tokenizer.tokenizer import ROLES, Tokenizer
 from preprocess.layout import Documents, lay_out
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block, Place
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """What the encoding of a block depends on beside the tokenizer."""
+
+    eval_fraction: float = 0.0
+    max_conversations: int | None = None
+    train_turns: TrainTurns = "all"
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class EncodedBlock:
     train: EncodedRows
     held_out: EncodedRows
     rejections: list[Rejection]
+    other_keys: Counter[str]  # places of keys that mean nothing here
 
     @property
     def num_conversations(self) -> int:
@@ -76,27 +88,25 @@ class EncodedBlock:
         last = int(np.sort(np.concatenate([self.train.lines, self.held_out.lines]))[num_conversations - 1])
         rejections = [rejection for rejection in self.rejections if rejection.line <= last]
         train, held_out = (rows.until(last, schema) for rows in (self.train, self.held_out))
-        return EncodedBlock(self.place, train, held_out, rejections)
+        return EncodedBlock(self.place, train, held_out, rejections, self.other_keys)
 
 
-def encode_block(
-    block: Block, tokenizer: Tokenizer, eval_fraction: float = 0.0, max_conversations: int | None = None
-) -> EncodedBlock:
+def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = EncodeOptions()) -> EncodedBlock:
     """Encode the block's lines; at most `max_conversations` of them, as no output can need more."""
     rejections: list[Rejection] = []
-    conversations = read_conversations(block, rejections, max_conversations)
+    conversations = read_conversations(block, rejections, options.max_conversations, options.train_turns)
     schema = shard_schema(tokenizer.vocab_size)
     documents = lay_out(conversations, tokenizer, numpy_dtype(schema.field("input_ids").type.value_type))
     lines = conversations.lines
-    if not eval_fraction:
+    if not options.eval_fraction:
         train = _encoded_rows(documents, lines, block.source, schema)
-        return EncodedBlock(block.place, train, EncodedRows.none(), rejections)
-    is_held_out = _are_held_out(conversations, eval_fraction)
+        return EncodedBlock(block.place, train, EncodedRows.none(), rejections, conversations.other_keys)
+    is_held_out = _are_held_out(conversations, options.eval_fraction)
     train, held_out = (
         _encoded_rows(documents.where(chosen), lines[chosen], block.source, schema)
         for chosen in (~is_held_out, is_held_out)
     )
-    return EncodedBlock(block.place, train, held_out, rejections)
+    return EncodedBlock(block.place, train, held_out, rejections, conversations.other_keys)
 
 
 def _are_held_out(conversations: Conversations, fraction: float) -> np.ndarray:

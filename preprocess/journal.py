@@ -48,6 +48,7 @@ class SplitPosition(BaseModel):
 class QuarantinePosition(BaseModel):
     file: FilePosition
     by_rule: dict[str, int]
+    first_by_rule: dict[str, str]
 
 
 class SealedBlock(BaseModel):
@@ -57,6 +58,7 @@ class SealedBlock(BaseModel):
     train: SplitPosition
     held_out: SplitPosition
     quarantine: QuarantinePosition
+    other_keys: dict[str, int] = {}  # of all blocks so far
 
 
 class Journal:

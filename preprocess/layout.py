@@ -33,7 +33,7 @@ class Documents(NamedTuple):
 
 
 def lay_out(conversations: Conversations, tokenizer: Tokenizer, id_dtype: np.dtype) -> Documents:
-    """Tokenize and lay out conversations, each with at least one assistant turn."""
+    """Tokenize and lay out conversations, each with at least one trained turn."""
     contents, offsets = tokenizer.encode_utf8(conversations.texts, conversations.has_space_symbol)
     count, has_bos = conversations.num_conversations, tokenizer.bos_id is not None
     num_tokens = len(contents) + 2 * len(conversations.roles) + has_bos * count
@@ -43,8 +43,8 @@ def lay_out(conversations: Conversations, tokenizer: Tokenizer, id_dtype: np.dty
     )  # fmt: skip
     role_ids = np.array([tokenizer.role_ids[role] for role in ROLES])
     bos_id = -1 if tokenizer.bos_id is None else tokenizer.bos_id
-    turns = (contents, offsets, conversations.roles, conversations.first_turns)
-    _loop()(*turns, role_ids, ROLES.index("assistant"), bos_id, tokenizer.end_id, *documents)
+    turns = (contents, offsets, conversations.roles, conversations.trained, conversations.first_turns)
+    _loop()(*turns, role_ids, bos_id, tokenizer.end_id, *documents)
     return documents
 
 
@@ -63,9 +63,9 @@ def _fill(
     contents: np.ndarray,
     offsets: np.ndarray,
     roles: np.ndarray,
+    trained: np.ndarray,
     first_turns: np.ndarray,
     role_ids: np.ndarray,
-    trained_role: int,
     bos_id: int,
     end_id: int,
     ids: np.ndarray,
@@ -75,7 +75,7 @@ def _fill(
 ) -> None:
     """Write `Documents`. contents, offsets: the ids of all turns' contents, flat.
 
-    role_ids: int64 [roles], the marker of each. bos_id: -1 for none.
+    trained: uint8 [turns]. role_ids: int64 [roles], the marker of each. bos_id: -1 for none.
     """
     to = 0
     for row in range(len(lengths)):
@@ -85,7 +85,7 @@ def _fill(
             ids[to], mask[to] = bos_id, 0
             to += 1
         for turn in range(first_turns[row], first_turns[row + 1]):
-            is_trained = roles[turn] == trained_role
+            is_trained = trained[turn]
             ids[to], mask[to] = role_ids[roles[turn]], 0
             to += 1
             if is_trained and first_trained[row] < 0:

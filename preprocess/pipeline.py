@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
 from lumina_ds.data.shards.folder import EVAL_FOLDER, REJECTED_FILE, ShardFolder
 from lumina_ds.data.shards.manifest import (
     MANIFEST_FILE,
+    READING,
     VERSION,
     InputEntry,
     Manifest,
@@ -36,13 +38,13 @@ from lumina_ds.data.shards.manifest import (
 from lumina_ds.data.shards.writer import partial_folder, publish, shard_schema, staging_folder
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError, MachineError
-from preprocess.encode import EncodedBlock
+from preprocess.encode import EncodedBlock, EncodeOptions
 from preprocess.journal import Journal, SealedBlock, pass_over_sealed
 from preprocess.progress import show_progress
-from preprocess.quarantine import Quarantine, nothing_accepted, too_many_rejected
+from preprocess.quarantine import Quarantine, is_too_many, nothing_accepted, too_many_rejected
 from preprocess.sources import BLOCK_BYTES, Block, InputFile, UnreadableInput, resolve_inputs
 from preprocess.split_writer import SplitWriter
-from preprocess.workers import EncodeOptions, Workers, encode_blocks, local_workers
+from preprocess.workers import Workers, encode_blocks, local_workers
 
 log = logging.getLogger("lumina_ds.preprocess")
 
@@ -59,7 +61,7 @@ def preprocess_files(
     *,
     num_workers: int = 1,
     workers: Workers | None = None,
-    max_rejected: int | None = None,
+    max_rejected: int | float | None = None,
     overwrite: bool = False,
     block_bytes: int = BLOCK_BYTES,
 ) -> Manifest:
@@ -74,13 +76,13 @@ def preprocess_files(
     files = resolve_inputs(inputs)
     tokenizer = Tokenizer.load(tokenizer_path)
     run = _Run(files, tokenizer, settings, Path(out), block_bytes)
-    finished = run.find_finished(overwrite)
+    finished = run.find_finished(overwrite, max_rejected)
     if finished is not None and not partial_folder(run.out).exists():
         return finished
     try:
         with staging_folder(run.out, keep_for=UnreadableInput) as staging:
             # A run may have ended between the look above and the lock, or been killed while it cleared up.
-            finished = run.find_finished(overwrite)
+            finished = run.find_finished(overwrite, max_rejected)
             if finished is not None:
                 return finished
             pool: AbstractContextManager[Workers] = (
@@ -97,6 +99,12 @@ def preprocess_files(
         remedy = "make room, and the same command goes on from here" if is_begun else "choose another --out"
         raise MachineError(f"cannot write {out}: {error.strerror or error}; {remedy}") from error
     return manifest
+
+
+def check_totals(totals: Totals, max_rejected: int | float | None, folder: Path) -> None:
+    """Raises DataError where the finished `folder` was made from more refused lines than are allowed now."""
+    if max_rejected is not None and is_too_many(totals.rejected, totals.lines, max_rejected):
+        raise too_many_rejected(totals, max_rejected, folder / REJECTED_FILE)
 
 
 class _Outputs:
@@ -116,6 +124,7 @@ class _Outputs:
             self.train.resume([block.train for block in sealed])
             self.held_out.resume([block.held_out for block in sealed])
         self.quarantine = Quarantine(result / REJECTED_FILE, sealed[-1].quarantine if sealed else None)
+        self.other_keys = Counter(sealed[-1].other_keys if sealed else {})
 
     @property
     def num_conversations(self) -> int:
@@ -130,11 +139,13 @@ class _Outputs:
         self.quarantine.add(block.rejections)
         self.train.add(block.train)
         self.held_out.add(block.held_out)
+        self.other_keys.update(block.other_keys)
         return SealedBlock(
             place=block.place,
             train=self.train.position(),
             held_out=self.held_out.position(),
             quarantine=self.quarantine.position(),
+            other_keys=dict(self.other_keys),
         )
 
     def sync(self) -> None:
@@ -163,7 +174,7 @@ class _Run:
         self.block_bytes = block_bytes
         self.input_names = ", ".join(str(file.path or "standard input") for file in files)
 
-    def find_finished(self, overwrite: bool) -> Manifest | None:
+    def find_finished(self, overwrite: bool, max_rejected: int | float | None = None) -> Manifest | None:
         """The manifest of an `out` that already is what this run would write. Raises DataError on anything else there."""
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return None
@@ -178,16 +189,17 @@ class _Run:
         if difference:
             raise DataError(f"{self.out} holds other shards ({difference}); use --overwrite or choose another --out")
         ShardFolder.open(self.out, force_streaming=True)  # sizes only: no shard is read
+        check_totals(manifest.totals, max_rejected, self.out)
         log.info("%s is up to date: same inputs, tokenizer and settings", self.out)
         return manifest
 
-    def compile(self, staging: Path, workers: Workers, max_rejected: int | None) -> Manifest:
+    def compile(self, staging: Path, workers: Workers, max_rejected: int | float | None) -> Manifest:
         """Write everything into `staging`, manifests last."""
         journal = Journal(staging / _JOURNAL, self._journal_header())
         outputs, blocks = self._resume(staging, journal)
         limit = self.settings.max_conversations
         schema = shard_schema(self.tokenizer.vocab_size)
-        options = EncodeOptions(self.settings.eval_fraction, limit)
+        options = EncodeOptions(self.settings.eval_fraction, limit, self.settings.train_turns)
         sizes = [file.size_bytes for file in self.files]
         total_bytes = None if None in sizes else sum(size or 0 for size in sizes)
         self._check_rejected(outputs, max_rejected)
@@ -206,6 +218,7 @@ class _Run:
                 if outputs.num_conversations == limit:
                     break
             journal.seal(outputs.sync)
+        self._check_rejected(outputs, max_rejected, at_end=True)
         return self._finish(outputs)
 
     def unfinished(self, staging: Path, error: UnreadableInput) -> DataError:
@@ -237,7 +250,7 @@ class _Run:
     def _journal_header(self) -> dict[str, Any]:
         """What sealed blocks depend on beside the inputs, which every record names by digest."""
         return {
-            "format": [VERSION, version("lumina-ds"), version("pyarrow"), version("sentencepiece")],
+            "format": [VERSION, READING, version("lumina-ds"), version("pyarrow"), version("sentencepiece")],
             "tokenizer": self.tokenizer.digest,
             "chat template": TEMPLATE_DIGEST,
             "block size": self.block_bytes,
@@ -251,13 +264,14 @@ class _Run:
         inputs = [file.entry() for file in self.files]
         if held_out.num_conversations:
             held_out.finish(self.manifest(inputs, "eval", held_out.totals()))
-        totals = train.totals(held_out.num_conversations, quarantine.by_rule)
+        totals = self._totals(outputs)
         return train.finish(self.manifest(inputs, "train", totals), rejected)
 
     def manifest(self, inputs: list[InputEntry], split: str = "train", totals: Totals | None = None) -> Manifest:
         """The manifest of this run, still without its files."""
         return Manifest(
             split=split,
+            reading=READING,
             settings=self.settings,
             tokenizer=TokenizerEntry(digest=self.tokenizer.digest, vocab_size=self.tokenizer.vocab_size),
             template=TemplateEntry(version=TEMPLATE_VERSION, digest=TEMPLATE_DIGEST),
@@ -271,9 +285,20 @@ class _Run:
         for file in self.files:
             yield from file.blocks(self.block_bytes)
 
-    def _check_rejected(self, outputs: _Outputs, max_rejected: int | None) -> None:
-        if max_rejected is not None and outputs.quarantine.num_rejected > max_rejected:
-            raise too_many_rejected(outputs.quarantine, max_rejected, self.out)
+    def _totals(self, outputs: _Outputs) -> Totals:
+        quarantine = outputs.quarantine
+        return outputs.train.totals(
+            outputs.held_out.num_conversations, quarantine.by_rule, quarantine.first_by_rule, outputs.other_keys
+        )
+
+    def _check_rejected(self, outputs: _Outputs, max_rejected: int | float | None, at_end: bool = False) -> None:
+        """A number is checked on the way; of a share nobody knows before the end what it is a share of."""
+        if max_rejected is None or not (at_end or isinstance(max_rejected, int)):
+            return
+        totals = self._totals(outputs)
+        # Lines of which none can be used have an error of their own.
+        if (not at_end or totals.rejected < totals.lines) and is_too_many(totals.rejected, totals.lines, max_rejected):
+            raise too_many_rejected(totals, max_rejected, outputs.quarantine.keep_beside(self.out))
 
     def _check_splits(self, outputs: _Outputs) -> None:
         if not outputs.num_conversations:

@@ -17,15 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from lumina_ds.config.schema import DataConfig, RunConfig
 from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
 from lumina_ds.data.shards.folder import EVAL_FOLDER, ShardFolder
-from lumina_ds.data.shards.manifest import VERSION, InputEntry, Settings
+from lumina_ds.data.shards.manifest import READING, VERSION, InputEntry, Manifest, Settings, read_manifest
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
 from lumina_ds.errors import ConfigError, DataError
-from preprocess.pipeline import preprocess_files
+from preprocess.pipeline import check_totals, preprocess_files
 from preprocess.sources import STDIN, resolve_inputs
+from preprocess.summary import summary_lines, summary_record
 from preprocess.train_tokenizer import RECIPE, train_tokenizer
 
 log = logging.getLogger("lumina_ds.preprocess")
@@ -57,9 +59,15 @@ def prepare_training_data(config: RunConfig, cache: Path) -> PreparedData:
     check_vocabulary(tokenizer, config.model.vocab_size)
     eval_fraction = 0.0 if data.eval_data or data.eval_shards else data.eval_fraction
     settings = _settings(config, data.max_conversations, eval_fraction)
-    shards, reused = _cached_shards(data.train_data, tokenizer, settings, cache, data.num_workers)
+    shards, reused = _cached_shards(data.train_data, tokenizer, settings, cache, data)
     eval_shards, eval_reused = _evaluation_shards(config, shards, tokenizer, cache)
     return PreparedData(shards, eval_shards, tokenizer_in(shards), reused and eval_reused)
+
+
+def preprocessing_record(data: PreparedData) -> dict[str, Any]:
+    """What preprocessing did to the training and the evaluation data, for the run folder."""
+    folders = {"train": data.shards, "eval": data.eval_shards}
+    return {name: summary_record(folder) for name, folder in folders.items() if folder is not None}
 
 
 def check_sources(config: RunConfig) -> None:
@@ -96,7 +104,7 @@ def _evaluation_shards(config: RunConfig, shards: Path, tokenizer: Tokenizer, ca
         _check_same_tokenizer(folder, tokenizer)
         return folder.path, True
     if data.eval_data:
-        return _cached_shards(data.eval_data, tokenizer, _settings(config), cache, data.num_workers)
+        return _cached_shards(data.eval_data, tokenizer, _settings(config), cache, data)
     held_out = shards / EVAL_FOLDER
     return (_look_into(held_out).path, True) if held_out.is_dir() else (None, True)
 
@@ -123,7 +131,7 @@ def _check_folder(folder: ShardFolder, data: DataConfig) -> None:
             f"the shards in {folder.path} were made with chat template {manifest.template.version}, "
             f"not {TEMPLATE_VERSION}; preprocess again"
         )
-    for name in ("packing", "overlong"):
+    for name in ("packing", "overlong", "train_turns"):
         made, wanted = getattr(manifest.settings, name), getattr(data, name)
         if name in data.model_fields_set and made != wanted:
             raise ConfigError(
@@ -142,6 +150,7 @@ def _settings(config: RunConfig, max_conversations: int | None = None, eval_frac
         disable_sharding=data.disable_sharding,
         max_conversations=max_conversations,
         eval_fraction=eval_fraction,
+        train_turns=data.train_turns,
     )
 
 
@@ -166,10 +175,10 @@ def _tokenizer(config: RunConfig, cache: Path) -> Tokenizer:
 
 
 def _cached_shards(
-    files: Sequence[str], tokenizer: Tokenizer, settings: Settings, cache: Path, num_workers: int
+    files: Sequence[str], tokenizer: Tokenizer, settings: Settings, cache: Path, data: DataConfig
 ) -> tuple[Path, bool]:
     key = {
-        "format": VERSION,
+        "format": [VERSION, READING],
         "inputs": _input_digests(files),
         "tokenizer": tokenizer.digest,
         "template": TEMPLATE_DIGEST,
@@ -179,10 +188,22 @@ def _cached_shards(
     with _locked(folder):
         if folder.exists() and _is_intact(folder):
             log.info("reusing the shards in %s", folder)
+            manifest = read_manifest(folder)
+            _show(folder, manifest)
+            check_totals(manifest.totals, data.max_rejected, folder)
             return folder, True
         log.info("preprocessing %s into %s", ", ".join(files), folder)
-        preprocess_files(files, tokenizer.path, folder, settings, num_workers=num_workers, overwrite=True)
+        manifest = preprocess_files(
+            files, tokenizer.path, folder, settings,
+            num_workers=data.num_workers, max_rejected=data.max_rejected, overwrite=True,
+        )  # fmt: skip
+        _show(folder, manifest)
         return folder, False
+
+
+def _show(folder: Path, manifest: Manifest) -> None:
+    for line in summary_lines(folder, manifest):
+        log.info("%s", line)
 
 
 def _is_intact(folder: Path) -> bool:

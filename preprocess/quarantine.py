@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lumina_ds.data.conversation import NO_ASSISTANT_TURN, NOT_JSON_RULES
-from lumina_ds.data.shards.manifest import FileEntry
+from lumina_ds.data.conversation import NO_ASSISTANT_TURN
+from lumina_ds.data.shards.manifest import FileEntry, Totals
 from lumina_ds.data.shards.writer import HashingFile
+from lumina_ds.data.strict_json import NOT_JSON_RULES, shorten
 from lumina_ds.errors import DataError
+from lumina_ds.text import counted
 from preprocess.journal import QuarantinePosition
 from preprocess.scan import Rejection
+
+_MOST_NAMED = 20
 
 
 class Quarantine:
@@ -23,7 +27,7 @@ class Quarantine:
         """Begin, or go on after `at`; then ValueError says that the file holds something else."""
         self._file = HashingFile(path) if at is None else HashingFile.reopen(path, at.file)
         self.by_rule: Counter[str] = Counter({} if at is None else at.by_rule)
-        self._first = _first_rejection(path)
+        self.first_by_rule: dict[str, str] = {} if at is None else dict(at.first_by_rule)
 
     @property
     def num_rejected(self) -> int:
@@ -31,12 +35,16 @@ class Quarantine:
 
     def add(self, rejections: Iterable[Rejection]) -> None:
         for rejection in rejections:
-            self._first = self._first or rejection
             self.by_rule[rejection.rule] += 1
+            self.first_by_rule.setdefault(
+                rejection.rule, f"{rejection.source} line {rejection.line}: {rejection.reason}"
+            )
             self._file.write(json.dumps(rejection._asdict(), ensure_ascii=True).encode() + b"\n")
 
     def position(self) -> QuarantinePosition:
-        return QuarantinePosition(file=self._file.position(), by_rule=dict(self.by_rule))
+        return QuarantinePosition(
+            file=self._file.position(), by_rule=dict(self.by_rule), first_by_rule=self.first_by_rule.copy()
+        )
 
     def sync(self) -> None:
         self._file.sync()
@@ -54,22 +62,28 @@ class Quarantine:
 
     def describe_first(self) -> str:
         """The first refused line, for a message."""
-        assert self._first is not None
-        return f"{self._first.source} line {self._first.line}: {self._first.reason}"
+        return next(iter(self.first_by_rule.values()))
 
 
-def _first_rejection(path: Path) -> Rejection | None:
-    with path.open("rb") as file:
-        line = file.readline()
-    return Rejection(**json.loads(line)) if line else None
+def is_too_many(num_rejected: int, num_lines: int, limit: int | float) -> bool:
+    """Whether refused lines exceed `limit`: a number of them (int), or a share of the lines (float)."""
+    return num_rejected > (limit if isinstance(limit, int) else limit * num_lines)
 
 
-def too_many_rejected(quarantine: Quarantine, limit: int, out: Path) -> DataError:
-    """The error of a run that found more refused lines than --max-rejected allows."""
-    first = quarantine.describe_first()
+def too_many_rejected(totals: Totals, limit: int | float, where: Path) -> DataError:
+    """The error of data with more refused lines than --max-rejected allows; all of them stand in `where`."""
+    first = next(iter(totals.first_rejected.values()))
+    rules = ", ".join(f"{count:,} {rule}" for rule, count in totals.rejected_by_rule.items())
+    shown = f"{limit}" if isinstance(limit, int) else f"{limit:.4%}".rstrip("0%").rstrip(".") + "%"
+    allows = (
+        "raise --max-rejected"
+        if isinstance(limit, int)
+        else f"allow them with --max-rejected {-(-100 * totals.rejected // totals.lines)}%"
+    )
     return DataError(
-        f"{quarantine.num_rejected} lines rejected, more than --max-rejected {limit} (first: {first}); "
-        f"all of them stand in {quarantine.keep_beside(out)}"
+        f"{totals.rejected} of {counted(totals.lines, 'line')} rejected, more than --max-rejected {shown} "
+        f"(first: {first}; by rule: {rules}); all of them stand in {where}; mend them, "
+        f"or {allows}"
     )
 
 
@@ -80,6 +94,14 @@ def nothing_accepted(quarantine: Quarantine, inputs: str, out: Path) -> DataErro
         return DataError(fault)
     first = quarantine.describe_first()
     return DataError(f"{fault} (first: {first}); all reasons stand in {quarantine.keep_beside(out)}")
+
+
+def describe_other_keys(counts: Mapping[str, int]) -> str:
+    """Names of keys that mean nothing here and the number of places where each stands, the most frequent first."""
+    listed = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{shorten(name)[1:-1]} {count:,}" for name, count in listed[:_MOST_NAMED])
+    more = len(listed) - _MOST_NAMED
+    return f"{shown} and {more:,} more names (ignored)" if more > 0 else f"{shown} (ignored)"
 
 
 def common_fault(rules: set[str], inputs: str) -> str:

@@ -8,14 +8,16 @@ turns and has the reasons.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lumina_ds.data.conversation import RejectedLine, Turn, is_blank, parse_conversation
+from lumina_ds.data.conversation import Conversation, TrainTurns, Turn, is_blank, parse_conversation
+from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.tokenizer.flat import Texts
 from lumina_ds.data.tokenizer.tokenizer import ROLES
 from preprocess.sources import Block
@@ -23,6 +25,8 @@ from preprocess.sources import Block
 log = logging.getLogger("lumina_ds.preprocess")
 
 SPACE_SYMBOL = "\u2581".encode()
+# Stands for a turn of a line that the compiled scanner has read: such a line holds no flag.
+_AS_ROLES_SAY = 2
 
 
 class Rejection(NamedTuple):
@@ -40,9 +44,11 @@ class Conversations(NamedTuple):
 
     texts: Texts  # of the turns
     roles: np.ndarray  # [turns] uint8, places in ROLES
+    trained: np.ndarray  # [turns] uint8, 1 where the turn is a label
     first_turns: np.ndarray  # [conversations + 1] int64
     lines: np.ndarray  # [conversations] int64
     has_space_symbol: bool  # a literal U+2581 in some text
+    other_keys: Counter[str]  # places of keys that mean nothing here
 
     @property
     def num_conversations(self) -> int:
@@ -54,27 +60,21 @@ class Conversations(NamedTuple):
         for count in np.diff(self.first_turns).tolist():
             yield list(islice(turns, count))
 
-    @classmethod
-    def join(cls, conversations: Iterable[Sequence[Turn]]) -> Conversations:
-        """Of turns that are parsed already; as lines, their numbers."""
-        listed = list(conversations)
-        texts = Texts.join([content for turns in listed for _, content in turns])
-        roles = [ROLES.index(role) for turns in listed for role, _ in turns]
-        first_turns = np.cumsum([0] + [len(turns) for turns in listed])
-        has_symbol = SPACE_SYMBOL in texts.data.tobytes()
-        return cls(texts, np.array(roles, np.uint8), first_turns, np.arange(len(listed)), has_symbol)
-
     def first(self, count: int) -> Conversations:
+        """The first `count`; their other keys are not counted apart from those of the rest."""
         num_turns = self.first_turns[count]
         texts = Texts(self.texts.data, self.texts.offsets[: num_turns + 1])
         return self._replace(
-            texts=texts, roles=self.roles[:num_turns], first_turns=self.first_turns[: count + 1],
-            lines=self.lines[:count],
+            texts=texts, roles=self.roles[:num_turns], trained=self.trained[:num_turns],
+            first_turns=self.first_turns[: count + 1], lines=self.lines[:count],
         )  # fmt: skip
 
 
 def read_conversations(
-    block: Block, rejections: list[Rejection], max_conversations: int | None = None
+    block: Block,
+    rejections: list[Rejection],
+    max_conversations: int | None = None,
+    train_turns: TrainTurns = "all",
 ) -> Conversations:
     """The good lines of a block, at most `max_conversations`; the others before the last of these go to `rejections`."""
     if block.fault is not None:
@@ -82,7 +82,7 @@ def read_conversations(
     data = b"" if block.is_blank else block.data
     if data and not data.endswith(b"\n"):
         data += b"\n"
-    scan = _Scan(data, block.first_line)
+    scan = _Scan(data, block.first_line, train_turns)
     while not scan.go_on():
         begin, line = scan.position, scan.line
         end = data.find(b"\n", begin)
@@ -90,7 +90,7 @@ def read_conversations(
         text = data[begin : end - 1 if end > begin and data[end - 1] == 0x0D else end]
         if not is_blank(text):
             try:
-                scan.add(parse_conversation(text).turns)
+                scan.add(parse_conversation(text, train_turns))
             except RejectedLine as fault:
                 rejections.append(Rejection(block.source, line, block.byte_offset + begin, fault.rule, fault.reason))
         scan.pass_line(end + 1)
@@ -110,17 +110,23 @@ def can_scan() -> bool:
 class _Scan:
     """The arrays that are filled while a block is read, and how far it is read."""
 
-    def __init__(self, data: bytes, first_line: int) -> None:
-        self._kernel = _kernel()
+    def __init__(self, data: bytes, first_line: int, train_turns: TrainTurns) -> None:
+        # Only flags mark turns, and lines with flags are for the strict parser anyway.
+        self._kernel = _kernel() if train_turns != "marked" else None
+        self._train_turns = train_turns
+        self._bytes = data
         self._data = np.frombuffer(data, np.uint8)
         # The shortest message and the shortest line with one have more bytes than these; a text never grows.
         self._text = np.empty(len(data), np.uint8)
         self._offsets = np.zeros(len(data) // 24 + 1, np.int64)
         self._roles = np.empty(len(data) // 24, np.uint8)
+        self._trained = np.full(len(self._roles), _AS_ROLES_SAY, np.uint8)
         self._first_turns = np.zeros(len(data) // 32 + 1, np.int64)
         self._lines = np.empty(len(data) // 32, np.int64)
-        self._progress = np.array([0, first_line, 0, 0, 0, 0])
+        self._progress = np.array([0, first_line, 0, 0, 0, 0, 0])
         self._keys = np.empty((64, 2), np.int64)
+        self._scanned_keys = np.zeros((32, 4), np.int64)
+        self._other_keys: Counter[str] = Counter()
 
     @property
     def position(self) -> int:
@@ -136,31 +142,46 @@ class _Scan:
             return self.position == len(self._data)
         return self._kernel.scan_lines(
             self._data, self._progress, self._text, self._offsets, self._roles, self._first_turns, self._lines,
-            self._keys,
+            self._keys, self._scanned_keys,
         )  # fmt: skip
 
     def pass_line(self, position: int) -> None:
         self._progress[:2] = position, self.line + 1
 
-    def add(self, turns: Sequence[Turn]) -> None:
+    def add(self, conversation: Conversation) -> None:
         """Append the conversation that stands in the current line."""
-        _, line, num_bytes, num_turns, num_rows, num_symbols = self._progress.tolist()
-        for role, content in turns:
+        _, line, num_bytes, num_turns, num_rows, num_symbols, _ = self._progress.tolist()
+        for (role, content), is_trained in zip(conversation.turns, conversation.trained, strict=True):
             encoded = b" " + content.encode()
             num_symbols += SPACE_SYMBOL in encoded
             self._text[num_bytes : num_bytes + len(encoded)] = np.frombuffer(encoded, np.uint8)
-            self._roles[num_turns] = ROLES.index(role)
+            self._roles[num_turns], self._trained[num_turns] = ROLES.index(role), is_trained
             num_bytes, num_turns = num_bytes + len(encoded), num_turns + 1
             self._offsets[num_turns] = num_bytes
         self._lines[num_rows] = line
         self._first_turns[num_rows + 1] = num_turns
-        self._progress[2:] = num_bytes, num_turns, num_rows + 1, num_symbols
+        self._progress[2:6] = num_bytes, num_turns, num_rows + 1, num_symbols
+        self._other_keys.update(conversation.other_keys)
 
     def conversations(self) -> Conversations:
-        _, _, num_bytes, num_turns, num_rows, num_symbols = self._progress.tolist()
+        _, _, num_bytes, num_turns, num_rows, num_symbols, num_keys = self._progress.tolist()
         texts = Texts(self._text[:num_bytes], self._offsets[: num_turns + 1])
         first_turns, lines = self._first_turns[: num_rows + 1], self._lines[:num_rows]
-        return Conversations(texts, self._roles[:num_turns], first_turns, lines, num_symbols > 0)
+        roles, trained = self._roles[:num_turns], self._trained[:num_turns]
+        np.copyto(trained, _trained(roles, first_turns, self._train_turns), where=trained == _AS_ROLES_SAY)
+        for begin, end, count, _ in self._scanned_keys[:num_keys].tolist():
+            self._other_keys[self._bytes[begin:end].decode()] += count
+        return Conversations(texts, roles, trained, first_turns, lines, num_symbols > 0, self._other_keys)
+
+
+def _trained(roles: np.ndarray, first_turns: np.ndarray, train_turns: TrainTurns) -> np.ndarray:
+    """uint8 [turns]: the labels of conversations without flags, each with an assistant turn."""
+    is_assistant = roles == ROLES.index("assistant")
+    if train_turns == "last" and len(roles):
+        places = np.where(is_assistant, np.arange(len(roles)), -1)
+        is_assistant = np.zeros(len(roles), bool)
+        is_assistant[np.maximum.reduceat(places, first_turns[:-1])] = True
+    return is_assistant.astype(np.uint8)
 
 
 @cache

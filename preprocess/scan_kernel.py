@@ -1,7 +1,7 @@
 """The compiled scanner of scan.py: lines of JSON to the UTF-8 of their turns, without a Python object on the way.
 
 It knows all of JSON, and accepts a line only where nothing about it is unusual: no key with an escape or twice, no
-number that could be out of range, no lone surrogate, nothing nested deeply. Where it meets anything else it gives
+number that could be out of range, no lone surrogate, nothing nested deeply, no key of turn_keys.py. Where it meets anything else it gives
 up on the line, and the strict parser of lumina_ds.data.conversation says what is the matter, so it needs no reasons.
 
 numba compiles this at first use, as it does tokenizer_kernel.py. Import it only where numba may be missing. All of it
@@ -14,13 +14,19 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from lumina_ds.data.conversation import MAX_LINE_BYTES, MESSAGE_ROLES, SHAREGPT_ROLES
+from lumina_ds.data.conversation import MESSAGE_ROLES, SHAREGPT_ROLES, TOP_LEVEL_KEYS
+from lumina_ds.data.strict_json import MAX_LINE_BYTES
 from lumina_ds.data.tokenizer.tokenizer import ROLES
+from lumina_ds.data.turn_keys import TURN_KEYS
 
 # What `progress` holds: how far the block is read, and how much stands in each output.
-POSITION, LINE, TEXT_BYTES, TURNS, ROWS, SPACE_SYMBOLS = range(6)
+POSITION, LINE, TEXT_BYTES, TURNS, ROWS, SPACE_SYMBOLS, OTHER_KEYS = range(7)
 # Keys of open objects, and the open objects themselves: more is for the strict parser, which knows the real limits.
 MAX_KEYS = 64
+# Names of keys that mean nothing here; a line with another one is for the strict parser.
+MAX_OTHER_KEYS = 32
+# What a row of `other_keys` holds: where the name stands, how often it was met, and how often before this line.
+_BEGIN, _END, _COUNT, _COUNT_BEFORE = range(4)
 _MAX_NUMBER_CHARACTERS = 300
 
 _QUOTE, _BACKSLASH, _COLON, _COMMA, _NEWLINE = (ord(character) for character in '"\\:,\n')
@@ -35,6 +41,11 @@ def _word(text: str) -> np.ndarray:
 
 _MESSAGES, _ROLE, _CONTENT = _word("messages"), _word("role"), _word("content")
 _CONVERSATIONS, _FROM, _VALUE = _word("conversations"), _word("from"), _word("value")
+# Keys that change what is trained, one per row and filled up with NUL.
+_TOP_LEVEL_WORDS, _TURN_WORDS = (
+    np.array([list(name.encode().ljust(24, b"\0")) for name in sorted(names)], np.uint8)
+    for names in (TOP_LEVEL_KEYS, TURN_KEYS)
+)
 _TRUE, _FALSE, _NULL = _word("true"), _word("false"), _word("null")
 # Names of roles, one per row and filled up with NUL; those that only ShareGPT's form knows stand last.
 _ROLE_NAMES = sorted(SHAREGPT_ROLES, key=lambda name: name not in MESSAGE_ROLES)
@@ -60,22 +71,30 @@ def scan_lines(
     first_turns: np.ndarray,
     lines: np.ndarray,
     keys: np.ndarray,
+    other_keys: np.ndarray,
 ) -> bool:
     """Read lines from progress[POSITION] on; True at the end of `data`, False before a line to be looked at.
 
     data: uint8, whole lines, the last one with its line end too. Appended to: text: uint8, a space before each content;
     offsets: int64 [turns + 1], where that space stands; roles: uint8 [turns], of tokenizer.ROLES; first_turns:
     int64 [rows + 1]; lines: int64 [rows]. keys: int64 [MAX_KEYS, 2], working memory.
+    other_keys: int64 [MAX_OTHER_KEYS, 4], names that were met in accepted lines and mean nothing here.
     """
     while progress[POSITION] < len(data):
         begin = progress[POSITION]
         position = _space(data, begin)
         if data[position] != _NEWLINE:
             turns = progress[TURNS]
+            num_others = progress[OTHER_KEYS]
+            for other in range(num_others):
+                other_keys[other, _COUNT_BEFORE] = other_keys[other, _COUNT]
             position, num_turns, num_bytes, num_symbols = _document(
-                data, position, text, offsets, roles, turns, progress[TEXT_BYTES], keys
+                data, position, text, offsets, roles, turns, progress, keys, other_keys
             )
             if position < 0 or position - begin > MAX_LINE_BYTES:
+                for other in range(num_others):
+                    other_keys[other, _COUNT] = other_keys[other, _COUNT_BEFORE]
+                progress[OTHER_KEYS] = num_others
                 return False
             row = progress[ROWS]
             lines[row] = progress[LINE]
@@ -95,11 +114,13 @@ def _document(
     offsets: np.ndarray,
     roles: np.ndarray,
     num_turns: int,
-    num_bytes: int,
+    progress: np.ndarray,
     keys: np.ndarray,
+    other_keys: np.ndarray,
 ) -> tuple[int, int, int, int]:
     """(position of the line end or -1, turns, bytes of text, U+2581 in it) after one line's object."""
     failed = (-1, 0, 0, 0)
+    num_bytes = progress[TEXT_BYTES]
     count = num_symbols = 0
     has_turns = False
     if data[position] != _OPEN_OBJECT:
@@ -115,10 +136,13 @@ def _document(
                 return failed
             has_turns = True
             position, num_turns, num_bytes, num_symbols = _turns(
-                data, position, is_messages, text, offsets, roles, num_turns, num_bytes, keys, count
-            )
-        else:
+                data, position, is_messages, text, offsets, roles, num_turns, num_bytes, progress, keys,
+                count, other_keys,
+            )  # fmt: skip
+        elif _count_other(data, keys[count - 1], _TOP_LEVEL_WORDS, progress, other_keys):
             position = _pass_value(data, position, keys, count)
+        else:
+            return failed
         if position < 0:
             return failed
         position = _space(data, position)
@@ -140,8 +164,10 @@ def _turns(
     roles: np.ndarray,
     num_turns: int,
     num_bytes: int,
+    progress: np.ndarray,
     keys: np.ndarray,
     first_key: int,
+    other_keys: np.ndarray,
 ) -> tuple[int, int, int, int]:
     """As _document, for the list of messages."""
     failed = (-1, 0, 0, 0)
@@ -167,8 +193,10 @@ def _turns(
             elif _is_word(data, name, _CONTENT if is_messages else _VALUE):
                 position, num_bytes, more_symbols = _content(data, position, text, num_bytes)
                 num_symbols += more_symbols
-            else:
+            elif _count_other(data, name, _TURN_WORDS, progress, other_keys):
                 position = _pass_value(data, position, keys, count)
+            else:
+                return failed
             if position < 0:
                 return failed
             position = _space(data, position)
@@ -187,6 +215,30 @@ def _turns(
     if data[position] != _CLOSE_LIST or not has_assistant:
         return failed
     return position + 1, num_turns, num_bytes, num_symbols
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_other(
+    data: np.ndarray, name: np.ndarray, known: np.ndarray, progress: np.ndarray, other_keys: np.ndarray
+) -> bool:
+    """Count a key that is neither role nor content; False where it is one of `known`, or one name too many."""
+    begin, size = name[0], name[1] - name[0]
+    for row in range(len(known)):
+        same = 0
+        while same < size and same < 24 and known[row, same] == data[begin + same]:
+            same += 1
+        if same == size and (same == 24 or known[row, same] == 0):
+            return False
+    count = progress[OTHER_KEYS]
+    for other in range(count):
+        if _is_word(data, name, data[other_keys[other, _BEGIN] : other_keys[other, _END]]):
+            other_keys[other, _COUNT] += 1
+            return True
+    if count == MAX_OTHER_KEYS:
+        return False
+    other_keys[count, _BEGIN], other_keys[count, _END], other_keys[count, _COUNT] = name[0], name[1], 1
+    progress[OTHER_KEYS] += 1
+    return True
 
 
 @numba.njit(cache=True, nogil=True)

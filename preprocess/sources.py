@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import re
+import lzma
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -22,23 +22,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
-from lumina_ds.data.conversation import LINE_TOO_LONG, MAX_LINE_BYTES
 from lumina_ds.data.shards.manifest import InputEntry
+from lumina_ds.data.strict_json import LINE_TOO_LONG, MAX_LINE_BYTES
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
+from preprocess.containers import MAX_EXPANSION, LineStream, open_lines
 
 STDIN = "-"
 BLOCK_BYTES = 4 << 20
 COMPRESSION_BOMB = "compression bomb"
-# Text compresses to a tenth or so; nothing written by people or models comes near this factor over so long a stretch.
-MAX_EXPANSION = 250
-EXPANSION_FREE_BYTES = 256 << 20
-
-# Magic numbers; a zstd file may begin with a skippable frame, as pzstd writes them (RFC 8878, 3.1.2).
-_CODECS = {
-    re.compile(rb"\x1f\x8b"): "gzip",
-    re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"): "zstd",
-}
 
 
 class UnreadableInput(DataError):
@@ -123,10 +115,11 @@ class InputFile:
         try:
             with self.path.open("rb") if self.path else nullcontext(sys.stdin.buffer) as file:
                 self._raw = _CountingStream(file)
-                for block in read_blocks(_decompressed(file, self._raw), self.name, block_bytes):
+                for block in read_blocks(open_lines(file, self._raw, shown), self.name, block_bytes):
                     yield replace(block, input_digest=self._raw.digest.copy().hexdigest())
-        except OSError as error:
-            raise UnreadableInput(f"cannot read {shown}: {error.strerror or error}") from error
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise UnreadableInput(f"cannot read {shown}: {reason or error}") from error
 
 
 def resolve_inputs(patterns: Sequence[str]) -> list[InputFile]:
@@ -174,7 +167,7 @@ def read_blocks(stream: Any, source: str, block_bytes: int = BLOCK_BYTES) -> Ite
         if len(pending) > MAX_LINE_BYTES:
             yield Block(source, line, offset, b"", is_oversized=True)
             offset, pending, skipping = offset + len(pending), b"", True
-    if isinstance(stream, _Decompressed) and stream.is_bomb:
+    if isinstance(stream, LineStream) and stream.is_bomb:
         yield Block(source, line + skipping, offset, b"", is_oversized=True, is_bomb=True)
     elif pending:
         yield Block(source, line, offset, pending)
@@ -188,35 +181,6 @@ def _read_fully(stream: Any, size: int) -> bytes:
         pieces.append(piece)
         missing -= len(piece)
     return b"".join(pieces)
-
-
-def _decompressed(file: BinaryIO, raw: _CountingStream) -> Any:
-    """Sniff the compression from the first bytes: a name may be wrong, and standard input has none."""
-    first = file.peek(4)[:4]  # type: ignore[attr-defined]
-    codec = next((name for magic, name in _CODECS.items() if magic.match(first)), None)
-    if codec is None:
-        return raw
-    import pyarrow as pa
-
-    return _Decompressed(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec), raw)
-
-
-class _Decompressed:
-    """A decompressing stream that ends early, with `is_bomb` set, when a little input turns into far too much."""
-
-    def __init__(self, stream: Any, raw: _CountingStream) -> None:
-        self._stream = stream
-        self._raw = raw
-        self._num_bytes = 0
-        self.is_bomb = False
-
-    def read(self, size: int) -> bytes:
-        if self._num_bytes > max(EXPANSION_FREE_BYTES, MAX_EXPANSION * self._raw.num_bytes):
-            self.is_bomb = True
-            return b""
-        data = self._stream.read(size)
-        self._num_bytes += len(data)
-        return data
 
 
 class _CountingStream:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lumina_ds.data.packing import pack
+from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import FileEntry, Manifest, Settings, ShardEntry, Totals, write_manifest
 from lumina_ds.data.shards.packing_file import packing_file, write_packing
 from lumina_ds.data.shards.writer import HashingFile, ShardWriter, shard_schema
@@ -84,13 +85,20 @@ class SplitWriter:
         assert self._lengths is not None, "a split without conversations is not finished"
         self._shards.close()
         self._lengths.close()
-        packing = self._write_packing()
-        files = [packing, *more_files, self._copy_tokenizer()]
-        manifest = manifest.model_copy(update={"shards": self._shards.shards, "files": files})
+        manifest = manifest.model_copy(update={"shards": self._shards.shards})
+        unsealed = ShardFolder(self.folder, manifest, "streaming", digest="")  # its manifest is not written yet
+        packing = self._write_packing(unsealed)
+        manifest = manifest.model_copy(update={"files": [packing, *more_files, self._copy_tokenizer()]})
         write_manifest(manifest, self.folder)
         return manifest
 
-    def totals(self, num_held_out: int = 0, rejected_by_rule: dict[str, int] | None = None) -> Totals:
+    def totals(
+        self,
+        num_held_out: int = 0,
+        rejected_by_rule: Mapping[str, int] | None = None,
+        first_rejected: Mapping[str, str] | None = None,
+        other_keys: Mapping[str, int] | None = None,
+    ) -> Totals:
         by_rule = dict(sorted((rejected_by_rule or {}).items()))
         num_rejected = sum(by_rule.values())
         return Totals(
@@ -99,14 +107,18 @@ class SplitWriter:
             held_out=num_held_out,
             rejected=num_rejected,
             rejected_by_rule=by_rule,
+            first_rejected=dict(first_rejected or {}),  # in the order of the input
+            other_keys=dict(sorted((other_keys or {}).items())),
             tokens=self.num_tokens,
             trained_tokens=self.num_trained_tokens,
         )
 
-    def _write_packing(self) -> FileEntry:
+    def _write_packing(self, written: ShardFolder) -> FileEntry:
         settings = self._settings
         lengths, first_trained = self._read_lengths().T.astype(np.int64)
-        plan = pack(lengths, first_trained, settings.seq_length, settings.packing, settings.overlong)
+        plan = pack(
+            lengths, first_trained, settings.seq_length, settings.packing, settings.overlong, written.has_labels
+        )
         if not plan.num_rows:
             raise DataError(
                 f"none of the {self.num_conversations} conversations has a trained token within --seq-length "

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from lumina_ds.data.conversation import RejectedLine, is_blank, parse_conversation, split_lines
+from lumina_ds.data.conversation import is_blank, parse_conversation, split_lines
+from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.tokenizer.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from lumina_ds.files import write_atomically

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
-from preprocess.encode import EncodedBlock, encode_block
+from preprocess.encode import EncodedBlock, EncodeOptions, encode_block
 from preprocess.processes import ProcessPool
 from preprocess.scan import can_scan
 from preprocess.sources import Block
@@ -28,12 +28,6 @@ _BLOCKS_PER_WORKER = 3
 # Up to so many processes the parent is one of them, which saves starting one and passing its blocks around.
 _MOST_WITH_PARENT = 4
 _SWITCH_SECONDS = 0.0002
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    eval_fraction: float = 0.0
-    max_conversations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ def encode_blocks(
     """Encode every block; results come in the order of `blocks` whatever the number of workers."""
 
     def encode(block: Block) -> EncodedBlock:
-        return encode_block(block, tokenizer, options.eval_fraction, options.max_conversations)
+        return encode_block(block, tokenizer, options)
 
     if workers.executor is None:
         yield from map(encode, blocks)
@@ -132,7 +126,7 @@ def _finished(block: EncodedBlock) -> Future[EncodedBlock]:
 
 
 def _encode_elsewhere(path: Path, digest: str, options: EncodeOptions, block: Block) -> EncodedBlock:
-    return encode_block(block, _tokenizer(path, digest), options.eval_fraction, options.max_conversations)
+    return encode_block(block, _tokenizer(path, digest), options)
 
 
 @lru_cache(maxsize=1)

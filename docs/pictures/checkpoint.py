@@ -6,6 +6,7 @@ which checkpoint it would take.
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import sys
 import tempfile
@@ -16,10 +17,13 @@ from typing import Any
 
 from canvas import LINE, MUTED, NEW, WIDTH, Canvas, mono_width
 
-from lumina_ds.checkpoint.format import newest_valid, step_name
+from lumina_ds.checkpoint.format import newest_valid
+from lumina_ds.checkpoint.manifest import Manifest, step_name
 from lumina_ds.checkpoint.publish import begin, publish
 from lumina_ds.files import file_digest
 
+# A manifest's other fields say nothing here: the tests' own will do.
+MANIFESTS_OF_TESTS = Path(__file__).parents[2] / "tests" / "manifests.py"
 MARGIN = 16
 OLD_STEP, NEW_STEP = 200, 400
 FILES = ("model-rank-0.safetensors", "optimizer-rank-0.safetensors")
@@ -85,12 +89,12 @@ def _save(checkpoints: Path, step: int) -> None:
     publish(staging, manifest, keep=1)
 
 
-def _write(checkpoints: Path, step: int) -> tuple[Path, dict[str, Any]]:
+def _write(checkpoints: Path, step: int) -> tuple[Path, Manifest]:
     staging = begin(checkpoints, step)
     for name in FILES:
         (staging / name).write_bytes(name.encode() * step)
     files = {name: {"bytes": (staging / name).stat().st_size, "sha256": file_digest(staging / name)} for name in FILES}
-    return staging, {"step": step, "eval_loss": None, "files": files}
+    return staging, runpy.run_path(str(MANIFESTS_OF_TESTS))["make_manifest"](step=step, files=files)
 
 
 def _moment(title: str, checkpoints: Path) -> Moment:

@@ -15,8 +15,11 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 from lumina_ds.monitor.console import TrainingConsole, first_that_fit, training_figures
-from lumina_ds.report.line_plot import LINE_STYLE, Line, LinePlot, Point, line_svg
+from lumina_ds.monitor.records import StepRecord
+from lumina_ds.report.line_plot import LINE_STYLE, Line, LinePlot, line_svg
 from lumina_ds.report.page import page
+from lumina_ds.report.plot import NARROW
+from lumina_ds.report.scale import Point
 
 RECORDS = Path(__file__).with_name("quickstart.jsonl")
 STRATEGY, NUM_STEPS, WORKERS = "ZeRO-2 EP2 fp32", 400, 2
@@ -33,9 +36,15 @@ def records() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
 
 
+def step_records() -> dict[int, StepRecord]:
+    """The records of steps, as the run's own reader has them."""
+    found = (StepRecord.read(record) for record in records() if "grad_norm" in record)
+    return {record.step: record for record in found if record is not None}
+
+
 def live_line() -> str:
     """What a terminal of COLUMNS shows at the last of SHOWN_STEPS: two lines of history, the bar, the figures."""
-    shown = {record["step"]: record for record in records() if "grad_norm" in record}
+    shown = step_records()
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for step in SHOWN_STEPS[:-1]:
         figures = training_figures(shown[step], NUM_STEPS, STRATEGY, WORKERS)
@@ -46,13 +55,13 @@ def live_line() -> str:
     )
 
 
-def _live_block(shown: dict[int, dict[str, Any]]) -> Any:
+def _live_block(shown: dict[int, StepRecord]) -> Any:
     """The bar and figures of the real console, with the run's clock in place of this machine's."""
     live = TrainingConsole(NUM_STEPS, NUM_STEPS, STRATEGY, WORKERS)
     live._console = Console(file=io.StringIO(), width=COLUMNS, force_terminal=True)
     live.start(0)
     assert live._progress is not None
-    progress, start = live._progress, shown[1]["time"]
+    progress, start = live._progress, _seconds(shown[1])
     live._live.stop()
     [task] = progress.tasks
     # The task keeps a clock of its own.
@@ -61,10 +70,15 @@ def _live_block(shown: dict[int, dict[str, Any]]) -> Any:
     progress.reset(live._task, total=NUM_STEPS)
     for step, record in shown.items():
         if step <= SHOWN_STEPS[-1]:
-            clock = record["time"]
+            clock = _seconds(record)
             live.show(record)
     assert task.elapsed == clock - start
     return live._live.renderable
+
+
+def _seconds(record: StepRecord) -> float:
+    assert record.time is not None
+    return record.time
 
 
 def _without_fonts(template: str) -> str:
@@ -82,7 +96,7 @@ def report() -> str:
     rules = re.findall(r"^\s*(svg [^{]*\{[^}]*\})", style.replace("} svg", "}\nsvg"), re.MULTILINE)
     parts, y = [], 0
     for series, title in PLOTS:
-        plot = line_svg(LinePlot(title, _lines(found, series), is_wide=False))
+        plot = line_svg(LinePlot(title, _lines(found, series)), NARROW)
         plot = re.sub(r'<rect class="strip".*?</rect>', "", plot)
         width, height = map(int, re.search(r'viewBox="0 0 (\d+) (\d+)"', plot).groups())  # type: ignore[union-attr]
         parts.append(f'<text x="12" y="{y + 24}" class="title">{title}</text>')

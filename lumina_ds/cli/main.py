@@ -129,8 +129,10 @@ def run_command(
 
 
 def _report(text: str, everywhere: bool = False) -> None:
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
+    from lumina_ds.engine.launchers import reporting_rank
+
+    rank, speaks = reporting_rank(os.environ)
+    if speaks:
         click.echo(f"error: {text}", err=True)
     elif everywhere:
         click.echo(f"[rank {rank}] error: {text}", err=True)

@@ -14,7 +14,6 @@ from click.core import ParameterSource
 from lumina_ds.logs import configure_logging
 
 if TYPE_CHECKING:
-    from lumina_ds.data.shards.manifest import Manifest
     from preprocess.workers import Workers
 
 
@@ -24,6 +23,15 @@ EXAMPLES = """Examples:
   lumina preprocess chats.jsonl --tokenizer tokenizer.model --seq-length 4096 --out shards/train
   zcat chats/*.gz | lumina preprocess - --tokenizer tokenizer.model --seq-length 4096 --out shards/train
 """
+
+
+def _max_rejected(ctx: click.Context, parameter: click.Parameter, value: str) -> int | float:
+    from lumina_ds.config.schema import as_max_rejected
+
+    try:
+        return as_max_rejected(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number of lines nor a share such as 0.05 or 5%") from None
 
 
 @click.command(epilog=EXAMPLES)
@@ -51,7 +59,22 @@ EXAMPLES = """Examples:
     type=click.Choice(["truncate", "split", "drop"]),
     help="What happens to conversations longer than a row; --packing concat cuts them at row ends.",
 )
-@click.option("--max-rejected", type=click.IntRange(min=0), help="Fail above this many refused lines (exit code 3).")
+@click.option(
+    "--train-turns",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "last", "marked"]),
+    help="Assistant turns that are labels: all that no flag (weight, train, loss, masked) switches off, the last of each "
+    "conversation, or only those that a flag marks.",
+)
+@click.option(
+    "--max-rejected",
+    default="5%",
+    show_default=True,
+    metavar="NUMBER|SHARE",
+    callback=_max_rejected,
+    help="Fail above this many refused lines, or this share of all lines, such as 0.05 or 5% (exit code 3).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a shard folder made with other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON document.")
 @click.pass_context
@@ -63,7 +86,7 @@ def command(
     num_workers: int,
     mpi: bool,
     as_json: bool,
-    max_rejected: int | None,
+    max_rejected: int | float,
     overwrite: bool,
     **settings: object,
 ) -> None:
@@ -101,30 +124,13 @@ def command(
     if as_json:
         click.echo(json.dumps(manifest.model_dump(), ensure_ascii=False))
     else:
-        _print_summary(manifest, out)
+        from preprocess.summary import summary_lines
+
+        for line in summary_lines(out, manifest):
+            click.echo(line)
 
 
 def _mpi_workers() -> AbstractContextManager[Workers | None]:
     from preprocess.mpi import mpi_workers
 
     return mpi_workers()
-
-
-def _print_summary(manifest: Manifest, out: Path) -> None:
-    from lumina_ds.data.shards.packing_file import packing_file, read_packing
-
-    totals = manifest.totals
-    plan = read_packing(out / packing_file(manifest.settings.seq_length))  # opening the folder would read its shards
-    held_out = f", {totals.held_out:,} held out in {out}/eval" if totals.held_out else ""
-    click.echo(
-        f"{out}: {totals.conversations:,} conversations{held_out}, {totals.rejected:,} of {totals.lines:,} lines rejected"
-    )
-    for rule, count in totals.rejected_by_rule.items():
-        click.echo(f"  rejected {count:,}: {rule}")
-    losses = plan.describe_losses(totals.tokens)
-    trained = totals.trained_tokens / totals.tokens
-    click.echo(
-        f"{totals.tokens:,} tokens, {trained:.1%} trained; {plan.num_rows:,} rows of {plan.seq_length}, {plan.fullness:.1%} full"
-    )
-    if losses:
-        click.echo(f"  {losses}")

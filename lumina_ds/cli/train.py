@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Mapping
 from functools import reduce
@@ -57,18 +56,18 @@ def command(
 
     Any field of the configuration can be set as --SECTION.FIELD VALUE, for instance --model.num_experts 8.
     """
-    from lumina_ds.engine.world import launched_world
+    from lumina_ds.engine.launchers import read_launch
 
-    world = launched_world(os.environ)
-    rank = 0 if world is None else world[0]
     runner: list[str] = ctx.meta["runner_arguments"]
     if resolved is not None:
         if runner or [word for word in ctx.meta["arguments"] if not word.startswith("--local_rank=")][1:] != [
             *resolved
         ]:
             raise click.UsageError("--resolved is what lumina train gives to its ranks; no other option goes with it")
-        _train_what_is_handed_over(Path(resolved[0]), resolved[1], rank)
+        _train_what_is_handed_over(Path(resolved[0]), resolved[1])
     found = resolve(ctx)
+    launch = read_launch(os.environ)
+    rank = 0 if launch is None else launch.rank
     if rank == 0 and (reason := exportable(found.config.model)):
         click.echo(f"warning: lumina export will not take this model: {reason}", err=True)
     if dry_run:
@@ -76,7 +75,7 @@ def command(
         return 0
     if as_json:
         raise click.UsageError("--json goes with --dry-run; a run's figures are in its metrics.jsonl")
-    if (ctx.obj or {}).get("rank") or (world is not None and not runner):
+    if (ctx.obj or {}).get("rank") or (launch is not None and not runner):
         _train_as_rank(found.config, rank)
     return _launch(found.config, runner)
 
@@ -91,11 +90,13 @@ def _launch(config: RunConfig, runner: list[str]) -> int:
 
     with ending_when_told():
         from lumina_ds.ranks.handoff import hand_over
-        from lumina_ds.ranks.runner import complete_runner_arguments, rank_environment, runner_command
+        from lumina_ds.ranks.runner import cards_here, complete_runner_arguments, rank_environment, runner_command
         from lumina_ds.ranks.supervise import supervise
 
         config = _prepare_start(config, runner)
         environment = rank_environment()
+        if cards := cards_here(complete_runner_arguments(runner)):
+            click.echo(f"the ranks of this host take, in their order, GPU {', '.join(cards)}", err=True)
     return supervise(
         config,
         lambda changed: runner_command(complete_runner_arguments(runner), hand_over(changed, sys.argv)),
@@ -125,11 +126,21 @@ def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
     return config
 
 
-def _with_shards(config: RunConfig) -> RunConfig:
-    """`config` with shards to train and evaluate on, made where there were only conversations."""
-    from preprocess.prepare import prepare_training_data
+def _with_shards(config: RunConfig, keep_record: bool = True) -> RunConfig:
+    """`config` with shards to train and evaluate on, made where there were only conversations.
+
+    `keep_record`: preprocessing.json in the run folder says what became of them.
+    """
+    from lumina_ds.files import write_atomically
+    from lumina_ds.train.run_folder import RunFolder
+    from preprocess.prepare import prepare_training_data, preprocessing_record
 
     data = prepare_training_data(config, Path(config.run.runs_dir) / ".data")
+    if config.data.train_data and keep_record:
+        record = json.dumps(preprocessing_record(data), indent=2, ensure_ascii=False) + "\n"
+        folder = RunFolder.of(config)
+        folder.create()
+        write_atomically(folder.path / "preprocessing.json", record.encode())
     changed = config.model_copy(deep=True)
     # Naming the source of the shards as well would be a contradiction.
     changed.data.train_data, changed.data.shards = [], str(data.shards)
@@ -137,10 +148,11 @@ def _with_shards(config: RunConfig) -> RunConfig:
     return changed
 
 
-def _train_what_is_handed_over(path: Path, digest: str, rank: int) -> NoReturn:
+def _train_what_is_handed_over(path: Path, digest: str) -> NoReturn:
+    from lumina_ds.engine.launchers import reporting_rank
     from lumina_ds.train.stop import ending_when_told
 
-    with ending_when_told(rank):
+    with ending_when_told(reporting_rank(os.environ)[0]):
         from lumina_ds.ranks.handoff import take_over
 
         config, sys.argv = take_over(path, digest)  # the run folder keeps the command that the user typed
@@ -151,7 +163,7 @@ def _train_as_rank(config: RunConfig, rank: int) -> NoReturn:
     from lumina_ds.train.stop import ending_when_told
 
     with ending_when_told(rank):
-        _run(_with_shards(config))
+        _run(_with_shards(config, keep_record=rank == 0))
 
 
 def _run(config: RunConfig) -> NoReturn:
@@ -168,7 +180,13 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
     from lumina_ds.cli.plan.render import plan_record
     from lumina_ds.plan.memory import plan_memory
     from lumina_ds.ranks.check_run import check_run
-    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size, runner_command
+    from lumina_ds.ranks.runner import (
+        complete_runner_arguments,
+        planned_world_size,
+        rank_environment,
+        runner_command,
+        shown_command,
+    )
     from preprocess.prepare import check_sources
 
     config, runner = resolved.config, complete_runner_arguments(runner)
@@ -179,7 +197,7 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
     tree = config.model_dump()
     values = {name: reduce(getitem, name.split("."), tree) for name in resolved.origins}
     started = [word for word in arguments if word not in ("--dry-run", "--json")]
-    command = shlex.join(["deepspeed", *runner_command(runner, started)[3:]])
+    command = shown_command(runner_command(runner, started), rank_environment())
     if as_json:
         document = {
             "config": {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()},

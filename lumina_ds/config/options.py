@@ -26,6 +26,8 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--disable-sharding", "data.disable_sharding", "true"),
     ShortOption("--force-streaming", "data.force_streaming", "true"),
     ShortOption("--eval-fraction", "data.eval_fraction"),
+    ShortOption("--train-turns", "data.train_turns"),
+    ShortOption("--max-rejected", "data.max_rejected"),
     ShortOption("--num-workers", "data.num_workers"),
     ShortOption("--batch-size", "train.micro_batch_size"),
     ShortOption("--grad-accum", "train.gradient_accumulation_steps"),

@@ -46,6 +46,21 @@ def _as_list(value: Any) -> Any:
 PathList = Annotated[list[str], BeforeValidator(_as_list)]
 
 
+def as_max_rejected(value: Any) -> Any:
+    """A number of lines (int), or a share of them (float), also written as `5%`. Raises ValueError on anything else."""
+    if isinstance(value, str):
+        text = value.strip()
+        value = float(text[:-1]) / 100 if text.endswith("%") else int(text) if text.isdigit() else float(text)
+    if isinstance(value, float) and not 0 <= value <= 1:
+        raise ValueError("a share of lines lies between 0 and 1 (0% and 100%); a number of lines has no point")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+        raise ValueError("give a number of lines, or a share such as 0.05 or 5%")
+    return value
+
+
+MaxRejected = Annotated[int | float, BeforeValidator(as_max_rejected)]
+
+
 def _as_kernels(value: Any) -> Any:
     """One of auto, on and off (which YAML reads as booleans), or names as a list or separated by commas."""
     if isinstance(value, bool):
@@ -120,7 +135,7 @@ class ModelConfig(Section):
         0.01, ge=0, lt=1, description="share of choices without room above which a factor that follows it grows"
     )
     rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary embedding")
-    rms_norm_eps: float = Field(1e-6, gt=0)
+    rms_norm_eps: float = Field(1e-6, gt=0, description="added to the mean square under the root of every RMSNorm")
     qk_norm: bool = Field(False, description="RMSNorm on every query and key head (Qwen3)")
     tie_word_embeddings: bool = Field(False, description="the output head shares the embedding")
     initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
@@ -145,6 +160,13 @@ class DataConfig(Section):
     packing: Literal["best_fit", "concat", "none"] = Field("best_fit", description="how conversations share rows")
     overlong: Literal["truncate", "split", "drop"] = Field(
         "truncate", description="longer conversations, but for concat"
+    )
+    train_turns: Literal["all", "last", "marked"] = Field(
+        "all",
+        description="assistant turns that are labels: all that no flag switches off, the last, or those a flag marks",
+    )
+    max_rejected: MaxRejected = Field(
+        0.05, description="refused lines of train_data or eval_data above which a run ends: a number, or a share (5%)"
     )
     shard_size_mb: int = Field(256, ge=1, description="size at which a new shard file begins")
     disable_sharding: bool = Field(False, description="write one shard file whatever its size")
@@ -179,19 +201,19 @@ class TrainConfig(Section):
     )
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final learning rate over the peak")
-    lr_scheduler_type: ScheduleName = Field("cosine")
+    lr_scheduler_type: ScheduleName = Field("cosine", description="course of the learning rate after the warm-up")
     warmup_ratio: float = Field(
         0.03, ge=0, le=1, description="share of the steps that warm up; by the model's size when not given"
     )
     decay_ratio: float = Field(0.2, gt=0, le=1, description="share of the steps in which wsd falls, at the end")
     weight_decay: float = Field(0.1, ge=0, description="on matrices only; norms and biases have none")
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment")
+    adam_epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     muon_learning_rate: float = Field(
         0.02, gt=0, description="Muon's peak rate for matrices; learning_rate is that of the AdamW beside it"
     )
-    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="momentum of Muon's matrices")
     max_grad_norm: float = Field(1.0, ge=0, description="global gradient norm to clip at; 0 switches clipping off")
     precision: Precision = Field(
         "auto",

@@ -3,7 +3,8 @@
     [BOS] (role marker, ids of the content, end marker) per turn
 
 The marker is one id, the content is encoded on its own and unaltered, the end marker is one id. Trained
-are an assistant's content and the end marker after it, so that a model learns to stop. Generation uses
+are an assistant's content and the end marker after it, so that a model learns to stop; a turn that is switched off
+is context. Generation uses
 encode_prompt(), whose ids are the exact prefix that training saw.
 """
 
@@ -29,23 +30,26 @@ def encode_conversations(
 ) -> list[tuple[list[int], list[int]]]:
     """(ids, mask) of every conversation, all contents in one batched call; mask[i] is 1 where token i is trained."""
     contents = iter(tokenizer.encode_batch([turn.content for c in conversations for turn in c.turns]))
-    return [_layout(c.turns, islice(contents, len(c.turns)), tokenizer) for c in conversations]
+    return [_layout(c.turns, c.trained, islice(contents, len(c.turns)), tokenizer) for c in conversations]
 
 
 def encode_prompt(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
     """Ids of `turns` followed by the assistant's marker: what a reply continues."""
-    ids, _ = _layout(turns, iter(tokenizer.encode_batch([turn.content for turn in turns])), tokenizer)
+    ids, _ = _layout(
+        turns, [False] * len(turns), iter(tokenizer.encode_batch([turn.content for turn in turns])), tokenizer
+    )
     return [*ids, tokenizer.role_ids["assistant"]]
 
 
-def _layout(turns: Sequence[Turn], contents: Iterator[list[int]], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def _layout(
+    turns: Sequence[Turn], trained: Sequence[bool], contents: Iterator[list[int]], tokenizer: Tokenizer
+) -> tuple[list[int], list[int]]:
     ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     mask = [0] * len(ids)
-    for turn, content in zip(turns, contents, strict=True):
-        trained = int(turn.role == "assistant")
+    for turn, is_trained, content in zip(turns, trained, contents, strict=True):
         ids.append(tokenizer.role_ids[turn.role])
         ids += content
         ids.append(tokenizer.end_id)
         mask.append(0)
-        mask += [trained] * (len(content) + 1)
+        mask += [int(is_trained)] * (len(content) + 1)
     return ids, mask

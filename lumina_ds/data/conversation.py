@@ -1,4 +1,4 @@
-"""One JSONL line to one conversation: strict JSON, a strict schema, and a reason for every refusal.
+"""One JSONL line to one conversation: a strict schema, and a reason for every refusal.
 
 First stage of the flow: conversation -> chat_template -> packing -> shards. A refused line raises
 RejectedLine, which the pipeline counts and writes to `rejected.jsonl`; it never ends a run by itself.
@@ -7,26 +7,19 @@ Consecutive turns of one role are kept as they stand, because real chats have th
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-Role = Literal["system", "user", "assistant"]
+from lumina_ds.data.strict_json import RejectedLine, json_type, parse_object, shorten
+from lumina_ds.data.turn_keys import TOP_LEVEL_UNSUPPORTED, TURN_KEYS, UNSUPPORTED, check_unsupported, read_flag
 
-# Far above any context; SentencePiece takes about 50 bytes per character, so this bounds a worker's memory.
-MAX_LINE_BYTES = 16 << 20
-MAX_DEPTH = 100
-MAX_NUMBER_DIGITS = 4300
+Role = Literal["system", "user", "assistant"]
+# Which assistant turns are labels: all that no flag switches off, the last one, or those that a flag marks.
+TrainTurns = Literal["all", "last", "marked"]
 
 NO_ASSISTANT_TURN = "no assistant turn"
-INVALID_JSON = "invalid JSON"
-INVALID_UTF8 = "invalid UTF-8"
-BYTE_ORDER_MARK = "byte order mark"
-LINE_TOO_LONG = "line too long"
-# Rules that a line breaks before it is JSON at all.
-NOT_JSON_RULES = frozenset({INVALID_JSON, INVALID_UTF8, BYTE_ORDER_MARK, LINE_TOO_LONG})
+NOTHING_TO_TRAIN = "no turn to train"
 
 MESSAGE_ROLES: dict[str, Role] = {
     "system": "system",
@@ -38,19 +31,12 @@ MESSAGE_ROLES: dict[str, Role] = {
     "bot": "assistant",
 }
 SHAREGPT_ROLES: dict[str, Role] = MESSAGE_ROLES | {"gpt": "assistant"}
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-class RejectedLine(Exception):
-    """A line that is not a trainable conversation.
-
-    `rule` names the rule it breaks, for counting; `reason` is one phrase about this very line.
-    """
-
-    def __init__(self, rule: str, reason: str | None = None) -> None:
-        super().__init__(reason or rule)
-        self.rule = rule
-        self.reason = reason or rule
+# Of each form: the keys of role and content, and the names of roles.
+_FORMS: dict[str, tuple[str, str, dict[str, Role]]] = {
+    "messages": ("role", "content", MESSAGE_ROLES),
+    "conversations": ("from", "value", SHAREGPT_ROLES),
+}
+TOP_LEVEL_KEYS = TOP_LEVEL_UNSUPPORTED | _FORMS.keys() | {"system"}
 
 
 class Turn(NamedTuple):
@@ -60,7 +46,15 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversation:
+    """Turns, which of them are labels (all of the assistant's where nothing is given), and keys that mean nothing here."""
+
     turns: tuple[Turn, ...]
+    trained: tuple[bool, ...] = ()
+    other_keys: tuple[str, ...] = ()  # one per place where it stands
+
+    def __post_init__(self) -> None:
+        if not self.trained:
+            object.__setattr__(self, "trained", tuple(turn.role == "assistant" for turn in self.turns))
 
 
 def split_lines(block: bytes) -> Iterator[tuple[int, bytes]]:
@@ -83,46 +77,93 @@ def is_blank(line: bytes) -> bool:
     return not line.strip(b" \t\r")
 
 
-def parse_conversation(line: bytes) -> Conversation:
+def parse_conversation(line: bytes, train_turns: TrainTurns = "all") -> Conversation:
     """Parse one JSONL line, `{"messages": [{"role", "content"}]}` or ShareGPT's `{"conversations": [{"from", "value"}]}`.
 
-    Other keys are ignored. Contents are kept exactly as written. Raises RejectedLine.
+    A text beside them under `system` is the system turn. Contents are kept exactly as written. Keys of turn_keys.py
+    are obeyed or refused; others are ignored and named. Raises RejectedLine, also where no turn is left to train.
     """
-    turns = read_turns(parse_object(line))
-    if all(turn.role != "assistant" for turn in turns):
-        raise RejectedLine(NO_ASSISTANT_TURN)
-    return Conversation(turns)
-
-
-def parse_object(line: bytes) -> dict[str, Any]:
-    """The JSON object of one line. Raises RejectedLine, also for keys that stand twice and depth beyond MAX_DEPTH."""
-    document = _parse_json(line)
-    if not isinstance(document, dict):
-        raise RejectedLine("not an object", f"a {_json_type(document)}, not an object")
-    return document
+    document = parse_object(line)
+    key, turns = _read(document)
+    system = len(turns) - len(document[key])
+    flags = [None] * system + [
+        read_flag(message, turn.role, number)
+        for number, (message, turn) in enumerate(zip(document[key], turns[system:], strict=True), 1)
+    ]
+    return Conversation(turns, _trained(turns, flags, train_turns), tuple(_other_keys(document, key)))
 
 
 def read_turns(document: dict[str, Any]) -> tuple[Turn, ...]:
     """The turns of a line's object, of whatever roles. Raises RejectedLine."""
-    if "messages" in document:
-        return _turns(document["messages"], "messages", "role", "content", MESSAGE_ROLES)
-    if "conversations" in document:
-        return _turns(document["conversations"], "conversations", "from", "value", SHAREGPT_ROLES)
-    raise RejectedLine("missing key", "no key 'messages' or 'conversations'")
+    return _read(document)[1]
+
+
+def _read(document: dict[str, Any]) -> tuple[str, tuple[Turn, ...]]:
+    """(key of the list of messages, turns)."""
+    check_unsupported(document, document.keys() & TOP_LEVEL_UNSUPPORTED, "beside the turns")
+    present = [key for key in _FORMS if key in document]
+    filled = [key for key in present if document[key] not in (None, [])]
+    if len(filled) > 1:
+        raise RejectedLine("two conversations", "both 'messages' and 'conversations' hold turns; keep one of them")
+    if not present:
+        raise RejectedLine("missing key", "no key 'messages' or 'conversations'")
+    key = (filled or present)[0]
+    return key, _with_system(document, _turns(document[key], key, *_FORMS[key]))
+
+
+def _with_system(document: dict[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    system = document.get("system")
+    if system is None or system == "":
+        return turns
+    if not isinstance(system, str):
+        raise RejectedLine("wrong type", f"'system' is a {json_type(system)}, not a string")
+    if any(turn.role == "system" for turn in turns):
+        raise RejectedLine(
+            "two system prompts", "'system' stands beside the turns and a system turn among them; keep one"
+        )
+    return (Turn("system", system), *turns)
+
+
+def _trained(turns: Sequence[Turn], flags: Sequence[bool | None], train_turns: TrainTurns) -> tuple[bool, ...]:
+    assistants = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
+    if not assistants:
+        raise RejectedLine(NO_ASSISTANT_TURN)
+    if train_turns == "last":
+        assistants = assistants[-1:]
+    chosen = {
+        number for number in assistants if (flags[number] if train_turns == "marked" else flags[number] is not False)
+    }
+    if not chosen:
+        reasons = {
+            "all": "flags switch every assistant turn off",
+            "last": "a flag switches the last assistant turn off",
+            "marked": "no flag marks an assistant turn, and --train-turns is marked",
+        }
+        raise RejectedLine(NOTHING_TO_TRAIN, reasons[train_turns])
+    return tuple(number in chosen for number in range(len(turns)))
+
+
+def _other_keys(document: dict[str, Any], key: str) -> Iterator[str]:
+    """Names of the keys that mean nothing here, one per place where they stand."""
+    yield from document.keys() - TOP_LEVEL_KEYS
+    known = TURN_KEYS.union(_FORMS[key][:2])
+    for message in document[key]:
+        yield from message.keys() - known
 
 
 def _turns(messages: Any, key: str, role_key: str, content_key: str, roles: dict[str, Role]) -> tuple[Turn, ...]:
     if not isinstance(messages, list):
-        raise RejectedLine("wrong type", f"'{key}' is a {_json_type(messages)}, not a list")
+        raise RejectedLine("wrong type", f"'{key}' is a {json_type(messages)}, not a list")
     if not messages:
         raise RejectedLine("empty conversation", f"'{key}' is empty")
     turns = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict):
-            raise RejectedLine("wrong type", f"message {number} is a {_json_type(message)}, not an object")
+            raise RejectedLine("wrong type", f"message {number} is a {json_type(message)}, not an object")
         role = roles.get(_text(message, role_key, number))
         if role is None:
-            raise RejectedLine("unknown role", f"message {number} has the unknown role {_shorten(message[role_key])}")
+            raise RejectedLine("unknown role", f"message {number} has the unknown role {shorten(message[role_key])}")
+        check_unsupported(message, message.keys() & UNSUPPORTED.keys(), f"of message {number}")
         turns.append(Turn(role, _text(message, content_key, number)))
     return tuple(turns)
 
@@ -132,99 +173,7 @@ def _text(message: dict[str, Any], key: str, number: int) -> str:
         raise RejectedLine("missing key", f"message {number} has no '{key}'")
     value = message[key]
     if not isinstance(value, str):
-        raise RejectedLine("wrong type", f"'{key}' of message {number} is a {_json_type(value)}, not a string")
+        raise RejectedLine("wrong type", f"'{key}' of message {number} is a {json_type(value)}, not a string")
     if not value:
         raise RejectedLine("empty content", f"'{key}' of message {number} is empty")
     return value
-
-
-def _parse_json(line: bytes) -> Any:
-    if len(line) > MAX_LINE_BYTES:
-        raise RejectedLine(LINE_TOO_LONG, f"longer than {MAX_LINE_BYTES} bytes")
-    if line.startswith(b"\xef\xbb\xbf"):
-        raise RejectedLine(BYTE_ORDER_MARK, "starts with a byte order mark")
-    try:
-        document = _DECODER.decode(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise RejectedLine(INVALID_UTF8, "starts with the byte order mark of UTF-16; convert it to UTF-8") from None
-        raise RejectedLine(INVALID_UTF8, f"invalid UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise RejectedLine(INVALID_JSON, f"invalid JSON: {error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise RejectedLine("nested too deeply", f"nested deeper than {MAX_DEPTH}") from None
-    # Both checks walk the whole document, so they run only where the bytes leave room for a fault.
-    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_deeper(document, MAX_DEPTH):
-        raise RejectedLine("nested too deeply", f"nested deeper than {MAX_DEPTH}")
-    if (b"\\ud" in line or b"\\uD" in line) and _has_lone_surrogate(document):
-        raise RejectedLine("lone surrogate", "a lone surrogate, which is no character")
-    return document
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise RejectedLine("duplicate key", f"the key {_shorten(twice)} stands twice")
-    return document
-
-
-def _no_constant(name: str) -> Any:
-    raise RejectedLine(INVALID_JSON, f"invalid JSON: {name} is no JSON number")
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_NUMBER_DIGITS:
-        raise RejectedLine("number out of range", f"a number of more than {MAX_NUMBER_DIGITS} digits")
-    return int(digits)
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if value in (float("inf"), float("-inf")):
-        raise RejectedLine("number out of range", f"the number {_shorten(digits)} is out of range")
-    return value
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_int=_integer, parse_float=_finite
-)
-
-
-def _is_deeper(document: Any, limit: int) -> bool:
-    level = [document]
-    for _ in range(limit + 1):
-        level = [value for value in level if isinstance(value, (dict, list))]
-        if not level:
-            return False
-        level = [child for value in level for child in (value.values() if isinstance(value, dict) else value)]
-    return True
-
-
-def _has_lone_surrogate(document: Any) -> bool:
-    pending = [document]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, str):
-            if _LONE_SURROGATE.search(value):
-                return True
-        elif isinstance(value, dict):
-            pending += value.keys()
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
-    return False
-
-
-def _json_type(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    names: dict[type, str] = {dict: "object", list: "list", str: "string"}
-    return names.get(type(value), "number")
-
-
-def _shorten(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "...")

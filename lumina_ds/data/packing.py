@@ -31,6 +31,10 @@ DOCUMENTS_PER_BLOCK = 65_536
 _ROWS_PER_PART = 65_536
 
 
+# (documents, starts, lengths) of segments -> bool [segments]: does a token beyond the first count as a label?
+HasLabels = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
 class Segment(NamedTuple):
     """Tokens start .. start+length-1 of one document."""
 
@@ -46,6 +50,7 @@ class PackingPlan:
     Where the plan was read from a file, the arrays are views of it, and all but `documents` are int32.
 
     num_dropped: documents that no row holds, being overlong. num_truncated: documents that lost their end.
+    num_without_labels: pieces of documents that no row holds because nothing in them would be trained.
     """
 
     seq_length: int
@@ -55,6 +60,7 @@ class PackingPlan:
     lengths: np.ndarray  # [segments] int64
     num_dropped: int
     num_truncated: int
+    num_without_labels: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -68,6 +74,9 @@ class PackingPlan:
     def describe_losses(self, num_tokens: int) -> str | None:
         """One sentence on what `truncate` or `drop` takes away from a folder of `num_tokens`; None for nothing."""
         lost = 1 - float(self.lengths.sum()) / max(1, num_tokens)
+        if self.num_without_labels:
+            pieces = counted(self.num_without_labels, "piece")
+            return f"{pieces} without a label token left out, {lost:.1%} of the tokens: they would train nothing"
         if not self.num_truncated and not self.num_dropped:
             return None
         return (
@@ -96,21 +105,25 @@ def pack(
     seq_length: int,
     mode: Packing = "best_fit",
     overlong: Overlong = "truncate",
+    has_labels: HasLabels | None = None,
 ) -> PackingPlan:
     """Plan rows of `seq_length` tokens.
 
     lengths: tokens of each document. first_trained: position of its first trained token; a document whose
     first seq_length tokens hold no trained one is dropped rather than truncated to nothing to learn.
+    has_labels: tells segments with a label token from those without, which then stand in no row of their own: a
+    step on such a row would train nothing and report a loss of 0.
     `overlong` says what happens to documents longer than a row; `concat` cuts at row ends and ignores it.
     """
     assert mode in get_args(Packing) and overlong in get_args(Overlong) and seq_length >= 2
+    labels = _Labels(lengths, has_labels)
     if mode == "concat":
-        return _plan(_concat_parts(lengths, seq_length), seq_length, num_dropped=0, num_truncated=0)
+        return _plan(map(labels.with_labels, _concat_parts(lengths, seq_length)), seq_length, 0, 0, labels)
     too_long = lengths > seq_length
     dropped = too_long & (first_trained >= seq_length) if overlong == "truncate" else too_long & (overlong == "drop")
     num_truncated = int((too_long & ~dropped).sum()) if overlong == "truncate" else 0
-    parts = _document_parts(lengths, ~dropped, seq_length, mode, overlong)
-    return _plan(parts, seq_length, int(dropped.sum()), num_truncated)
+    parts = _document_parts(lengths, ~dropped, seq_length, mode, overlong, labels)
+    return _plan(parts, seq_length, int(dropped.sum()), num_truncated, labels)
 
 
 class _Part(NamedTuple):
@@ -122,12 +135,45 @@ class _Part(NamedTuple):
     lengths: np.ndarray
 
 
+class _Labels:
+    """Leaves out what holds no label token, and counts it."""
+
+    def __init__(self, lengths: np.ndarray, has_labels: HasLabels | None) -> None:
+        self._lengths = lengths
+        self._has_labels = has_labels
+        self.num_left_out = 0
+
+    def of(self, documents: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """bool [segments]. Whole documents have labels: a conversation without any is refused before."""
+        found = np.ones(len(documents), bool)
+        partial = np.flatnonzero(sizes < self._lengths[documents])
+        if self._has_labels is not None and len(partial):
+            found[partial] = self._has_labels(documents[partial], starts[partial], sizes[partial])
+        return found
+
+    def with_labels(self, part: _Part) -> _Part:
+        """The rows of `part` in which some segment has a label."""
+        row_of_segment = np.repeat(np.arange(len(part.row_sizes)), part.row_sizes)
+        whole = part.lengths == self._lengths[part.documents]
+        kept = np.bincount(row_of_segment, whole, len(part.row_sizes)) > 0
+        open_rows = np.flatnonzero(~kept[row_of_segment])
+        found = self.of(part.documents[open_rows], part.starts[open_rows], part.lengths[open_rows])
+        kept |= np.bincount(row_of_segment[open_rows], found, len(part.row_sizes)) > 0
+        self.num_left_out += int(part.row_sizes[~kept].sum())
+        segments = kept[row_of_segment]
+        return _Part(part.row_sizes[kept], part.documents[segments], part.starts[segments], part.lengths[segments])
+
+
 def _document_parts(
-    lengths: np.ndarray, kept: np.ndarray, seq_length: int, mode: Packing, overlong: Overlong
+    lengths: np.ndarray, kept: np.ndarray, seq_length: int, mode: Packing, overlong: Overlong, labels: _Labels
 ) -> Iterator[_Part]:
     for begin in range(0, len(lengths), DOCUMENTS_PER_BLOCK):
         documents = begin + np.flatnonzero(kept[begin : begin + DOCUMENTS_PER_BLOCK])
         documents, starts, sizes = _pieces(documents, lengths[documents], seq_length, overlong)
+        if overlong == "split":
+            found = labels.of(documents, starts, sizes)
+            labels.num_left_out += int((~found).sum())
+            documents, starts, sizes = documents[found], starts[found], sizes[found]
         if mode == "none":
             yield _Part(np.ones(len(documents), np.int64), documents, starts, sizes)
             continue
@@ -254,9 +300,13 @@ def _concat_part(rows: np.ndarray, lengths: np.ndarray) -> _Part:
     return _Part(counts, documents, starts, sizes)
 
 
-def _plan(parts: Iterable[_Part], seq_length: int, num_dropped: int, num_truncated: int) -> PackingPlan:
+def _plan(
+    parts: Iterable[_Part], seq_length: int, num_dropped: int, num_truncated: int, labels: _Labels
+) -> PackingPlan:
     empty = np.zeros(0, np.int64)
     columns = zip(_Part(empty, empty, empty, empty), *parts, strict=True)
     sizes, documents, starts, lengths = (np.concatenate(column).astype(np.int64, copy=False) for column in columns)
     row_offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64, copy=False)
-    return PackingPlan(seq_length, row_offsets, documents, starts, lengths, num_dropped, num_truncated)
+    return PackingPlan(
+        seq_length, row_offsets, documents, starts, lengths, num_dropped, num_truncated, labels.num_left_out
+    )

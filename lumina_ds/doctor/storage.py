@@ -13,7 +13,9 @@ from pathlib import Path
 
 from lumina_ds.doctor.devices import gpus
 from lumina_ds.doctor.finding import Finding, Surroundings
-from lumina_ds.engine.world import free_port, launched_world
+from lumina_ds.engine.launchers import read_launch
+from lumina_ds.engine.world import free_port
+from lumina_ds.errors import MachineError
 from lumina_ds.text import GIB, counted, format_bytes
 
 _STALE_SECONDS = 600
@@ -125,13 +127,12 @@ def host_name(around: Surroundings) -> Finding:
 def launcher_variables(around: Surroundings) -> Finding:
     """Variables left in a shell make a run believe that a launcher started it."""
     try:
-        world = launched_world(around.environment)
-    except ValueError:
-        return Finding(
-            "launcher variables", "fault", "RANK or WORLD_SIZE is no number", "unset RANK LOCAL_RANK WORLD_SIZE"
-        )
-    if world is not None:
-        says = f"set: a run started here takes itself for rank {world[0]} of {world[2]}"
+        launch = read_launch(around.environment)
+    except MachineError as error:
+        says, _, remedy = str(error).rpartition("; ")
+        return Finding("launcher variables", "fault", says, remedy)
+    if launch is not None:
+        says = f"set: a run started here takes itself for rank {launch.rank} of {launch.size}"
         remedy = "fine below srun, mpirun or torchrun; else unset RANK LOCAL_RANK WORLD_SIZE"
         return Finding("launcher variables", "warning", says, remedy)
     return Finding("launcher variables", "ok", "none set")

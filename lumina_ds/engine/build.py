@@ -96,7 +96,8 @@ def build_engine(
 def release(engine: Any) -> None:
     """Destroy an engine and give its memory back, on the device too, even where something still refers to it.
 
-    DeepSpeed's destroy() leaves parameters, gradients and moments to whoever holds the engine, in cycles.
+    DeepSpeed's destroy() leaves parameters, gradients and moments to whoever holds the engine, in cycles. At ZeRO-3 the
+    parameters stay alive all the same: something besides the engine holds them, as it did without this function.
     """
     engine.destroy()
     engine.__dict__.clear()

@@ -34,13 +34,15 @@ _LOOPBACK = ("127.", "::1", "localhost")
 
 @dataclass(frozen=True)
 class Arrival:
-    """What a rank says of itself. `address` is the one by which it reaches rank 0; `port` is open for other hosts."""
+    """What a rank says of itself. `address` is the one by which it reaches rank 0; `port` is open for other hosts; `card`
+    is the identity of its GPU, empty on a CPU."""
 
     rank: int
     host: str
     address: str
     port: int
     versions: dict[str, str]
+    card: str = ""
 
     @property
     def place(self) -> tuple[str, str]:
@@ -48,7 +50,7 @@ class Arrival:
         return self.host, self.address
 
 
-def meet(rank: int, size: int, seconds: float = RENDEZVOUS_SECONDS) -> Store:
+def meet(rank: int, size: int, seconds: float = RENDEZVOUS_SECONDS, card: str = "") -> Store:
     """Wait at MASTER_ADDR:MASTER_PORT until all `size` ranks are there; the store they met at. A collective.
 
     On several hosts it also chooses GLOO_SOCKET_IFNAME where the host's own name leads nowhere (Debian's 127.0.1.1).
@@ -66,7 +68,7 @@ def meet(rank: int, size: int, seconds: float = RENDEZVOUS_SECONDS) -> Store:
         address = _reach(rank, master, port, deadline, seconds)
         store = _open_store(rank, size, master, port, seconds)
     with _listener() as listener:
-        own = Arrival(rank, socket.gethostname(), address, listener.getsockname()[1], _versions())
+        own = Arrival(rank, socket.gethostname(), address, listener.getsockname()[1], _versions(), card)
         store.set(f"arrival/{rank}", json.dumps(asdict(own)))
         try:
             faults, heads = _judge(store, size, deadline, seconds) if rank == 0 else _hear(store, own, seconds)
@@ -145,7 +147,7 @@ def _judge(store: Store, size: int, deadline: float, seconds: float) -> tuple[li
         ]
     else:
         store.set("heads", json.dumps([asdict(head) for head in heads]))
-        faults = [*_differences(arrivals), *_unreached(heads[0], heads)]
+        faults = [*_differences(arrivals), *_card_faults(arrivals), *_unreached(heads[0], heads)]
         for head in heads[1:]:
             faults += json.loads(store.get(f"reached/{head.rank}"))
     store.set("verdict", json.dumps(faults))
@@ -214,6 +216,21 @@ def _differences(arrivals: Sequence[Arrival]) -> list[str]:
             faults.append(f"{there.host} has {found}, but rank 0's host {first.host} has {wanted}")
     # Once a host, not once a rank.
     return [f"{fault}; install the same versions" for fault in dict.fromkeys(faults)]
+
+
+def _card_faults(arrivals: Sequence[Arrival]) -> Iterator[str]:
+    """NCCL refuses two ranks on one GPU, in words of its own and not on every rank; ranks without one use gloo."""
+    without = [there.rank for there in arrivals if not there.card]
+    if 0 < len(without) < len(arrivals):
+        hosts = ", ".join(dict.fromkeys(there.host for there in arrivals if not there.card))
+        yield f"{_ranks(without)} on {hosts} see no GPU, and the others do; check CUDA_VISIBLE_DEVICES and the driver there"
+    ranks: dict[tuple[str, str, str], list[int]] = {}
+    for there in arrivals:
+        if there.card:
+            ranks.setdefault((*there.place, there.card), []).append(there.rank)
+    for (host, _, card), together in ranks.items():
+        if len(together) > 1:
+            yield f"{_ranks(together)} on {host} have the same GPU {card}; start one rank per visible GPU"
 
 
 def _versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from argparse import Namespace
 from collections.abc import MutableMapping
 
 import torch
@@ -25,6 +26,21 @@ def name_accelerator(environment: MutableMapping[str, str], device: str | None =
 
 def planned_resources(arguments: list[str]) -> dict[str, list[int]]:
     """Slots by host, through the functions of deepspeed/launcher/runner.py that the runner itself uses."""
+    return _read(arguments)[1]
+
+
+def local_slots(arguments: list[str]) -> tuple[list[int] | None, bool]:
+    """(slots that this host's ranks get, whether the arguments name slots); None where ssh or another launcher starts
+    the ranks, this host's too."""
+    parsed, hosts = _read(arguments)
+    by_number = ":" in parsed.include + parsed.exclude
+    if not parsed.no_ssh and (parsed.force_multi or len(hosts) > 1):
+        return None, by_number
+    node = parsed.node_rank if parsed.no_ssh else 0
+    return (list(hosts.values())[node] if 0 <= node < len(hosts) else []), by_number
+
+
+def _read(arguments: list[str]) -> tuple[Namespace, dict[str, list[int]]]:
     name_accelerator(os.environ)
     from deepspeed.launcher import runner
 
@@ -34,7 +50,7 @@ def planned_resources(arguments: list[str]) -> dict[str, list[int]]:
             parsed = runner.parse_args([*arguments, "train.py"])
         pool = _hosts(parsed.hostfile, explicit=any(word.startswith(("--hostfile", "-H")) for word in arguments))
         active = runner.parse_inclusion_exclusion(pool, parsed.include, parsed.exclude)
-        return runner.apply_num_nodes_and_gpus(active, parsed.num_nodes, parsed.num_gpus)
+        return parsed, runner.apply_num_nodes_and_gpus(active, parsed.num_nodes, parsed.num_gpus)
     except (ValueError, SystemExit) as error:
         # argparse prints its usage and, in the last line, the reason.
         reason = str(error) if isinstance(error, ValueError) else complaint.getvalue().strip().rpartition("error: ")[2]
@@ -63,8 +79,13 @@ def num_local_devices() -> int:
 
 
 def num_local_gpus() -> int:
-    """GPUs of this machine."""
+    """GPUs of this machine that the environment lets this process see."""
     return torch.cuda.device_count()
+
+
+def is_amd() -> bool:
+    """Whether this PyTorch drives AMD's GPUs."""
+    return torch.version.hip is not None
 
 
 def compatible_ops() -> dict[str, bool]:

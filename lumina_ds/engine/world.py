@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from lumina_ds.data.loader import RowShare
+from lumina_ds.engine.cards import device_index, obey_cards
 from lumina_ds.engine.deepspeed.shared_memory_op import skip_shared_memory_op
+from lumina_ds.engine.launchers import Launch, drop_stale_variables, read_launch
 from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, meet
 from lumina_ds.errors import LuminaError, MachineError
 
@@ -27,19 +29,11 @@ DEEPSPEED_VERSION = "0.19.8"
 
 T = TypeVar("T")
 
-# (rank, local rank, world size, what else must be set) as the launchers spell them: deepspeed and torchrun, Open
-# MPI, SLURM. A plain sbatch shell has a SLURM_PROCID too; only srun's tasks belong to a step.
-LAUNCHERS = (
-    ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_ID"),
-)
-
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks of the run. `device` is cuda or cpu; neighbouring ranks share rows when
-    `sequence_parallel_size` is above 1."""
+    """This process among the ranks of the run. `device` is cuda or cpu, and `local_rank` numbers the card among those
+    that this process sees; neighbouring ranks share rows when `sequence_parallel_size` is above 1."""
 
     rank: int
     local_rank: int
@@ -58,15 +52,6 @@ class World:
         import torch
 
         return torch.device("cuda", self.local_rank) if self.device == "cuda" else torch.device("cpu")
-
-
-def launched_world(environment: Mapping[str, str]) -> tuple[int, int, int] | None:
-    """Rank, local rank and world size from a launcher's environment, or None when started by hand."""
-    for names in LAUNCHERS:
-        if all(name in environment for name in names):
-            rank, local_rank, size = (int(environment[name]) for name in names[:3])
-            return rank, local_rank, size
-    return None
 
 
 def check_deepspeed_version() -> None:
@@ -88,8 +73,9 @@ def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float
     `rendezvous_seconds` limits the wait for missing ranks and hosts, `timeout_minutes` each collective after that.
     """
     check_deepspeed_version()
-    rank, local_rank, size = launched_world(os.environ) or (0, 0, 1)
-    _complete_environment(rank, local_rank, size)
+    launch = read_launch(os.environ) or Launch("nobody", 0, 0, 1, local_size=1)
+    rank, local_rank, size = launch.rank, launch.local_rank, launch.size
+    obey_cards(os.environ)
 
     import torch
 
@@ -97,15 +83,18 @@ def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float
 
     name_accelerator(os.environ)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    card = ""
     if device == "cuda":
+        local_rank = device_index(launch, torch.cuda.device_count())
+        card = str(torch.cuda.get_device_properties(local_rank).uuid)
         torch.cuda.set_device(local_rank)
     else:
         from lumina_ds.model.cpu_products import prefer_onednn
 
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_size)))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // (launch.local_size or size)))
         prefer_onednn()
+    _complete_environment(launch, local_rank)
 
     import deepspeed
 
@@ -119,7 +108,7 @@ def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float
         # DeepSpeed takes a group that is there already as it is (deepspeed/comm/comm.py, init_distributed).
         torch.distributed.init_process_group(
             backend,
-            store=meet(rank, size, rendezvous_seconds),
+            store=meet(rank, size, rendezvous_seconds, card),
             rank=rank,
             world_size=size,
             timeout=timeout,
@@ -200,17 +189,21 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _complete_environment(rank: int, local_rank: int, size: int) -> None:
-    defaults = {"RANK": str(rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(size)}
+def _complete_environment(launch: Launch, local_rank: int) -> None:
+    """Tell DeepSpeed and torch what the launcher said, by their names; a variable left over says otherwise."""
+    drop_stale_variables(os.environ, launch.launcher)
+    size = launch.size
+    os.environ |= {"RANK": str(launch.rank), "LOCAL_RANK": str(local_rank), "WORLD_SIZE": str(size)}
+    if launch.local_size is not None:
+        os.environ["LOCAL_WORLD_SIZE"] = str(launch.local_size)
     if size == 1:
-        defaults |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(free_port()))):
+            os.environ[name] = os.environ.get(name) or value
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise MachineError(
-            f"{size} ranks were started without {' and '.join(missing)}; export the address and a free port of "
-            "rank 0's host before mpirun or srun"
+            f"{size} ranks were started by {launch.launcher} without {' and '.join(missing)}; export the address and a "
+            "free port of rank 0's host before mpirun or srun, and unset RANK and WORLD_SIZE where nothing was started"
         )
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions_folder()))
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lumina_ds.data.conversation import RejectedLine, Turn, is_blank, parse_object, read_turns, split_lines
+from lumina_ds.data.conversation import Turn, is_blank, read_turns, split_lines
+from lumina_ds.data.strict_json import RejectedLine, parse_object
 from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.generate.chat import stream_reply
 from lumina_ds.generate.load import LoadedModel

@@ -96,5 +96,5 @@ def is_per_layer(value: Any) -> bool:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
+    """exp(loss), infinite where that overflows; NaN of NaN."""
+    return math.inf if loss >= 700 else math.exp(loss)

@@ -39,15 +39,15 @@ class StepRecord:
         "passes over the rows", lambda step: step.epoch, in_csv=True, figure="epoch {:.2f}".format
     )
     loss: float | None = _entry(
-        "mean loss of the trained tokens",
-        lambda step: step.outcome.loss,
+        "mean loss of the label tokens; null in a step without one",
+        lambda step: _loss(step),
         "nats per token",
         in_csv=True,
         figure="loss {:.4f}".format,
         plot=Plot("Training loss", section="loss", from_zero=False, may_be_log=True, drawn="always"),
     )
     perplexity: float | None = _entry(
-        "exp(loss)", lambda step: perplexity(step.outcome.loss), in_csv=True, figure="PPL {:.2f}".format
+        "exp(loss)", lambda step: perplexity(_loss(step)), in_csv=True, figure="PPL {:.2f}".format
     )
     learning_rate: float | None = _entry(
         "rate of the step",
@@ -262,6 +262,11 @@ def step_of(values: Any) -> int | None:
     """The step that a line's JSON value is about; None where it is no record of a run."""
     step = values.get("step") if isinstance(values, dict) else None
     return step if type(step) is int and 0 <= step < _MAX_STEP else None
+
+
+def _loss(step: StepFacts) -> float:
+    """NaN where no token was a label: the mean of nothing is not 0, which would look like a perfect step."""
+    return step.outcome.loss if step.counts.trained_tokens else math.nan
 
 
 def _can_overflow(step: StepFacts) -> bool:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import IO
@@ -49,6 +51,7 @@ def complete_runner_arguments(given: list[str]) -> list[str]:
     """The user's arguments, with what they leave open: all local devices, a free port, no chatter.
 
     A port is chosen for one machine only; several must agree on theirs, so they keep --master_port or its default.
+    Raises MachineError where the ranks of this host could not have the GPUs that they would be started for.
     """
     from lumina_ds.engine.resources import num_local_devices, planned_resources
     from lumina_ds.engine.world import free_port
@@ -57,6 +60,7 @@ def complete_runner_arguments(given: list[str]) -> list[str]:
     arguments = list(given)
     if not names & PLACEMENT:
         arguments = ["--num_gpus", str(num_local_devices()), *arguments]
+    cards_here(arguments)
     if (
         "--master_port" not in names
         and len(planned_resources(arguments)) == 1
@@ -66,6 +70,19 @@ def complete_runner_arguments(given: list[str]) -> list[str]:
     if not names & {"--quiet", "-q", "--log_level"}:
         arguments = ["--quiet", *arguments]
     return arguments
+
+
+def cards_here(arguments: list[str]) -> list[str]:
+    """The GPU of each rank of this host by its name in CUDA_VISIBLE_DEVICES; [] on a CPU, or where ssh starts them."""
+    from lumina_ds.engine.cards import check_reach, choose_cards
+    from lumina_ds.engine.resources import is_amd, local_slots, num_local_gpus
+
+    slots, by_number = local_slots(arguments)
+    if slots is None and num_local_gpus():
+        check_reach(os.environ, is_amd())
+    if not slots:
+        return []
+    return choose_cards(os.environ, num_local_gpus(), slots, by_number, is_amd())
 
 
 def planned_world_size(arguments: list[str]) -> int:
@@ -84,12 +101,24 @@ def runner_command(runner: list[str], arguments: list[str], module: str = TRAINI
 
 
 def rank_environment() -> dict[str, str]:
-    """Ours, with DeepSpeed's accelerator by name."""
-    from lumina_ds.engine.resources import name_accelerator
+    """Ours, with DeepSpeed's accelerator by name, the choice of GPUs for the ranks, and nothing of another launcher."""
+    from lumina_ds.engine.cards import carry_cards
+    from lumina_ds.engine.launchers import drop_stale_variables
+    from lumina_ds.engine.resources import is_amd, name_accelerator
 
     environment = dict(os.environ)
     name_accelerator(environment)
+    drop_stale_variables(environment, None)
+    carry_cards(environment, is_amd())
     return environment
+
+
+def shown_command(command: list[str], environment: Mapping[str, str]) -> str:
+    """A line of `runner_command` for a shell, with the variable that says which GPUs its slots stand for."""
+    from lumina_ds.engine.cards import CARDS
+
+    cards = [f"{CARDS}={shlex.quote(environment[CARDS])}"] if CARDS in environment else []
+    return " ".join([*cards, "deepspeed", shlex.join(command[3:])])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ a run that diverged, and a stop that was asked for.
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 import time
 import uuid
@@ -34,7 +33,7 @@ from lumina_ds.errors import (
 from lumina_ds.monitor.reading import last_step
 from lumina_ds.monitor.writers import append_record
 from lumina_ds.plan.batch import next_smaller, with_batch
-from lumina_ds.ranks.runner import Ended, Signals, marked_processes, run_until_done, wait_for_ranks
+from lumina_ds.ranks.runner import Ended, Signals, marked_processes, run_until_done, shown_command, wait_for_ranks
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.watch.heartbeat import Beat, beat_path, cause_of_end, read_beats, tells_of_another_end
 from lumina_ds.train.watch.orphans import START_MARK
@@ -132,7 +131,7 @@ class _Batch:
 
 def _start(command: list[str], environment: dict[str, str], signals: Signals) -> Ended:
     """One start of the ranks, until none of its processes is left."""
-    click.echo("+ " + shlex.join(["deepspeed", *command[3:]]), err=True)
+    click.echo(f"+ {shown_command(command, environment)}", err=True)
     mark = uuid.uuid4().hex
     started = time.time()
     try:

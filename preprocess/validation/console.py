@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lumina_ds.report.data.distribution import Bin, Distribution
+from preprocess.quarantine import describe_other_keys
 from preprocess.validation.findings import Findings, RuleCount
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def _totals(findings: Findings) -> Iterator[tuple[str, str]]:
     yield "conversations", f"{findings.conversations:,} of {findings.lines:,} lines; {refused:,} refused"
     yield "turns", ", ".join(f"{count:,} {role}" for role, count in findings.turns_by_role.most_common())
     yield "characters", f"{findings.characters.sum:,}; {findings.assistant_share:.1%} by assistants"
+    if findings.other_keys:
+        yield "other keys", describe_other_keys(findings.other_keys)
     if findings.tokens:
         yield "tokens", f"{findings.tokens.sum:,}; {findings.trained_share:.1%} trained"
     if loss := findings.row_loss:

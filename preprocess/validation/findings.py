@@ -75,6 +75,7 @@ class Findings:
     trained_tokens: int = 0
     row_loss: RowLoss | None = None  # at seq_length
     repeats: list[Repeat] = field(default_factory=list)
+    other_keys: Counter[str] = field(default_factory=Counter)  # places of keys that mean nothing here
 
     @property
     def lines(self) -> int:
@@ -144,6 +145,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
             {"count": repeat.times, "places": [findings.place(place) for place in repeat.places]}
             for repeat in findings.repeats
         ],
+        "other_keys": dict(findings.other_keys.most_common()),
         "turns_by_role": dict(findings.turns_by_role),
         "characters_by_role": dict(findings.characters_by_role),
         "characters": findings.characters.summary(),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_ds.data.conversation import Turn
+from lumina_ds.data.conversation import TrainTurns, Turn
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from lumina_ds.report.data.distribution import Distribution
@@ -46,6 +46,7 @@ def validate_files(
     seq_length: int | None = None,
     *,
     num_examples: int = NUM_EXAMPLES,
+    train_turns: TrainTurns = "all",
     on_progress: Progress | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Findings:
@@ -57,7 +58,7 @@ def validate_files(
     files = resolve_inputs(patterns)
     tokenizer = Tokenizer.load(tokenizer_path) if tokenizer_path is not None else None
     with DuplicateFinder() as duplicates:
-        run = _Validation(tokenizer, seq_length, num_examples, duplicates)
+        run = _Validation(tokenizer, seq_length, num_examples, duplicates, train_turns)
         for file in files:
             run.begin(file.name)
             for block in file.blocks(block_bytes):
@@ -74,12 +75,18 @@ class _Validation:
     """The pass over the inputs: what was found so far."""
 
     def __init__(
-        self, tokenizer: Tokenizer | None, seq_length: int | None, num_examples: int, duplicates: DuplicateFinder
+        self,
+        tokenizer: Tokenizer | None,
+        seq_length: int | None,
+        num_examples: int,
+        duplicates: DuplicateFinder,
+        train_turns: TrainTurns,
     ) -> None:
         self._tokenizer = tokenizer
         self._seq_length = seq_length
         self._num_examples = num_examples
         self._duplicates = duplicates
+        self._train_turns = train_turns
         self.findings = Findings(str(tokenizer.path) if tokenizer else None, seq_length)
         if tokenizer:
             self.findings.tokens, self.findings.trained_percent = Distribution(), Distribution()
@@ -94,9 +101,10 @@ class _Validation:
         """Count the breaches of every line, and measure those that can be used."""
         count = self.findings.inputs[-1]
         rejections: list[Rejection] = []
-        conversations = read_conversations(block, rejections)
+        conversations = read_conversations(block, rejections, train_turns=self._train_turns)
         count.lines += conversations.num_conversations + len(rejections)
         count.conversations += conversations.num_conversations
+        self.findings.other_keys.update(conversations.other_keys)
         for rejection in rejections:
             shown = _line_excerpt(block.data, rejection.byte_offset - block.byte_offset)
             self._count(rejection.rule, rejection.line, rejection.reason, shown)

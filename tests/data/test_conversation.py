@@ -7,14 +7,13 @@ import json
 import pytest
 
 from lumina_ds.data.conversation import (
-    MAX_LINE_BYTES,
     Conversation,
-    RejectedLine,
     Turn,
     is_blank,
     parse_conversation,
     split_lines,
 )
+from lumina_ds.data.strict_json import MAX_LINE_BYTES, RejectedLine
 
 
 def line(*turns: tuple[str, object], key: str = "messages", names: tuple[str, str] = ("role", "content")) -> bytes:

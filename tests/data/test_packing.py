@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -120,3 +122,24 @@ def test_concat_by_row_equals_concat_by_document(rows_per_part: int, monkeypatch
         seq_length, longest = int(generator.integers(2, 12)), int(generator.integers(1, 30))
         lengths = generator.integers(1, longest + 1, trial % 20).tolist()
         assert rows(plan(lengths, seq_length, mode="concat")) == concat_by_document(lengths, seq_length)
+
+
+def labels_at(*positions: tuple[int, int]) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """Labels stand at these (document, position) alone."""
+
+    def has_labels(documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        segments = zip(documents, starts, lengths, strict=True)
+        return np.array([any(d == document and s < at < s + n for d, at in positions) for document, s, n in segments])
+
+    return has_labels
+
+
+def test_pieces_without_a_label_token_stand_in_no_row() -> None:
+    # pieces 0..4, 4..8, 8..11; position 4 is the first of the second piece, so it is a label in the first one only
+    lengths, first = np.array([12, 3]), np.array([4, 1])
+    split = pack(lengths, first, 5, overlong="split", has_labels=labels_at((0, 4), (0, 11)))
+    assert rows(split) == [[(0, 0, 5)], [(0, 8, 4)], [(1, 0, 3)]] and split.num_without_labels == 1
+    assert "1 piece without a label token left out" in (split.describe_losses(15) or "")
+    # a row of whole documents is never left out, and neither is a cut one beside a label
+    concat = pack(np.array([3, 12, 2]), np.array([1, 10, 1]), 5, "concat", has_labels=labels_at((1, 10)))
+    assert rows(concat) == [[(0, 0, 3), (1, 0, 2)], [(1, 9, 3), (2, 0, 2)]] and concat.num_without_labels == 2

@@ -249,6 +249,7 @@ def test_a_host_name_that_does_not_resolve(around: Surroundings) -> None:
         ({}, "ok"),
         ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, "warning"),
         ({"RANK": "x", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, "fault"),
+        ({"RANK": "1"}, "fault"),
     ],
 )
 def test_launcher_variables(variables: dict[str, str], level: str) -> None:

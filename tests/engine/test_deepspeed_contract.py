@@ -232,15 +232,3 @@ def test_the_norm_is_taken_over_lists_of_gradients_and_parameters():
     source = inspect.getsource(norm)
     assert 'param_gradients = (g for g in gradients if not getattr(g, "_zero_padding", False))' in source
     assert "torch.linalg.vector_norm(g.data.to(get_norm_dtype()).detach()," in source
-
-
-def test_world_is_read_from_every_launcher():
-    read = world.launched_world
-    assert read({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}) == (3, 1, 4)
-    open_mpi = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
-    assert read(open_mpi) == (1, 1, 2)
-    batch = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
-    assert read(batch) is None  # a batch script, not a task that srun started
-    assert read(batch | {"SLURM_STEP_ID": "0"}) == (5, 1, 8)
-    assert read({"RANK": "0"}) is None
-    assert read({}) is None

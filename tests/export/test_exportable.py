@@ -13,6 +13,7 @@ from lumina_ds.config.schema import ModelConfig
 from lumina_ds.export.folder import export_model
 from lumina_ds.export.hugging_face import exportable
 from lumina_ds.export.start_folder import import_model
+from lumina_ds.model.init import initialize
 from lumina_ds.model.transformer import CausalLM
 
 SMALL = dict(vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
@@ -45,7 +46,9 @@ def test_train_warns_before_it_begins(corpus, capsys):
 def test_exported_and_imported_files_follow_the_umask(umask, corpus, tmp_path):
     model = ModelConfig(**EXPERTS, max_position_embeddings=64)
     (tmp_path / "ours").mkdir()
-    save_file(dict(CausalLM(model).named_parameters()), tmp_path / "ours/model.safetensors")
+    network = CausalLM(model)
+    initialize(network, model, seed=0)
+    save_file(dict(network.named_parameters()), tmp_path / "ours/model.safetensors")
     before = os.umask(umask)
     try:
         export_model(model, tmp_path / "ours", corpus.tokenizer, tmp_path / "out")

@@ -4,7 +4,9 @@ import csv
 import json
 import math
 import xml.etree.ElementTree as ET
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +88,17 @@ def test_a_metric_from_outside_is_recorded_and_drawn(run_ranks, corpus, tmp_path
     assert len(drawn.find("polyline").attrib["points"].split()) == 3
     assert f"Share of label tokens, step 3: {shares[2] * 100:.5g}" in [title.text for title in drawn.iter("title")]
     assert f"trained {shares[0]:.1%}" in (tmp_path / "rank-0.log").read_text()
+
+
+@pytest.mark.parametrize(("label_tokens", "loss", "perplexity"), [(4, 0.0, 1.0), (0, None, None)])
+def test_a_step_without_label_tokens_has_no_loss(tmp_path, label_tokens, loss, perplexity):
+    """A loss of 0 among tokens that were trained stays what it is."""
+    facts = SimpleNamespace(outcome=SimpleNamespace(loss=0.0), counts=SimpleNamespace(trained_tokens=label_tokens))
+    record = StepRecord(step=1, loss=METRICS["loss"].of(facts), perplexity=METRICS["perplexity"].of(facts))
+    with closing(MetricsWriter(tmp_path, 0)) as writer:
+        writer.write(record)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (line["loss"], line["perplexity"]) == (loss, perplexity)
 
 
 def test_a_taken_name_is_refused():

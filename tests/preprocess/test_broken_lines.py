@@ -137,6 +137,8 @@ def test_max_rejected_counts_them(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path.write_bytes(b"\n".join(line for line, _ in lines()))
     count = sum(len(texts) for texts in BROKEN.values())
     preprocess_files([str(path)], tokenizer.path, tmp_path / "out", Settings(seq_length=64), max_rejected=count)
-    with pytest.raises(DataError, match=f"{count} lines rejected, more than --max-rejected {count - 1}") as raised:
+    with pytest.raises(
+        DataError, match=rf"{count} of [\d,]+ lines rejected, more than --max-rejected {count - 1}"
+    ) as raised:
         preprocess_files([str(path)], tokenizer.path, tmp_path / "b", Settings(seq_length=64), max_rejected=count - 1)
     assert raised.value.exit_code == 3

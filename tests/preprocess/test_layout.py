@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -12,24 +13,38 @@ from lumina_ds.data.conversation import Conversation, Role, Turn
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from preprocess import layout
 from preprocess.layout import lay_out
-from preprocess.scan import Conversations
+from preprocess.scan import Conversations, read_conversations
+from preprocess.sources import Block
 
 ROLES: list[Role] = ["system", "user", "assistant"]
 
 
-def conversations(count: int) -> list[tuple[Turn, ...]]:
+def conversations(count: int) -> list[Conversation]:
     generator = random.Random(count)
     result = []
     for _ in range(count):
         roles = generator.choices(ROLES, k=generator.randint(0, 6))
         roles.insert(generator.randint(0, len(roles)), "assistant")
-        result.append(
-            tuple(
-                Turn(role, generator.choice(["the fox", " ", "a\n\u2581 b", "<|end|>", "dog " * 40, "\x00"]))
-                for role in roles
-            )
-        )
+        texts = ["the fox", " ", "a\n\u2581 b", "<|end|>", "dog " * 40, "\x00"]
+        trained = [role == "assistant" and generator.random() < 0.7 for role in roles]
+        trained[roles.index("assistant")] = True
+        turns = tuple(Turn(role, generator.choice(texts)) for role in roles)
+        result.append(Conversation(turns, tuple(trained)))
     return result
+
+
+def joined(made: list[Conversation]) -> Conversations:
+    """As lines, each turn with the flag that it needs."""
+    lines = [
+        json.dumps({
+            "messages": [
+                {"role": turn.role, "content": turn.content, "weight": int(trained)}
+                for turn, trained in zip(one.turns, one.trained, strict=True)
+            ]
+        }).encode()
+        for one in made
+    ]  # fmt: skip
+    return read_conversations(Block("s", 1, 0, b"\n".join(lines)), [])
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -43,8 +58,8 @@ def test_equals_the_template(
     if not has_bos:
         monkeypatch.setattr(tokenizer, "bos_id", None)
     made = conversations(count)
-    documents = lay_out(Conversations.join(made), tokenizer, np.uint16)
-    expected = encode_conversations([Conversation(turns) for turns in made], tokenizer)
+    documents = lay_out(joined(made), tokenizer, np.uint16)
+    expected = encode_conversations(made, tokenizer)
     assert documents.ids.dtype == np.uint16 and documents.mask.dtype == np.uint8
     assert documents.ids.tolist() == [token for ids, _ in expected for token in ids]
     assert documents.mask.tolist() == [value for _, mask in expected for value in mask]
@@ -55,7 +70,7 @@ def test_equals_the_template(
 def test_where_takes_whole_documents(tokenizer: Tokenizer) -> None:
     made = conversations(5)
     chosen = np.array([True, False, False, True, True])
-    some = lay_out(Conversations.join(made), tokenizer, np.uint16).where(chosen)
-    expected = lay_out(Conversations.join([made[0], made[3], made[4]]), tokenizer, np.uint16)
+    some = lay_out(joined(made), tokenizer, np.uint16).where(chosen)
+    expected = lay_out(joined([made[0], made[3], made[4]]), tokenizer, np.uint16)
     for column, other in zip(some, expected, strict=True):
         assert column.tolist() == other.tolist() and column.dtype == other.dtype

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lumina_ds.data import packing
+from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.packing import Overlong, Packing, Segment, pack
+from lumina_ds.data.shards.folder import ShardFolder, folder_faults
+from lumina_ds.data.shards.manifest import Settings
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from preprocess.pipeline import preprocess_files
 
 DOCUMENTS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 39)).map(lambda pair: (pair[0], min(pair[1], pair[0] - 1))), max_size=60)  # fmt: skip
 
@@ -79,3 +87,25 @@ def test_every_token_is_where_it_must_be(
             assert segments == [Segment(document, 0, seq_length)]
         else:
             assert segments == []
+
+
+@pytest.mark.parametrize("options", [{"overlong": "split"}, {"packing": "concat"}, {"overlong": "truncate"}])
+def test_every_row_has_a_label_token(options: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Long questions and short answers: most pieces of 16 tokens hold nothing to train."""
+    path = tmp_path / "questions.jsonl"
+    ask = [{"role": "user", "content": "the small brown fox " * 60}, {"role": "assistant", "content": "a dog"}]
+    turns = [ask, ask[1:], [*ask[1:], *ask]]
+    path.write_text("\n".join(json.dumps({"messages": one}) for one in turns * 5))
+    preprocess_files([str(path)], tokenizer.path, tmp_path / "out", Settings(seq_length=16, **options))
+    folder = ShardFolder.open(tmp_path / "out")
+    packed = PackedRows(folder, 16)
+    assert packed.num_rows and all(packed.collate([row]).num_trained_tokens for row in range(packed.num_rows))
+    # all label tokens are there, but for those that truncation takes
+    trained = packed.collate(list(range(packed.num_rows))).num_trained_tokens
+    assert trained == folder.manifest.totals.trained_tokens or options == {"overlong": "truncate"}
+    # a plan that is made later, from the shards, leaves the same out
+    expected = folder.packing(16)
+    later = folder.compute_packing(16)
+    assert later.num_without_labels == expected.num_without_labels
+    assert (expected.num_without_labels > 0) == (options != {"overlong": "truncate"})
+    assert later.starts.tolist() == expected.starts.tolist() and folder_faults(tmp_path / "out") == []

@@ -120,6 +120,7 @@ def run(inputs: list[str], tokenizer: Tokenizer, out: Path, disk: Disk, seal_eve
         preprocess_files(inputs, tokenizer.path, out, settings, block_bytes=BLOCK_BYTES)
 
 
+@pytest.mark.slow
 @settings(max_examples=18, deadline=None, derandomize=True)
 @given(deaths=DEATHS)
 def test_any_deaths(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lumina_ds.data.conversation import RejectedLine, is_blank, parse_conversation
+from lumina_ds.data.conversation import Conversation, TrainTurns, is_blank, parse_conversation
+from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.tokenizer.tokenizer import ROLES
 from preprocess import scan
 from preprocess.scan import Conversations, Rejection, read_conversations
@@ -29,16 +31,24 @@ TEXT = st.text(
 )
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 EXTRAS = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3))
+# Flags as they should be, and as they should not.
+FLAGS = {"weight": st.sampled_from([0, 1, 1.0, None, 2]), "train": st.booleans() | SCALARS, "masked": st.booleans()}
 MESSAGES = st.fixed_dictionaries(
     {
         "role": st.sampled_from(["user", "assistant", "ai", "bot", "system", "gpt", "narrator", 1]),
         "content": TEXT | SCALARS,
     },
-    optional={"name": EXTRAS, "n": EXTRAS},
+    optional={"name": EXTRAS, "n": EXTRAS, **FLAGS},
 )
-TURNS = st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "system", "users"]), "value": TEXT})
+TURNS = st.fixed_dictionaries(
+    {"from": st.sampled_from(["human", "gpt", "system", "users"]), "value": TEXT},
+    optional=FLAGS | {"tool_calls": EXTRAS},
+)
 DOCUMENTS = st.one_of(
-    st.fixed_dictionaries({"messages": st.lists(MESSAGES, max_size=4)}, optional={"id": EXTRAS, "x": EXTRAS}),
+    st.fixed_dictionaries(
+        {"messages": st.lists(MESSAGES, max_size=4)},
+        optional={"id": EXTRAS, "x": EXTRAS, "system": TEXT, "tools": EXTRAS},
+    ),
     st.fixed_dictionaries({"conversations": st.lists(TURNS, max_size=4)}, optional={"messages": EXTRAS, "y": EXTRAS}),
 )
 
@@ -52,24 +62,26 @@ def turns_of(found: Conversations) -> list[list[tuple[str, str]]]:
     return [turns[begin:end] for begin, end in pairwise(found.first_turns.tolist())]
 
 
-def strict(line: bytes) -> list[tuple[str, str]] | tuple[str, str] | None:
+def strict(line: bytes, train_turns: TrainTurns) -> Conversation | tuple[str, str] | None:
     if is_blank(line):
         return None
     try:
-        return [tuple(turn) for turn in parse_conversation(line).turns]
+        return parse_conversation(line, train_turns)
     except RejectedLine as fault:
         return fault.rule, fault.reason
 
 
-def check(lines: list[bytes]) -> None:
+def check(lines: list[bytes], train_turns: TrainTurns = "all") -> None:
     """Good lines around them, so that nothing of a refused line may stay behind."""
     lines = [GOOD, *(part for line in lines for part in (line, SHAREGPT))]
     rejections: list[Rejection] = []
-    found = read_conversations(Block("s", 5, 100, b"\n".join(lines)), rejections)
-    expected = [strict(line.removesuffix(b"\r")) for line in lines]
-    good = [number for number, outcome in enumerate(expected) if isinstance(outcome, list)]
-    assert turns_of(found) == [expected[number] for number in good]
-    assert found.lines.tolist() == [5 + number for number in good]
+    found = read_conversations(Block("s", 5, 100, b"\n".join(lines)), rejections, train_turns=train_turns)
+    expected = [strict(line.removesuffix(b"\r"), train_turns) for line in lines]
+    good = [(number, outcome) for number, outcome in enumerate(expected) if isinstance(outcome, Conversation)]
+    assert turns_of(found) == [[tuple(turn) for turn in outcome.turns] for _, outcome in good]
+    assert found.trained.tolist() == [trained for _, outcome in good for trained in outcome.trained]
+    assert found.other_keys == Counter(key for _, outcome in good for key in outcome.other_keys)
+    assert found.lines.tolist() == [5 + number for number, _ in good]
     starts = [100 + sum(len(line) + 1 for line in lines[:number]) for number in range(len(lines))]
     assert rejections == [
         Rejection("s", 5 + number, starts[number], *outcome)
@@ -89,9 +101,17 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("way")
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=BOTH_WAYS)
-@given(st.lists(DOCUMENTS, min_size=1, max_size=3), st.booleans(), st.sampled_from([None, (",", ":"), (" ,\t", " : ")]))
-def test_any_documents(documents: list[Any], ascii_only: bool, separators: tuple[str, str] | None) -> None:
-    check([json.dumps(one, ensure_ascii=ascii_only, separators=separators).encode() for one in documents])
+@given(
+    st.lists(DOCUMENTS, min_size=1, max_size=3),
+    st.booleans(),
+    st.sampled_from([None, (",", ":"), (" ,\t", " : ")]),
+    st.sampled_from(["all", "last", "marked"]),
+)
+def test_any_documents(
+    documents: list[Any], ascii_only: bool, separators: tuple[str, str] | None, train_turns: TrainTurns
+) -> None:
+    lines = [json.dumps(one, ensure_ascii=ascii_only, separators=separators).encode() for one in documents]
+    check(lines, train_turns)
 
 
 @pytest.mark.usefixtures("way")
@@ -147,6 +167,12 @@ def test_any_damage(data: st.DataObject) -> None:
 def test_single_lines(line: bytes) -> None:
     check([line])
     check([line, line])
+
+
+@pytest.mark.usefixtures("way")
+def test_more_names_of_keys_than_the_scanner_holds() -> None:
+    lines = [GOOD[:-1] + b', "key %d": 1, "id": 1}' % number for number in range(50)]
+    check([*lines, *lines])
 
 
 @pytest.mark.usefixtures("way")

@@ -34,6 +34,7 @@ from lumina_ds.data.packing import PackingPlan, pack
 from lumina_ds.data.shards.arrow_columns import numbers, numpy_dtype
 from lumina_ds.data.shards.manifest import (
     MANIFEST_FILE,
+    READING_WITH_LABELS,
     FileEntry,
     Manifest,
     ShardEntry,
@@ -170,13 +171,23 @@ class ShardFolder:
         return read_packing(path)
 
     def compute_packing(self, seq_length: int) -> PackingPlan:
-        """The plan for rows of `seq_length` tokens, from the lengths alone."""
+        """The plan for rows of `seq_length` tokens, from the lengths, and from the masks of what is cut."""
         settings = self.manifest.settings
         lengths = self.lengths
         overlong = np.flatnonzero(lengths > seq_length)
         first_trained = np.zeros(self.num_documents, np.int64)
         first_trained[overlong] = [int(self.document(index)[1].argmax()) for index in overlong.tolist()]
-        return pack(lengths, first_trained, seq_length, settings.packing, settings.overlong)
+        # A folder of an older version keeps the plan that it was made with.
+        has_labels = self.has_labels if self.manifest.reading >= READING_WITH_LABELS else None
+        return pack(lengths, first_trained, seq_length, settings.packing, settings.overlong, has_labels)
+
+    def has_labels(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """bool [segments]: whether a token after the first of each segment is trained; the first has no predecessor."""
+        found = np.zeros(len(documents), bool)
+        columns = (documents.tolist(), starts.tolist(), lengths.tolist())
+        for number, (document, start, length) in enumerate(zip(*columns, strict=True)):
+            found[number] = self.document(document)[1][start + 1 : start + length].any()
+        return found
 
     def verify(self) -> None:
         """Read every byte; raises DataError that names each damaged, missing or foreign file."""

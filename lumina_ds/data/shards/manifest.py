@@ -13,12 +13,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lumina_ds.data.conversation import TrainTurns
 from lumina_ds.data.packing import Overlong, Packing
 from lumina_ds.errors import DataError
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "lumina-shards"
 VERSION = 1
+# How lines are read: 1 passed over the flags and keys of turn_keys.py and packed pieces without a label token,
+# 2 obeys or refuses them and packs no such piece.
+READING = READING_WITH_LABELS = 2
 
 
 class _Entry(BaseModel):
@@ -35,6 +39,7 @@ class Settings(_Entry):
     disable_sharding: bool = False
     max_conversations: int | None = None
     eval_fraction: float = 0.0
+    train_turns: TrainTurns = "all"
 
 
 class InputEntry(_Entry):
@@ -76,6 +81,8 @@ class Totals(_Entry):
     held_out: int = 0
     rejected: int = 0
     rejected_by_rule: dict[str, int] = {}
+    first_rejected: dict[str, str] = {}  # by rule: source, line and reason of its first line
+    other_keys: dict[str, int] = {}  # keys that mean nothing here: places where they stand
     tokens: int
     trained_tokens: int
 
@@ -83,6 +90,7 @@ class Totals(_Entry):
 class Manifest(_Entry):
     format: str = FORMAT
     version: int = VERSION
+    reading: int = 1
     split: str = "train"
     settings: Settings
     tokenizer: TokenizerEntry
@@ -144,6 +152,8 @@ def describe_difference(old: Manifest, new: Manifest) -> str | None:
         return f"tokenizer {old.tokenizer.digest[:12]}, not {new.tokenizer.digest[:12]}"
     if old.template != new.template:
         return f"chat template {old.template.version}, not {new.template.version}"
+    if old.reading != new.reading:
+        return "made before flags of turns and unknown keys were obeyed or refused"
     for name, value in old.settings.model_dump().items():
         wanted = getattr(new.settings, name)
         if value != wanted:

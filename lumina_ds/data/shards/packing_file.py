@@ -40,6 +40,8 @@ def write_packing(plan: PackingPlan, path: Path) -> FileEntry:
         "num_truncated": str(plan.num_truncated),
         "digest": _digest(plan),
     }
+    if plan.num_without_labels:
+        metadata["num_without_labels"] = str(plan.num_without_labels)
     return write_table(pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata(metadata)), path)
 
 
@@ -64,6 +66,7 @@ def read_packing(path: Path) -> PackingPlan:
             numbers(lengths.values),
             num_dropped=int(metadata["num_dropped"]),
             num_truncated=int(metadata["num_truncated"]),
+            num_without_labels=int(metadata.get("num_without_labels", "0")),
         )
         intact = metadata["digest"] == _digest(plan)
     except (pa.ArrowException, OSError, KeyError, ValueError):
@@ -78,7 +81,9 @@ def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _digest(plan: PackingPlan) -> str:
-    digest = hashlib.sha256(f"{plan.seq_length} {plan.num_dropped} {plan.num_truncated}".encode())
+    counts = [plan.seq_length, plan.num_dropped, plan.num_truncated]
+    counts += [plan.num_without_labels] if plan.num_without_labels else []
+    digest = hashlib.sha256(" ".join(map(str, counts)).encode())
     for column in (plan.row_offsets, plan.documents, plan.starts, plan.lengths):
         for begin in range(0, len(column), _DIGEST_BLOCK):  # a mapped column may be larger than the memory
             digest.update(np.ascontiguousarray(column[begin : begin + _DIGEST_BLOCK], "<i8").tobytes())

@@ -1,0 +1,136 @@
+"""One line to one JSON object, strictly: what is not exactly JSON, or of no bounded size and depth, is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# Far above any context; SentencePiece takes about 50 bytes per character, so this bounds a worker's memory.
+MAX_LINE_BYTES = 16 << 20
+MAX_DEPTH = 100
+MAX_NUMBER_DIGITS = 4300
+
+INVALID_JSON = "invalid JSON"
+INVALID_UTF8 = "invalid UTF-8"
+BYTE_ORDER_MARK = "byte order mark"
+LINE_TOO_LONG = "line too long"
+# Rules that a line breaks before it is JSON at all.
+NOT_JSON_RULES = frozenset({INVALID_JSON, INVALID_UTF8, BYTE_ORDER_MARK, LINE_TOO_LONG})
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class RejectedLine(Exception):
+    """A line that is not a trainable conversation.
+
+    `rule` names the rule it breaks, for counting; `reason` is one phrase about this very line.
+    """
+
+    def __init__(self, rule: str, reason: str | None = None) -> None:
+        super().__init__(reason or rule)
+        self.rule = rule
+        self.reason = reason or rule
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The JSON object of one line. Raises RejectedLine, also for keys that stand twice and depth beyond MAX_DEPTH."""
+    document = _parse_json(line)
+    if not isinstance(document, dict):
+        raise RejectedLine("not an object", f"a {json_type(document)}, not an object")
+    return document
+
+
+def _parse_json(line: bytes) -> Any:
+    if len(line) > MAX_LINE_BYTES:
+        raise RejectedLine(LINE_TOO_LONG, f"longer than {MAX_LINE_BYTES} bytes")
+    if line.startswith(b"\xef\xbb\xbf"):
+        raise RejectedLine(BYTE_ORDER_MARK, "starts with a byte order mark")
+    try:
+        document = _DECODER.decode(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise RejectedLine(INVALID_UTF8, "starts with the byte order mark of UTF-16; convert it to UTF-8") from None
+        raise RejectedLine(
+            INVALID_UTF8,
+            f"invalid UTF-8 at byte {error.start}; convert the file, perhaps from Latin-1 (iconv -f LATIN1 -t UTF-8)",
+        ) from None
+    except json.JSONDecodeError as error:
+        raise RejectedLine(INVALID_JSON, f"invalid JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise RejectedLine("nested too deeply", f"nested deeper than {MAX_DEPTH}") from None
+    # Both checks walk the whole document, so they run only where the bytes leave room for a fault.
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_deeper(document, MAX_DEPTH):
+        raise RejectedLine("nested too deeply", f"nested deeper than {MAX_DEPTH}")
+    if (b"\\ud" in line or b"\\uD" in line) and _has_lone_surrogate(document):
+        raise RejectedLine("lone surrogate", "a lone surrogate, which is no character")
+    return document
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RejectedLine("duplicate key", f"the key {shorten(twice)} stands twice")
+    return document
+
+
+def _no_constant(name: str) -> Any:
+    raise RejectedLine(INVALID_JSON, f"invalid JSON: {name} is no JSON number")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_NUMBER_DIGITS:
+        raise RejectedLine("number out of range", f"a number of more than {MAX_NUMBER_DIGITS} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise RejectedLine("number out of range", f"the number {shorten(digits)} is out of range")
+    return value
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_int=_integer, parse_float=_finite
+)
+
+
+def _is_deeper(document: Any, limit: int) -> bool:
+    level = [document]
+    for _ in range(limit + 1):
+        level = [value for value in level if isinstance(value, (dict, list))]
+        if not level:
+            return False
+        level = [child for value in level for child in (value.values() if isinstance(value, dict) else value)]
+    return True
+
+
+def _has_lone_surrogate(document: Any) -> bool:
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            if _LONE_SURROGATE.search(value):
+                return True
+        elif isinstance(value, dict):
+            pending += value.keys()
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+    return False
+
+
+def json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    names: dict[type, str] = {dict: "object", list: "list", str: "string"}
+    return names.get(type(value), "number")
+
+
+def shorten(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")

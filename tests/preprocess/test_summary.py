@@ -1,0 +1,94 @@
+"""Refused lines are never silent: counted, shown with their first, kept, and too many of them end a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lumina_ds.cli.main import cli, run_command
+from lumina_ds.config.schema import RunConfig
+from lumina_ds.data.shards.manifest import read_manifest
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.errors import DataError
+from preprocess.prepare import prepare_training_data, preprocessing_record
+
+BAD = '{"messages":[{"role":"system","content":""},{"role":"user","content":"x"}]}'
+
+
+@pytest.fixture
+def tenth(tmp_path: Path, make_lines: Callable[..., list[str]]) -> Path:
+    """90 good lines, the first with a key of its own, and 10 bad ones from line 91 on."""
+    first, *others = make_lines(90)
+    path = tmp_path / "tenth.jsonl"
+    path.write_text("\n".join([first[:-1] + ', "id": 7}', *others, *[BAD] * 10]) + "\n")
+    return path
+
+
+def preprocess(tenth: Path, tokenizer: Tokenizer, *options: str) -> int:
+    words = ["preprocess", tenth, "--tokenizer", tokenizer.path, "--seq-length", 64, "--out", tenth.parent / "out"]
+    return run_command(cli, [*map(str, words), *options])
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"),
+    [(None, 3), ("5%", 3), ("0.05", 3), ("9", 3), ("9.9%", 3), ("10", 0), ("10%", 0), ("0.1", 0), ("1.0", 0), ("0", 3)],
+)
+def test_more_refused_lines_than_allowed_are_exit_code_3(
+    limit: str | None, code: int, tenth: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert preprocess(tenth, tokenizer, *(["--max-rejected", limit] if limit else [])) == code
+    shown = capsys.readouterr()
+    if code:
+        assert "10 of 100 lines rejected, more than --max-rejected" in shown.err and "10 empty content" in shown.err
+        assert "first: tenth.jsonl line 91" in shown.err
+        assert ("allow them with --max-rejected 10%" in shown.err) == (limit not in ("9", "0"))
+        assert len((tenth.parent / "out.rejected.jsonl").read_text().splitlines()) == 10
+    else:
+        assert "10 of 100 lines rejected" in shown.out and "rejected 10: empty content (first: tenth" in shown.out
+        assert "keys without a meaning here: id 1 (ignored)" in shown.out
+        totals = read_manifest(tenth.parent / "out").totals
+        assert totals.other_keys == {"id": 1} and list(totals.first_rejected) == ["empty content"]
+        # the finished folder is held to a stricter limit too
+        assert preprocess(tenth, tokenizer, "--max-rejected", "1%") == 3
+
+
+@pytest.mark.parametrize("limit", ["many", "-1", "1.5", "101%", "%", "nan"])
+def test_a_limit_that_is_none_is_a_usage_error(limit: str, tenth: Path, tokenizer: Tokenizer) -> None:
+    assert preprocess(tenth, tokenizer, f"--max-rejected={limit}") == 2
+
+
+def config(path: Path, **data: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {"model": {"vocab_size": 360}, "data": {"seq_length": 64, "train_data": [str(path)]} | data}
+    )
+
+
+def test_training_shows_and_keeps_the_same_and_has_the_same_limit(
+    tenth: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(DataError, match="10 of 100 lines rejected, more than --max-rejected 5%"):
+        prepare_training_data(config(tenth), tmp_path / "cache")
+    caplog.set_level(logging.INFO)
+    for reused in (False, True):
+        caplog.clear()
+        data = prepare_training_data(config(tenth, max_rejected="10%"), tmp_path / "cache")
+        assert data.reused == reused
+        assert "10 of 100 lines rejected" in caplog.text and "rejected 10: empty content" in caplog.text
+    with pytest.raises(DataError, match="more than --max-rejected 9"):
+        prepare_training_data(config(tenth, max_rejected=9), tmp_path / "cache")
+    record = json.loads(json.dumps(preprocessing_record(data)))
+    assert record["train"]["rejected_by_rule"] == {"empty content": 10} and record["train"]["lines"] == 100
+
+
+def test_the_run_folder_keeps_the_record(tenth: Path, tmp_path: Path) -> None:
+    from lumina_ds.cli.train import _with_shards
+
+    wanted = config(tenth, max_rejected="10%").model_dump() | {"run": {"runs_dir": str(tmp_path / "runs")}}
+    made = _with_shards(RunConfig.model_validate(wanted))
+    record = json.loads((tmp_path / "runs" / made.run_name / "preprocessing.json").read_text())
+    assert record["train"]["shards"] == made.data.shards and record["train"]["rejected"] == 10
