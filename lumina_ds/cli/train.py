@@ -90,13 +90,12 @@ def _launch(config: RunConfig, runner: list[str]) -> int:
 
     with ending_when_told():
         from lumina_ds.ranks.handoff import hand_over
-        from lumina_ds.ranks.runner import cards_here, complete_runner_arguments, rank_environment, runner_command
+        from lumina_ds.ranks.runner import complete_runner_arguments, rank_environment, runner_command, say_cards
         from lumina_ds.ranks.supervise import supervise
 
         config = _prepare_start(config, runner)
         environment = rank_environment()
-        if cards := cards_here(complete_runner_arguments(runner)):
-            click.echo(f"the ranks of this host take, in their order, GPU {', '.join(cards)}", err=True)
+        say_cards(runner)
     return supervise(
         config,
         lambda changed: runner_command(complete_runner_arguments(runner), hand_over(changed, sys.argv)),
@@ -180,13 +179,7 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
     from lumina_ds.cli.plan.render import plan_record
     from lumina_ds.plan.memory import plan_memory
     from lumina_ds.ranks.check_run import check_run
-    from lumina_ds.ranks.runner import (
-        complete_runner_arguments,
-        planned_world_size,
-        rank_environment,
-        runner_command,
-        shown_command,
-    )
+    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size, shown_start
     from preprocess.prepare import check_sources
 
     config, runner = resolved.config, complete_runner_arguments(runner)
@@ -197,7 +190,7 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
     tree = config.model_dump()
     values = {name: reduce(getitem, name.split("."), tree) for name in resolved.origins}
     started = [word for word in arguments if word not in ("--dry-run", "--json")]
-    command = shown_command(runner_command(runner, started), rank_environment())
+    command = shown_start(runner, started)
     if as_json:
         document = {
             "config": {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()},

@@ -85,6 +85,12 @@ def cards_here(arguments: list[str]) -> list[str]:
     return choose_cards(os.environ, num_local_gpus(), slots, by_number, is_amd())
 
 
+def say_cards(given: list[str]) -> None:
+    """Print which GPUs the ranks of this host will take, before they are there to say it."""
+    if cards := cards_here(complete_runner_arguments(given)):
+        print(f"the ranks of this host take, in their order, GPU {', '.join(cards)}", file=sys.stderr, flush=True)
+
+
 def planned_world_size(arguments: list[str]) -> int:
     """Ranks that the runner will start with these arguments, by DeepSpeed's own reading of them."""
     from lumina_ds.engine.resources import planned_resources
@@ -119,6 +125,11 @@ def shown_command(command: list[str], environment: Mapping[str, str]) -> str:
 
     cards = [f"{CARDS}={shlex.quote(environment[CARDS])}"] if CARDS in environment else []
     return " ".join([*cards, "deepspeed", shlex.join(command[3:])])
+
+
+def shown_start(runner: list[str], arguments: list[str]) -> str:
+    """The line that trains with these options from here."""
+    return shown_command(runner_command(runner, arguments), rank_environment())
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lumina_ds.engine.cards import (
 from lumina_ds.engine.launchers import Launch
 from lumina_ds.engine.rendezvous import Arrival, _card_faults
 from lumina_ds.errors import MachineError
-from lumina_ds.ranks.runner import complete_runner_arguments, rank_environment, shown_command
+from lumina_ds.ranks.runner import complete_runner_arguments, rank_environment, say_cards, shown_command
 
 CUDA, HIP = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
 
@@ -151,7 +151,9 @@ def test_the_line_that_starts_names_cards_as_the_environment_does() -> None:
     assert cards_line(places) == "GPUs, rank by rank: 2, 3 on a; 0 on b"
 
 
-def test_the_runner_is_asked_for_what_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_is_asked_for_what_is_visible(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The count of GPUs is the only thing that this machine does not have."""
     monkeypatch.setattr("lumina_ds.engine.resources.num_local_gpus", lambda: 2)
     monkeypatch.setenv(CUDA, "GPU-a,GPU-b")
@@ -163,6 +165,8 @@ def test_the_runner_is_asked_for_what_is_visible(monkeypatch: pytest.MonkeyPatch
         complete_runner_arguments(["--include", "localhost:1"])
     environment = rank_environment()
     assert CUDA not in environment
+    say_cards([])
+    assert capfd.readouterr().err == "the ranks of this host take, in their order, GPU GPU-a, GPU-b\n"
     shown = shown_command(["python", "-m", "runner", "--num_gpus", "2", "two words"], environment)
     assert shown == "LUMINA_CARDS=CUDA_VISIBLE_DEVICES=GPU-a,GPU-b deepspeed --num_gpus 2 'two words'"
 
