@@ -203,16 +203,11 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
         }
         click.echo(json.dumps(document, indent=2))
     else:
-        _print_dry_run(values, resolved.origins, checked, plan, command, config)
+        _print_dry_run(resolved, values, checked, plan, command)
 
 
 def _print_dry_run(
-    values: Mapping[str, Any],
-    origins: Mapping[str, str],
-    checked: RunCheck,
-    plan: MemoryPlan,
-    command: str,
-    config: RunConfig,
+    resolved: ResolvedConfig, values: Mapping[str, Any], checked: RunCheck, plan: MemoryPlan, command: str
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -220,7 +215,7 @@ def _print_dry_run(
     from lumina_ds.cli.plan.render import render_plan
     from lumina_ds.plan.duration import checkpoint_bytes, describe_saves
 
-    console = Console()
+    console, config, origins = Console(), resolved.config, resolved.origins
     table = Table(box=None, pad_edge=False)
     table.add_column("field", no_wrap=True)
     table.add_column("value")
