@@ -86,7 +86,8 @@ class SplitWriter:
         self._shards.close()
         self._lengths.close()
         manifest = manifest.model_copy(update={"shards": self._shards.shards})
-        packing = self._write_packing(ShardFolder(self.folder, manifest, "streaming"))
+        unsealed = ShardFolder(self.folder, manifest, "streaming", digest="")  # its manifest is not written yet
+        packing = self._write_packing(unsealed)
         manifest = manifest.model_copy(update={"files": [packing, *more_files, self._copy_tokenizer()]})
         write_manifest(manifest, self.folder)
         return manifest

@@ -21,7 +21,6 @@ from lumina_ds.cli.config_options import ConfigCommand, config_options, resolve
 from lumina_ds.cli.main import run_command
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.errors import CheckpointError
 from lumina_ds.export.hugging_face import exportable
 
 if TYPE_CHECKING:
@@ -111,14 +110,12 @@ def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
     from lumina_ds.logs import configure_logging
     from lumina_ds.ranks.check_run import check_run
     from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size
+    from lumina_ds.train.resume import check_resume
     from lumina_ds.train.run_folder import RunFolder
 
     check_deepspeed_version()
     check_run(config, planned_world_size(complete_runner_arguments(runner)))
-    if config.run.resume not in ("auto", "none") and not Path(config.run.resume).is_dir():
-        raise CheckpointError(
-            f"{config.run.resume} is neither a run folder nor a checkpoint (step-XXXXXXXX); give --resume one of them"
-        )
+    check_resume(RunFolder.of(config), config.run.resume)
     RunFolder.of(config).create()
     configure_logging()
     config = _with_shards(config)
@@ -206,23 +203,19 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
         }
         click.echo(json.dumps(document, indent=2))
     else:
-        _print_dry_run(values, resolved.origins, checked, plan, command, config.train.auto_micro_batch)
+        _print_dry_run(resolved, values, checked, plan, command)
 
 
 def _print_dry_run(
-    values: Mapping[str, Any],
-    origins: Mapping[str, str],
-    checked: RunCheck,
-    plan: MemoryPlan,
-    command: str,
-    batch_is_open: bool,
+    resolved: ResolvedConfig, values: Mapping[str, Any], checked: RunCheck, plan: MemoryPlan, command: str
 ) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from lumina_ds.cli.plan.render import render_plan
+    from lumina_ds.plan.duration import checkpoint_bytes, describe_saves
 
-    console = Console()
+    console, config, origins = Console(), resolved.config, resolved.origins
     table = Table(box=None, pad_edge=False)
     table.add_column("field", no_wrap=True)
     table.add_column("value")
@@ -238,8 +231,10 @@ def _print_dry_run(
     console.print("DeepSpeed JSON:")
     console.print_json(data=checked.deepspeed_json)
     render_plan(plan, console)
-    if batch_is_open:
+    if config.train.auto_micro_batch:
         console.print("The micro-batch is chosen and tried when the ranks start; planned here is the configured one.")
+    saves = describe_saves(config.train, checkpoint_bytes(config, checked.precision).total)
+    console.print(f"Checkpoints: {saves}.", highlight=False)
     console.print("Command (started from this folder; the data is prepared first):")
     console.print(f"  {command}", soft_wrap=True, highlight=False)
 

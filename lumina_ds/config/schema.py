@@ -251,9 +251,11 @@ class TrainConfig(Section):
     log_every_n_batches: int = Field(1, ge=1, description="steps between two metrics records")
     eval_every_n_batches: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates before and after")
     eval_max_rows: int | None = Field(None, ge=1, description="evaluate on the first so many rows only")
-    save_every_n_batches: int = Field(0, ge=0, description="steps between checkpoints; 0 saves at the end only")
+    save_every_n_batches: int = Field(
+        0, ge=0, description="steps between checkpoints, beside those by minutes; 0: none"
+    )
     save_every_minutes: float = Field(
-        0, ge=0, description="minutes between checkpoints, beside those by steps; 0: none"
+        30, ge=0, description="minutes between checkpoints, counted from the last one; 0: none"
     )
     save_in_background: bool = Field(True, description="write checkpoints while training goes on, from a copy")
     keep_checkpoints: int = Field(3, ge=1, description="newest checkpoints to keep; best and latest always stay")
@@ -326,7 +328,10 @@ class RunSection(Section):
         None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", description="folder below runs_dir; preset name when unset"
     )
     runs_dir: str = Field("runs", description="folder of all runs, and of the data prepared for them (.data)")
-    resume: str = Field("auto", description="auto: newest checkpoint of the run folder; a path; or none")
+    resume: str = Field(
+        "auto",
+        description="auto: newest checkpoint of the run folder, if any; must: there has to be one; a path; or none",
+    )
     tensorboard: bool = Field(False, description="event files in RUN/tensorboard (extra: tensorboard)")
     wandb: Literal["off", "offline", "online"] = Field(
         "off", description="Weights & Biases; offline keeps the run in RUN/wandb for wandb sync (extra: wandb)"

@@ -96,7 +96,7 @@ def _earlier_life(config: RunConfig, readers: int) -> tuple[int | None, BatchCho
     folder.create()
     if resume == "none":
         return None, None
-    if resume != "auto":
+    if resume not in ("auto", "must"):
         chosen = find_checkpoint(Path(resume))
     elif steps := step_folders(folder.checkpoints):
         chosen = steps[-1]

@@ -22,6 +22,8 @@ from lumina_ds.monitor.trackers import Tracker, scalars_of
 
 logger = logging.getLogger(__name__)
 
+# What a life writes of its steps.
+RECORDS = ("metrics.jsonl", "metrics.csv", "evaluations.jsonl", "passed_over.jsonl")
 # Some 100 MB of records; older ones are dropped, and that is said.
 _MOST_WAITING = 100_000
 
@@ -102,6 +104,29 @@ class MetricsWriter:
                 return
             self._waiting.popleft()
             self._told = False
+
+
+def set_records_aside(folder: Path) -> tuple[int, list[str]]:
+    """Rename what an earlier life recorded, metrics.jsonl to metrics.1.jsonl, all with the first number that is free.
+
+    Returns the last step recorded and the new names; none where nothing was recorded.
+    """
+    found = [path for name in RECORDS if (path := folder / name).exists()]
+    steps = [step_of(record) for path in found if path.suffix == ".jsonl" for record in read_records(path)]
+    if not steps:
+        return 0, []
+    number = 1
+    while any((folder / _numbered(name, number)).exists() for name in RECORDS):
+        number += 1
+    names = [_numbered(path.name, number) for path in found]
+    for path, name in zip(found, names, strict=True):
+        path.rename(folder / name)
+    return max(step or 0 for step in steps), names
+
+
+def _numbered(name: str, number: int) -> str:
+    stem, suffix = name.split(".")
+    return f"{stem}.{number}.{suffix}"
 
 
 def csv_columns() -> list[str]:

@@ -13,13 +13,14 @@ from math import ceil
 
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.optimizers import OPTIMIZERS
-from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.schema import RunConfig, TrainConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.calibration import Calibration
 from lumina_ds.plan.flops import flops_by_part, performed_flops_per_token
 from lumina_ds.plan.hardware import Gpu
 from lumina_ds.plan.parameters import count_parameters
 from lumina_ds.plan.shape import PARAMETER_BYTES
+from lumina_ds.text import counted, format_bytes
 
 # (utilization, where it was published), all on H100: the lower ends, since none was measured with this program.
 MFU_DENSE = (0.35, "torchtitan reports 33 to 39 % for Llama 3 8B on 8 H100")
@@ -116,7 +117,7 @@ def plan_time(
         step_seconds, used, source = _assumed(config, gpu, precision, mfu, tokens_per_step / world_size)
     total = steps * step_seconds
     checkpoint = checkpoint_bytes(config, precision)
-    saves = 1 + ((steps - 1) // train.save_every_n_batches if train.save_every_n_batches else 0)
+    saves = num_saves(train, steps, step_seconds)
     # The newest ones, the best one, and the one being written before an older one goes.
     kept = min(saves, train.keep_checkpoints + 2)
     bandwidth = WRITE_BYTES_PER_SECOND if calibration is None else calibration.write_bytes_per_second
@@ -141,6 +142,24 @@ def plan_time(
         disk_bytes=kept * checkpoint.total,
         cost=None if price_per_gpu_hour is None else total * world_size / 3600 * price_per_gpu_hour,
     )
+
+
+def num_saves(train: TrainConfig, steps: int, step_seconds: float) -> int:
+    """Checkpoints of a run of `steps`: by steps, by minutes since the last one, and at the end."""
+    before_end = steps - 1
+    by_steps = train.save_every_n_batches or before_end + 1
+    by_minutes = ceil(60 * train.save_every_minutes / step_seconds) if train.save_every_minutes else before_end + 1
+    blocks, rest = divmod(before_end, by_steps)
+    return 1 + blocks * (1 + (by_steps - 1) // by_minutes) + rest // by_minutes
+
+
+def describe_saves(train: TrainConfig, num_bytes: int) -> str:
+    """One sentence on when a run saves, how much, and what stays."""
+    when = [f"every {counted(train.save_every_n_batches, 'step')}"] if train.save_every_n_batches else []
+    when += [f"every {train.save_every_minutes:g} minutes"] if train.save_every_minutes else []
+    return (
+        f"saves {', '.join(when)} and at the end" if when else "saves at the end only"
+    ) + f", {format_bytes(num_bytes)} each; the newest {train.keep_checkpoints} and the best stay"
 
 
 def _assumed(

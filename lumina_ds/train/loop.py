@@ -182,7 +182,6 @@ class TrainingLoop:
         passed = (max(saved.step + 1, first_bad), step)
         record = self.folder.path / "passed_over.jsonl" if self.outputs.leads else None
         rows, rows_per_step = self.setting.rows, self.setting.length.rows_per_step
-        # In the order that they were trained in, which may not be that of the checkpoint.
         named = pass_over_samples(self.state.order, rows, passed, rows_per_step, record)
         self.state.go_back(saved)
         self.saves.step = saved.step

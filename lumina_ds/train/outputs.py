@@ -11,7 +11,7 @@ from lumina_ds.config.schema import RunSection
 from lumina_ds.monitor.console import TrainingConsole
 from lumina_ds.monitor.records import EvaluationRecord, StepRecord
 from lumina_ds.monitor.trackers import open_trackers
-from lumina_ds.monitor.writers import MetricsWriter
+from lumina_ds.monitor.writers import MetricsWriter, set_records_aside
 
 
 class Outputs:
@@ -31,6 +31,15 @@ class Outputs:
     def set_length(self, num_steps: int, last_step: int) -> None:
         """The steps of the run, and where this process ends; before a bar is shown."""
         self._console.num_steps, self._console.last_step = num_steps, last_step
+
+    def start_anew(self, folder: Path) -> None:
+        """Before `open`, where a run begins without a checkpoint: keep what an earlier life recorded, and say so."""
+        last_step, kept = set_records_aside(folder) if self.leads else (0, [])
+        if kept:
+            self.say(
+                f"no checkpoint to resume from: training starts anew at step 1; what an earlier life recorded, to step "
+                f"{last_step}, is kept as {', '.join(kept)}"
+            )
 
     def open(self, settings: RunSection, config: Mapping[str, Any], folder: Path, step: int) -> None:
         """Begin to write to the run folder, after `step`. Raises MachineError when a tracker cannot start."""

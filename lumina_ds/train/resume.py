@@ -21,10 +21,8 @@ from lumina_ds.checkpoint.publish import restore_replaced
 from lumina_ds.config.schema import ModelConfig, RunConfig, ZeroStage
 from lumina_ds.data.sampler import ORDER_VERSION
 from lumina_ds.data.shards.folder import ShardFolder
-from lumina_ds.data.shards.manifest import MANIFEST_FILE
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import CheckpointError
-from lumina_ds.files import file_digest
 from lumina_ds.train.run_folder import RunFolder
 
 # Of these, nothing may differ but the layout, for which the state is divided anew, and the precision: weights and
@@ -55,7 +53,7 @@ def run_identity(
         tokenizer=Digest(sha256=shards.manifest.tokenizer.digest),
         template=Digest(sha256=shards.manifest.template.digest),
         data=SavedData(
-            sha256=file_digest(shards.path / MANIFEST_FILE),
+            sha256=shards.digest,
             seq_length=config.seq_length,
             seed=train.seed,
             order=ORDER_VERSION,
@@ -91,13 +89,33 @@ def _choose(folder: RunFolder, resume: str, present: RunIdentity) -> Path | None
                 "choose another --experiment-name, or --resume auto"
             )
         return None
-    chosen = newest_valid(folder.checkpoints) if resume == "auto" else find_checkpoint(Path(resume))
+    chosen = newest_valid(folder.checkpoints) if resume in ("auto", "must") else find_checkpoint(Path(resume))
+    if chosen is None and resume == "must":
+        raise nothing_to_resume(folder)
     if chosen is not None:
         saved = read_manifest(chosen)
         refuse_another_run(chosen, saved, present)
         if chosen.parent.resolve() == folder.checkpoints.resolve():
             set_aside_later_steps(chosen.parent, saved.step)
     return chosen
+
+
+def check_resume(folder: RunFolder, resume: str) -> None:
+    """Refuse early, before data are prepared and ranks are started, what cannot be resumed; CheckpointError."""
+    if resume == "must" and not any(folder.checkpoints.glob("*")):
+        raise nothing_to_resume(folder)
+    if resume not in ("auto", "must", "none") and not Path(resume).is_dir():
+        raise CheckpointError(
+            f"{resume} is neither a run folder nor a checkpoint (step-XXXXXXXX); give --resume one of them"
+        )
+
+
+def nothing_to_resume(folder: RunFolder) -> CheckpointError:
+    """What --resume must ends with."""
+    return CheckpointError(
+        f"--resume must, and {folder.checkpoints} holds no checkpoint; check --runs-dir and --experiment-name, "
+        "or start anew with --resume auto"
+    )
 
 
 def refuse_another_run(folder: Path, saved: RunIdentity, present: RunIdentity) -> None:

@@ -18,6 +18,7 @@ from lumina_ds.data.loader import PackedRows, Prefetcher
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.monitor.console import TrainingConsole
+from lumina_ds.plan.duration import describe_saves
 from lumina_ds.train.loop import TrainingLoop
 from lumina_ds.train.outputs import Outputs
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, layout_changes
@@ -46,10 +47,10 @@ class TrainingRun:
         Raises Interrupted after a signal's checkpoint, UnstableError when too many steps are skipped in a row,
         and the typed errors of resuming.
         """
-        setting, world = self.setting, self.setting.world
         self.stop = StopRequest()
         try:
             resume_from = self._open_folder()
+            setting, world = self.setting, self.setting.world
             with (
                 Watchdog(self.folder.logs, world, setting.config.health, self._on_beat) as self.watchdog,
                 ExitStack() as opened,
@@ -105,8 +106,10 @@ class TrainingRun:
 
     def _open_saves(self, opened: ExitStack) -> Saves:
         setting = self.setting
+        # The run's own copy: the shards may move while it trains.
+        tokenizer = self.folder.path / setting.rows.folder.tokenizer_path.name
         saves = Saves(
-            *(self.folder.checkpoints, setting.rows.folder.tokenizer_path, setting.world, setting.config.train),
+            *(self.folder.checkpoints, tokenizer, setting.world, setting.config.train),
             *(setting.checkpoint_bytes, self.outputs.say, self.watchdog.enter),
         )
         opened.callback(lambda: saves.close(self.state.step))
@@ -125,9 +128,12 @@ class TrainingRun:
 
     def _open_outputs(self, resumed_from: Path | None, opened: ExitStack) -> None:
         setting = self.setting
+        if resumed_from is None:
+            self.outputs.start_anew(self.folder.path)
         self.outputs.open(setting.config.run, setting.effective_config, self.folder.path, self.state.step)
         opened.callback(self.outputs.close)
         self.outputs.say(setting.banner)
+        self.outputs.say(describe_saves(setting.config.train, setting.checkpoint_bytes))
         if losses := setting.rows.describe_losses():
             self.outputs.say(losses)
         if resumed_from is not None:

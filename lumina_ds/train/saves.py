@@ -15,6 +15,7 @@ from lumina_ds.checkpoint.saver import CheckpointSaver, SaveOutcome
 from lumina_ds.config.schema import TrainConfig
 from lumina_ds.engine.world import World
 from lumina_ds.errors import LuminaError, SharedFault
+from lumina_ds.plan.duration import num_saves
 from lumina_ds.text import format_bytes
 from lumina_ds.train.watch.watchdog import SAVING
 
@@ -125,7 +126,7 @@ def check_disk_space(checkpoints: Path, train: TrainConfig, checkpoint_bytes: in
     needed = max(0, count - len(step_folders(checkpoints))) * checkpoint_bytes + metrics
     if free < needed:
         log.warning(
-            "%s has %s free, and up to %d checkpoints with the metrics take %s more: saves will fail; free some space, "
+            "%s has %s free, and up to %d checkpoints with the metrics take %s more: saves may fail; free some space, "
             "or lower --train.keep_checkpoints",
             *(checkpoints, format_bytes(free), count, format_bytes(needed)),
         )
@@ -133,8 +134,6 @@ def check_disk_space(checkpoints: Path, train: TrainConfig, checkpoint_bytes: in
 
 def checkpoints_at_once(train: TrainConfig, num_steps: int) -> int:
     """The most checkpoints that lie on the disk together: the newest, the best, and the one being written."""
-    most = train.keep_checkpoints + 2
-    if train.save_every_minutes:
-        return most
-    saves = 1 + ((num_steps - 1) // train.save_every_n_batches if train.save_every_n_batches else 0)
-    return min(saves, most)
+    # By minutes, it may be after every step.
+    saves = num_steps if train.save_every_minutes else num_saves(train, num_steps, step_seconds=1)
+    return min(saves, train.keep_checkpoints + 2)

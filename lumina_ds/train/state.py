@@ -84,7 +84,10 @@ class RunState:
         self.order.filled = tuple((first, count) for first, count in saved.filled)
 
     def go_back(self, saved: SavedRun) -> None:
-        """Take an earlier state of this run, and keep what was passed over since."""
+        """Take an earlier state of this run, and keep what was passed over since.
+
+        What is to be passed over now was so before: its positions are those of the order that it was trained in.
+        """
         passed_over, rollbacks = self.order.passed_over, self.rollbacks
         self.take(saved)
         self.order.passed_over, self.rollbacks = passed_over, rollbacks + 1

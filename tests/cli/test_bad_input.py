@@ -51,6 +51,11 @@ CASES = {
     "runs folder is a file": ([*TRAIN, "--data", "{shards}", "--runs-dir", "{folder}/text.jsonl"], 2, "--runs-dir"),
     "runner arguments": ([*TRAIN, "--data", "{shards}", "--", "--num_gpus", "two"], 2, "--num_gpus two"),
     "temperature": (["generate", "nowhere", "--prompt", "hi", "--temperature", "-1"], 2, "--temperature -1.0"),
+    "nothing that must be resumed": (
+        [*TRAIN, "--data", "{shards}", "--resume", "must", "--experiment-name", "none-yet"],
+        5,
+        "holds no checkpoint",
+    ),
     "resume from nowhere": ([*TRAIN, "--data", "{shards}", "--resume", "nowhere"], 5, "give --resume one of them"),
     "unknown sub-verb": (["data", "inspec", "{shards}"], 2, "Did you mean 'inspect'?"),
     "tokenizer into a folder": (

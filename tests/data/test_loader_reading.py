@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,26 @@ def test_streaming_finds_missing_and_cut_shards_at_the_start(folder: Path) -> No
     (folder / "shard-00005.arrow").unlink()
     with pytest.raises(DataError, match=r"cannot read .*shard-00005.arrow: No such file"):
         ShardFolder.open(folder, force_streaming=True)
+
+
+def test_streaming_names_a_shard_that_was_replaced_and_takes_a_copy_of_it(folder: Path) -> None:
+    streamed = ShardFolder.open(folder, force_streaming=True)
+    digest, manifest = streamed.digest, folder / "manifest.json"
+    assert digest == hashlib.sha256(manifest.read_bytes()).hexdigest()
+    manifest.write_text("another")
+    assert streamed.digest == digest
+    shard = sorted(folder.glob("shard-*.arrow"))[0]
+    content = bytearray(shard.read_bytes())
+    shard.write_bytes(content)
+    os.utime(shard, (1, 1))
+    assert streamed.document(0)[0].tolist() == documents(40)[0][0]
+    late = ShardFolder(folder, streamed.manifest, "streaming", digest)
+    late._shards[0].check_size()
+    content[-100] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, (2, 2))
+    with pytest.raises(DataError, match=f"{shard.name} was replaced by another file since the folder was opened"):
+        late.document(0)
 
 
 def test_a_packing_plan_is_mapped(folder: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from lumina_ds.monitor.console import TrainingConsole, training_figures
-from lumina_ds.monitor.records import StepRecord
-from lumina_ds.monitor.writers import MetricsWriter, append_record, csv_columns, read_records
+from lumina_ds.monitor.records import EvaluationRecord, StepRecord
+from lumina_ds.monitor.writers import MetricsWriter, append_record, csv_columns, read_records, set_records_aside
 
 RECORD = {
     "step": 7,
@@ -87,3 +87,25 @@ def test_plain_lines_in_a_pipe_first_last_and_one_a_second(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "step 1/60" in lines[0] and "step 50/60" in lines[-2] and lines[-1] == "saved"
     assert len(lines) < 10
+
+
+def test_records_of_an_earlier_life_are_set_aside_under_the_first_number_that_is_free(tmp_path):
+    assert set_records_aside(tmp_path) == (0, [])
+    for life, last in ((1, 3), (2, 2)):
+        writer = MetricsWriter(tmp_path, 0)
+        writer.write_evaluation(EvaluationRecord(0, 2.0, 7.4, 10))
+        for step in range(1, last + 1):
+            writer.write(StepRecord(step=step, loss=1.0 * life))
+        writer.close()
+        names = [f"metrics.{life}.jsonl", f"metrics.{life}.csv", f"evaluations.{life}.jsonl"]
+        assert set_records_aside(tmp_path) == (last, names)
+        assert [record["loss"] for record in read_records(tmp_path / names[0])] == [life] * last
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(f"evaluations.{life}.jsonl" for life in (1, 2)),
+        *(f"metrics.{life}.{end}" for life in (1, 2) for end in ("csv", "jsonl")),
+    ]  # fmt: skip
+
+
+def test_empty_files_of_a_life_without_a_step_are_not_kept(tmp_path):
+    MetricsWriter(tmp_path, 0).close()
+    assert set_records_aside(tmp_path) == (0, [])

@@ -12,8 +12,10 @@ import pytest
 
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.load import Override, load_config
+from lumina_ds.config.schema import TrainConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan import checkpoint_bytes, find_gpu, flops_per_token, plan_time
+from lumina_ds.plan.duration import describe_saves, num_saves
 from lumina_ds.plan.flops import flops_by_part
 
 CHECKOUT = Path(__file__).parents[2]
@@ -86,6 +88,36 @@ def test_saves_and_disk():
     assert plan.num_checkpoints == 10
     assert plan.disk_bytes == 5 * plan.checkpoint.total
     assert plan_time(config(train__max_steps=100), 1, H100, "bf16").disk_bytes == plan.checkpoint.total
+
+
+def test_saves_by_minutes_are_counted_as_a_run_makes_them():
+    """A save of either kind starts the minutes anew."""
+    train = TrainConfig(save_every_n_batches=10, save_every_minutes=1)
+    # Steps of 15 s: after 4, 8, 10, 14, 18, 20, 24 and at the end.
+    assert num_saves(train, 25, 15) == 8
+    assert num_saves(train, 25, 7) == 5  # 60 s are 9 steps: 9, 10, 19, 20, 25
+    assert num_saves(train, 25, 6) == 3
+    assert num_saves(TrainConfig(save_every_minutes=0), 25, 3600) == 1
+    assert num_saves(TrainConfig(), 24, 3600) == 24
+
+
+def test_a_long_plan_saves_every_half_hour():
+    plan = plan_time(config("b7"), 8, H100, "bf16", 10**10)
+    # One for every half hour that is over before the end, and the last.
+    assert plan.num_checkpoints == int(plan.total_seconds / 1800) + 1 > 20
+    assert plan.disk_bytes == 5 * plan.checkpoint.total
+
+
+@pytest.mark.parametrize(
+    ("fields", "when"),
+    [
+        ({}, "saves every 30 minutes and at the end"),
+        ({"save_every_n_batches": 500}, "saves every 500 steps, every 30 minutes and at the end"),
+        ({"save_every_minutes": 0}, "saves at the end only"),
+    ],
+)
+def test_when_a_run_saves_in_words(fields, when):
+    assert describe_saves(TrainConfig(**fields), 3 << 30) == f"{when}, 3.00 GiB each; the newest 3 and the best stay"
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,9 @@ def test_a_changed_file_is_refused_in_one_line(tmp_path, capsys):
 
 def test_a_host_without_the_file_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(handoff, "_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setenv("RANK", "3")
+    of_a_launcher = {"RANK": 3, "LOCAL_RANK": 1, "WORLD_SIZE": 4, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
+    for name, value in of_a_launcher.items():
+        monkeypatch.setenv(name, str(value))
     words = ["--resolved", str(tmp_path / "start.json"), "0" * 64]
     assert run_command(command, words) == MachineError.exit_code
     printed = capsys.readouterr().err

@@ -179,6 +179,11 @@ def _print(plan: TimePlan, price: float | None, calibration: Calibration | None)
         f"{written}, beside training where memory holds a copy."
     )
     console.print(f"{plan.num_checkpoints} saved; at most {format_bytes(plan.disk_bytes)} of disk at once.")
+    if plan.num_checkpoints > 1 and plan.save_seconds * plan.num_checkpoints > plan.total_seconds:
+        console.print(
+            "Saving all of them takes longer than the training: each waits for the one before, which the total leaves out; "
+            "raise train.save_every_minutes or train.save_every_n_batches."
+        )
 
 
 def _print_basis(plan: TimePlan, calibration: Calibration | None, console: Console) -> None:

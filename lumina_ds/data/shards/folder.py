@@ -7,7 +7,8 @@ How a folder is read goes by the size of its shards:
 
     memory     up to 500 MB: read into memory
     sharded    up to 10 GB: mapped, read from the page cache without a copy
-    streaming  above, or on request: each shard is mapped when the first of its documents is asked for
+    streaming  above, or on request: each shard is mapped when the first of its documents is asked for, and refused
+               when it is no longer the file that was there at first
 
 Opening checks that every shard is there with its size, and its rows and tokens where it is read or mapped at
 once; streaming checks those at the first use. verify() reads every byte. Nothing per document is kept in Python.
@@ -38,6 +39,7 @@ from lumina_ds.data.shards.manifest import (
     Manifest,
     ShardEntry,
     read_manifest,
+    read_with_digest,
 )
 from lumina_ds.data.shards.packing_file import packing_file, read_packing, write_packing
 from lumina_ds.data.shards.writer import shard_schema
@@ -66,9 +68,11 @@ class Origin(NamedTuple):
 class ShardFolder:
     """Documents of one shard folder. Build it with open()."""
 
-    def __init__(self, path: Path, manifest: Manifest, mode: ReadingMode) -> None:
+    def __init__(self, path: Path, manifest: Manifest, mode: ReadingMode, digest: str) -> None:
+        """`digest` is the SHA-256 of the manifest's file as it was read: what the folder is, whatever becomes of it."""
         self.path = path
         self.manifest = manifest
+        self.digest = digest
         self.mode = mode
         schema = shard_schema(manifest.tokenizer.vocab_size)
         self.ids_dtype: np.dtype = numpy_dtype(schema.field("input_ids").type.value_type)
@@ -83,9 +87,9 @@ class ShardFolder:
         Raises DataError that names the file when the folder is unfinished, incomplete or damaged.
         """
         path = Path(path)
-        manifest = read_manifest(path)
+        manifest, digest = read_with_digest(path)
         size_bytes = sum(shard.size_bytes for shard in manifest.shards)
-        folder = cls(path, manifest, reading_mode(size_bytes, force_streaming))
+        folder = cls(path, manifest, reading_mode(size_bytes, force_streaming), digest)
         for shard in folder._shards:
             shard.check_size()
             if folder.mode != "streaming":
@@ -285,15 +289,23 @@ class _Shard:
         self._batches: list[_Batch] | None = None
         self._first_rows: list[int] = []
         self._flat: _Flat | None = None
+        self._changed_at: int | None = None
 
     def check_size(self) -> None:
-        """Raises DataError where the file is missing or has another size than the manifest says."""
+        """Raises DataError where the file is missing, has another size than the manifest says, or was rewritten since
+        the last call with other content."""
         try:
-            size = self._path.stat().st_size
+            found = self._path.stat()
+            is_another = (
+                self._changed_at not in (None, found.st_mtime_ns) and file_digest(self._path) != self._entry.sha256
+            )
         except OSError as error:
             raise DataError(f"cannot read {self._path}: {error.strerror}; {_REMEDY}") from error
-        if size != self._entry.size_bytes:
-            raise DataError(f"{self._path} is damaged: {size} bytes, not {self._entry.size_bytes}; {_REMEDY}")
+        if found.st_size != self._entry.size_bytes:
+            raise DataError(f"{self._path} is damaged: {found.st_size} bytes, not {self._entry.size_bytes}; {_REMEDY}")
+        if is_another:
+            raise DataError(f"{self._path} was replaced by another file since the folder was opened; {_REMEDY}")
+        self._changed_at = found.st_mtime_ns
 
     def load(self) -> list[_Batch]:
         """The shard's record batches. Two threads may come here at once: both make the same."""

@@ -103,6 +103,11 @@ class Manifest(_Entry):
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a folder's manifest. Raises DataError when it is missing, damaged or of another version."""
+    return read_with_digest(folder)[0]
+
+
+def read_with_digest(folder: Path) -> tuple[Manifest, str]:
+    """As read_manifest, with the SHA-256 of the file that was read."""
     path = folder / MANIFEST_FILE
     try:
         content = path.read_bytes()
@@ -124,7 +129,7 @@ def read_manifest(folder: Path) -> Manifest:
     if digest != _digest(document) or not content.endswith(b"\n"):  # the digest is of the values, not of the text
         raise DataError(f"{path} is damaged: its content does not match its digest; preprocess again")
     try:
-        return Manifest.model_validate(document)
+        return Manifest.model_validate(document), hashlib.sha256(content).hexdigest()
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"]))
