@@ -67,7 +67,10 @@ class Quarantine:
 
 def is_too_many(num_rejected: int, num_lines: int, limit: int | float) -> bool:
     """Whether refused lines exceed `limit`: a number of them (int), or a share of the lines (float)."""
-    return num_rejected > (limit if isinstance(limit, int) else limit * num_lines)
+    if isinstance(limit, int):
+        return num_rejected > limit
+    # As a product, 29 of 100 would be more than 0.29: the quotient is rounded as 29% is.
+    return num_lines > 0 and num_rejected / num_lines > limit
 
 
 def too_many_rejected(totals: Totals, limit: int | float, where: Path) -> DataError:
