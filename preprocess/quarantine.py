@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from lumina_ds.data.conversation import NO_ASSISTANT_TURN
 from lumina_ds.data.shards.manifest import FileEntry, Totals
 from lumina_ds.data.shards.writer import HashingFile
-from lumina_ds.data.strict_json import NOT_JSON_RULES, shorten
+from lumina_ds.data.strict_json import NOT_JSON_RULES
 from lumina_ds.errors import DataError
 from lumina_ds.text import counted
 from preprocess.journal import QuarantinePosition
 from preprocess.scan import Rejection
-
-_MOST_NAMED = 20
 
 
 class Quarantine:
@@ -97,14 +95,6 @@ def nothing_accepted(quarantine: Quarantine, inputs: str, out: Path) -> DataErro
         return DataError(fault)
     first = quarantine.describe_first()
     return DataError(f"{fault} (first: {first}); all reasons stand in {quarantine.keep_beside(out)}")
-
-
-def describe_other_keys(counts: Mapping[str, int]) -> str:
-    """Names of keys that mean nothing here and the number of places where each stands, the most frequent first."""
-    listed = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{shorten(name)[1:-1]} {count:,}" for name, count in listed[:_MOST_NAMED])
-    more = len(listed) - _MOST_NAMED
-    return f"{shown} and {more:,} more names (ignored)" if more > 0 else f"{shown} (ignored)"
 
 
 def common_fault(rules: set[str], inputs: str) -> str:

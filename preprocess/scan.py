@@ -49,6 +49,7 @@ class Conversations(NamedTuple):
     lines: np.ndarray  # [conversations] int64
     has_space_symbol: bool  # a literal U+2581 in some text
     other_keys: Counter[str]  # places of keys that mean nothing here
+    num_with_other_keys: int  # conversations that hold such keys
 
     @property
     def num_conversations(self) -> int:
@@ -123,7 +124,7 @@ class _Scan:
         self._trained = np.full(len(self._roles), _AS_ROLES_SAY, np.uint8)
         self._first_turns = np.zeros(len(data) // 32 + 1, np.int64)
         self._lines = np.empty(len(data) // 32, np.int64)
-        self._progress = np.array([0, first_line, 0, 0, 0, 0, 0])
+        self._progress = np.array([0, first_line, 0, 0, 0, 0, 0, 0])
         self._keys = np.empty((64, 2), np.int64)
         self._scanned_keys = np.zeros((32, 4), np.int64)
         self._other_keys: Counter[str] = Counter()
@@ -150,7 +151,7 @@ class _Scan:
 
     def add(self, conversation: Conversation) -> None:
         """Append the conversation that stands in the current line."""
-        _, line, num_bytes, num_turns, num_rows, num_symbols, _ = self._progress.tolist()
+        _, line, num_bytes, num_turns, num_rows, num_symbols, _, num_lines = self._progress.tolist()
         for (role, content), is_trained in zip(conversation.turns, conversation.trained, strict=True):
             encoded = b" " + content.encode()
             num_symbols += SPACE_SYMBOL in encoded
@@ -162,16 +163,17 @@ class _Scan:
         self._first_turns[num_rows + 1] = num_turns
         self._progress[2:6] = num_bytes, num_turns, num_rows + 1, num_symbols
         self._other_keys.update(conversation.other_keys)
+        self._progress[7] = num_lines + bool(conversation.other_keys)
 
     def conversations(self) -> Conversations:
-        _, _, num_bytes, num_turns, num_rows, num_symbols, num_keys = self._progress.tolist()
+        _, _, num_bytes, num_turns, num_rows, num_symbols, num_keys, num_lines = self._progress.tolist()
         texts = Texts(self._text[:num_bytes], self._offsets[: num_turns + 1])
         first_turns, lines = self._first_turns[: num_rows + 1], self._lines[:num_rows]
         roles, trained = self._roles[:num_turns], self._trained[:num_turns]
         np.copyto(trained, _trained(roles, first_turns, self._train_turns), where=trained == _AS_ROLES_SAY)
         for begin, end, count, _ in self._scanned_keys[:num_keys].tolist():
             self._other_keys[self._bytes[begin:end].decode()] += count
-        return Conversations(texts, roles, trained, first_turns, lines, num_symbols > 0, self._other_keys)
+        return Conversations(texts, roles, trained, first_turns, lines, num_symbols > 0, self._other_keys, num_lines)
 
 
 def _trained(roles: np.ndarray, first_turns: np.ndarray, train_turns: TrainTurns) -> np.ndarray:
