@@ -10,7 +10,7 @@ import bz2
 import lzma
 import re
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 from lumina_ds.errors import DataError
 from preprocess.json_array import ArraySplitter
@@ -39,11 +39,14 @@ _ARCHIVES = {
     "datasets.Dataset.from_file(...).to_json('out.jsonl')",
 }
 _HEAD_BYTES = 512
+# So much white space may stand before the first element of an array.
+_MOST_SPACE_BYTES = 1 << 20
+_MAYBE_ARRAY = re.compile(rb"\s*(\[\s*)?")
 
 
-def open_lines(file: BinaryIO, raw: Any, shown: object) -> LineStream:
-    """The lines within `raw`, which counts what is read of `file`. Raises DataError for an archive or a table."""
-    head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES]  # type: ignore[attr-defined]
+def open_lines(raw: Any, shown: object) -> LineStream:
+    """The lines within `raw`, which counts what is read of it. Raises DataError for an archive or a table."""
+    head = raw.peek(_HEAD_BYTES)
     codec = next((name for magic, name in _CODECS.items() if magic.match(head)), None)
     stream = raw if codec is None else _Decompressed(_decoder(codec, raw), raw)
     return LineStream(stream, shown)
@@ -58,11 +61,14 @@ class LineStream:
 
     def __init__(self, stream: Any, shown: object) -> None:
         self._stream = stream
-        # Enough to see a container; more of it than the beginning of a JSON array need not be white space.
-        self._head = _read_fully(stream, _HEAD_BYTES)
+        self._head = read_fully(stream, _HEAD_BYTES)
         if fault := next((text for magic, text in _ARCHIVES.items() if magic.match(self._head)), None):
             raise DataError(f"{shown} is {fault}")
         self._head = self._head.removeprefix(_BYTE_ORDER_MARK)
+        while _MAYBE_ARRAY.fullmatch(self._head) and len(self._head) < _MOST_SPACE_BYTES:
+            if not (more := stream.read(_PIECE_BYTES)):
+                break
+            self._head += more
         self._array = ArraySplitter() if re.match(rb"\s*\[\s*\{", self._head) else None
 
     @property
@@ -83,7 +89,8 @@ class LineStream:
         return self._stream.read(size)
 
 
-def _read_fully(stream: Any, size: int) -> bytes:
+def read_fully(stream: Any, size: int) -> bytes:
+    """read() may return less than asked for; what is found must not depend on that."""
     pieces: list[bytes] = []
     missing = size
     while missing and (piece := stream.read(missing)):

@@ -299,7 +299,7 @@ class _Run:
         totals = self._totals(outputs)
         # Lines of which none can be used have an error of their own.
         if (not at_end or totals.rejected < totals.lines) and is_too_many(totals.rejected, totals.lines, max_rejected):
-            raise too_many_rejected(totals, max_rejected, outputs.quarantine.keep_beside(self.out))
+            raise too_many_rejected(totals, max_rejected, outputs.quarantine.keep_beside(self.out), at_end)
 
     def _check_splits(self, outputs: _Outputs) -> None:
         if not outputs.num_conversations:

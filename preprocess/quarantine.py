@@ -71,8 +71,11 @@ def is_too_many(num_rejected: int, num_lines: int, limit: int | float) -> bool:
     return num_lines > 0 and num_rejected / num_lines > limit
 
 
-def too_many_rejected(totals: Totals, limit: int | float, where: Path) -> DataError:
-    """The error of data with more refused lines than --max-rejected allows; all of them stand in `where`."""
+def too_many_rejected(totals: Totals, limit: int | float, where: Path, at_end: bool = True) -> DataError:
+    """The error of data with more refused lines than --max-rejected allows; all of them stand in `where`.
+
+    at_end: whether all lines were read.
+    """
     first = next(iter(totals.first_rejected.values()))
     rules = ", ".join(f"{count:,} {rule}" for rule, count in totals.rejected_by_rule.items())
     shown = f"{limit}" if isinstance(limit, int) else f"{limit:.4%}".rstrip("0%").rstrip(".") + "%"
@@ -81,9 +84,10 @@ def too_many_rejected(totals: Totals, limit: int | float, where: Path) -> DataEr
         if isinstance(limit, int)
         else f"allow them with --max-rejected {-(-100 * totals.rejected // totals.lines)}%"
     )
+    read = "" if at_end else f"; no more than the first {counted(totals.lines, 'line')} looked at"
     return DataError(
         f"{totals.rejected} of {counted(totals.lines, 'line')} rejected, more than --max-rejected {shown} "
-        f"(first: {first}; by rule: {rules}); all of them stand in {where}; mend them, "
+        f"(first: {first}; by rule: {rules}{read}); all of them stand in {where}; mend them, "
         f"or {allows}"
     )
 

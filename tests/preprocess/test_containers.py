@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
+import io
 import json
 import lzma
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,6 +211,41 @@ def test_lines_may_follow_an_array(first: bytes, end: bytes, tokenizer: Tokenize
     ]
     offset = path.read_bytes().index(b'{"a": "no end')
     assert rejected[-2]["byte_offset"] in (offset, offset - 1)
+
+
+@pytest.mark.parametrize("space", [b" " * 600, b"\n" * 200_000])
+def test_white_space_before_the_first_element(space: bytes, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for where, content in enumerate((b"[" + space + WHOLE[1:], space + WHOLE)):
+        path = tmp_path / "chats"
+        path.write_bytes(content)
+        out = tmp_path / f"out{where}"
+        assert preprocess_files([str(path)], tokenizer.path, out, Settings(seq_length=64)).totals.conversations == 300
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_a_pipe_that_gives_its_bytes_one_by_one(
+    compress: Callable[[bytes], bytes], text: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container is seen in its first bytes, however few of them come first."""
+    packed = compress(text)
+
+    class Slow(io.RawIOBase):
+        position = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, into: Any) -> int:
+            size = min(len(into), 1 if self.position < 1000 else 1 << 16, len(packed) - self.position)
+            into[:size] = packed[self.position : self.position + size]
+            self.position += size
+            return size
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Slow())))
+    (opened,) = resolve_inputs(["-"])
+    assert b"".join(block.data for block in opened.blocks(5000)) == text
+    entry = opened.entry()
+    assert (entry.size_bytes, entry.sha256) == (len(packed), hashlib.sha256(packed).hexdigest())
 
 
 def archive(path: Path, kind: str) -> None:
