@@ -7,10 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lumina_ds.errors import DataError
+
+if TYPE_CHECKING:
+    from lumina_ds.data.conversation import TrainTurns
 
 EXAMPLES = """Examples:
 
@@ -24,6 +28,13 @@ EXAMPLES = """Examples:
 @click.argument("files", nargs=-1, required=True)
 @click.option("--tokenizer", "tokenizer_path", metavar="FILE", help="Count tokens with this model, else characters.")
 @click.option("--seq-length", type=click.IntRange(min=2), help="Report what rows of so many tokens would cut.")
+@click.option(
+    "--train-turns",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "last", "marked"]),
+    help="Assistant turns that are labels, as in lumina preprocess.",
+)
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a self-contained HTML page.")
 @click.option("--examples", "num_examples", default=3, show_default=True, type=click.IntRange(0, 100), help="Per rule.")
 @click.option("--strict", is_flag=True, help="Let warnings fail too (exit code 3).")
@@ -32,13 +43,15 @@ def command(
     files: tuple[str, ...],
     tokenizer_path: str | None,
     seq_length: int | None,
+    train_turns: TrainTurns,
     report: Path | None,
     num_examples: int,
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Check the conversations of FILES (JSONL, globs, .gz, .zst, or - for standard input).
+    """Check the conversations of FILES.
 
+    FILES are names, globs, or - for standard input: JSONL or JSON arrays, plain or packed by gzip, zstd, bzip2 or xz.
     Errors are lines that `lumina preprocess` refuses; with one or more the exit code is 3. Warnings are lines
     that it takes but that are rarely meant so.
     """
@@ -49,7 +62,14 @@ def command(
     if seq_length is not None and tokenizer_path is None:
         raise click.UsageError("--seq-length counts tokens, so it needs --tokenizer")
     with _progress() as on_progress:
-        findings = validate_files(files, tokenizer_path, seq_length, num_examples=num_examples, on_progress=on_progress)
+        findings = validate_files(
+            files,
+            tokenizer_path,
+            seq_length,
+            num_examples=num_examples,
+            train_turns=train_turns,
+            on_progress=on_progress,
+        )
     if report:
         write_report(findings, report)
     if as_json:

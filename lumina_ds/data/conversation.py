@@ -13,7 +13,15 @@ from typing import Any, Literal, NamedTuple
 
 from lumina_ds.data.formats import as_messages
 from lumina_ds.data.strict_json import RejectedLine, json_type, parse_object, shorten
-from lumina_ds.data.turn_keys import TOP_LEVEL_UNSUPPORTED, TURN_KEYS, UNSUPPORTED, check_unsupported, read_flag
+from lumina_ds.data.turn_keys import (
+    FLAGS,
+    TOP_LEVEL_UNSUPPORTED,
+    TURN_KEYS,
+    UNSUPPORTED,
+    check_flags_beside_turns,
+    check_unsupported,
+    read_flag,
+)
 
 Role = Literal["system", "user", "assistant"]
 # Which assistant turns are labels: all that no flag switches off, the last one, or those that a flag marks.
@@ -37,7 +45,7 @@ _FORMS: dict[str, tuple[str, str, dict[str, Role]]] = {
     "messages": ("role", "content", MESSAGE_ROLES),
     "conversations": ("from", "value", SHAREGPT_ROLES),
 }
-TOP_LEVEL_KEYS = TOP_LEVEL_UNSUPPORTED | _FORMS.keys() | {"system"}
+TOP_LEVEL_KEYS = FLAGS | TOP_LEVEL_UNSUPPORTED | _FORMS.keys() | {"system"}
 
 
 class Turn(NamedTuple):
@@ -102,6 +110,7 @@ def read_turns(document: dict[str, Any]) -> tuple[Turn, ...]:
 def _read(document: dict[str, Any]) -> tuple[str, tuple[Turn, ...]]:
     """(key of the list of messages, turns)."""
     check_unsupported(document, document.keys() & TOP_LEVEL_UNSUPPORTED, "beside the turns")
+    check_flags_beside_turns(document)
     present = [key for key in _FORMS if key in document]
     filled = [key for key in present if document[key] not in (None, [])]
     if len(filled) > 1:
