@@ -66,7 +66,9 @@ def command(
             raise click.UsageError("--resolved is what lumina train gives to its ranks; no other option goes with it")
         _train_what_is_handed_over(Path(resolved[0]), resolved[1])
     found = resolve(ctx)
-    launch = read_launch(os.environ)
+    is_rank = (ctx.obj or {}).get("rank", False)
+    # With arguments for the runner this process starts ranks, and what it inherited of others is dropped for them.
+    launch = None if runner and not is_rank else read_launch(os.environ)
     rank = 0 if launch is None else launch.rank
     if rank == 0 and (reason := exportable(found.config.model)):
         click.echo(f"warning: lumina export will not take this model: {reason}", err=True)
@@ -75,7 +77,7 @@ def command(
         return 0
     if as_json:
         raise click.UsageError("--json goes with --dry-run; a run's figures are in its metrics.jsonl")
-    if (ctx.obj or {}).get("rank") or (launch is not None and not runner):
+    if is_rank or launch is not None:
         _train_as_rank(found.config, rank)
     return _launch(found.config, runner)
 
@@ -130,16 +132,13 @@ def _with_shards(config: RunConfig, keep_record: bool = True) -> RunConfig:
 
     `keep_record`: preprocessing.json in the run folder says what became of them.
     """
-    from lumina_ds.files import write_atomically
     from lumina_ds.train.run_folder import RunFolder
     from preprocess.prepare import prepare_training_data, preprocessing_record
 
     data = prepare_training_data(config, Path(config.run.runs_dir) / ".data")
     if config.data.train_data and keep_record:
-        record = json.dumps(preprocessing_record(data), indent=2, ensure_ascii=False) + "\n"
-        folder = RunFolder.of(config)
-        folder.create()
-        write_atomically(folder.path / "preprocessing.json", record.encode())
+        fresh = config.run.resume == "none"
+        RunFolder.of(config).write_preprocessing(preprocessing_record(data), fresh)
     changed = config.model_copy(deep=True)
     # Naming the source of the shards as well would be a contradiction.
     changed.data.train_data, changed.data.shards = [], str(data.shards)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from lumina_ds.data.formats import as_messages
 from lumina_ds.data.strict_json import RejectedLine, json_type, parse_object, shorten
 from lumina_ds.data.turn_keys import (
     FLAGS,
@@ -86,12 +87,12 @@ def is_blank(line: bytes) -> bool:
 
 
 def parse_conversation(line: bytes, train_turns: TrainTurns = "all") -> Conversation:
-    """Parse one JSONL line, `{"messages": [{"role", "content"}]}` or ShareGPT's `{"conversations": [{"from", "value"}]}`.
+    """Parse one JSONL line of any kind in formats.py.
 
     A text beside them under `system` is the system turn. Contents are kept exactly as written. Keys of turn_keys.py
     are obeyed or refused; others are ignored and named. Raises RejectedLine, also where no turn is left to train.
     """
-    document = parse_object(line)
+    document = as_messages(parse_object(line))
     key, turns = _read(document)
     system = len(turns) - len(document[key])
     flags = [None] * system + [
@@ -103,7 +104,7 @@ def parse_conversation(line: bytes, train_turns: TrainTurns = "all") -> Conversa
 
 def read_turns(document: dict[str, Any]) -> tuple[Turn, ...]:
     """The turns of a line's object, of whatever roles. Raises RejectedLine."""
-    return _read(document)[1]
+    return _read(as_messages(document))[1]
 
 
 def _read(document: dict[str, Any]) -> tuple[str, tuple[Turn, ...]]:
@@ -115,7 +116,9 @@ def _read(document: dict[str, Any]) -> tuple[str, tuple[Turn, ...]]:
     if len(filled) > 1:
         raise RejectedLine("two conversations", "both 'messages' and 'conversations' hold turns; keep one of them")
     if not present:
-        raise RejectedLine("missing key", "no key 'messages' or 'conversations'")
+        raise RejectedLine(
+            "missing key", "no key 'messages' or 'conversations'; lumina data formats shows what is read"
+        )
     key = (filled or present)[0]
     return key, _with_system(document, _turns(document[key], key, *_FORMS[key]))
 

@@ -85,7 +85,8 @@ def _local_launcher(given: Mapping[str, str]) -> str | None:
         return "torchrun"
     if all(name in given for name in DEEPSPEED_MARKS):
         return "deepspeed"
-    return "the environment" if LOCAL_WORLD_SIZE in given else None
+    # DeepSpeed's own starts through MPICH and Intel MPI give LOCAL_SIZE, and may do so inside a step of srun.
+    return "the environment" if LOCAL_WORLD_SIZE in given or "LOCAL_SIZE" in given else None
 
 
 def _tasks(given: Mapping[str, str]) -> Launch | None:

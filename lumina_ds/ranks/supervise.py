@@ -61,10 +61,17 @@ def supervise(config: RunConfig, make_command: Callable[[RunConfig], list[str]],
     """
     folder = RunFolder.of(config)
     at_first = _newest(folder)
-    batch, restarts, before = _Batch(config), 0, None
+    batch, restarts, before, failure = _Batch(config), 0, None, None
     with Signals() as signals:
         while True:
-            command = make_command(_of_start(config, batch, _newest(folder) != at_first))
+            try:
+                command = make_command(_of_start(config, batch, _newest(folder) != at_first))
+            except MachineError as error:
+                # Such as a full disk: what ended the ranks before is what the caller must learn.
+                if failure is None:
+                    raise
+                click.echo(f"not started again: {error}", err=True)
+                return failure.code
             ended = _start(command, environment, signals)
             failure = _failure(folder, ended)
             if failure.code == 0 or ended.signalled:

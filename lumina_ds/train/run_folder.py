@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import yaml
 
 from lumina_ds import __version__
+from lumina_ds.checkpoint.format import step_folders
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.files import write_atomically
@@ -68,6 +69,16 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
+    def write_preprocessing(self, record: dict[str, Any], fresh: bool) -> None:
+        """preprocessing.json: what became of the lines.
+
+        That of a run with checkpoints stays unless the run starts `fresh`: other data are refused, but only by the ranks.
+        """
+        self.create()
+        path = self.path / "preprocessing.json"
+        if fresh or not (path.exists() and step_folders(self.checkpoints)):
+            write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
     def write_settings(self, config: dict[str, Any], deepspeed_json: dict[str, Any], tokenizer: Path) -> None:
         """config.yaml, which starts the same run again, ds_config.json, and the tokenizer of the shards."""
         write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -77,12 +88,13 @@ class RunFolder:
 
 def effective_config(config: RunConfig, rows: PackedRows, eval_rows: PackedRows | None) -> dict[str, Any]:
     """The configuration with the data as it really is."""
-    made = rows.folder.manifest.settings
+    # Every setting that shards are held to (preprocess/prepare.py), or this file would be refused with its own shards.
+    made = rows.folder.manifest.settings.model_dump(include={"packing", "overlong", "train_turns"})
     shards = {"train_data": [], "eval_data": [], "eval_fraction": 0.0, "shards": str(rows.folder.path)}
     if eval_rows is not None:
         shards["eval_shards"] = str(eval_rows.folder.path)
     values = config.model_dump()
-    return {**values, "data": {**values["data"], **shards, "packing": made.packing, "overlong": made.overlong}}
+    return {**values, "data": {**values["data"], **shards, **made}}
 
 
 def write_environment(folder: Path, world: World, num_steps: int) -> None:

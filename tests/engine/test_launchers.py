@@ -39,6 +39,11 @@ def launch(launcher: str, local_size: int | None = None) -> Launch:
         pytest.param(TORCHRUN | STEP | {"SLURM_NTASKS": "2"}, launch("torchrun", 2), id="torchrun as a task of srun"),
         pytest.param(TORCHRUN | {"CROSS_RANK": "0"}, launch("torchrun", 2), id="torchrun and a stale CROSS_RANK"),
         pytest.param(OWN, launch("the environment"), id="a script of one's own"),
+        pytest.param(
+            OWN | STEP | {"SLURM_PROCID": "1", "LOCAL_SIZE": "2"},
+            launch("the environment", 2),
+            id="MPICH by deepspeed in a step of srun, one of which starts several ranks",
+        ),
         pytest.param(MPIRUN, launch("mpirun"), id="mpirun"),
         pytest.param(MPIRUN | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, launch("mpirun", 2), id="mpirun with a local size"),
         pytest.param(MPIRUN | {"RANK": "", "WORLD_SIZE": " "}, launch("mpirun"), id="mpirun and empty variables"),

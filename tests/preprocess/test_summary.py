@@ -12,9 +12,12 @@ import pytest
 
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import read_manifest
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
+from lumina_ds.train.run_folder import RunFolder, effective_config
 from preprocess.prepare import prepare_training_data, preprocessing_record
 
 BAD = '{"messages":[{"role":"system","content":""},{"role":"user","content":"x"}]}'
@@ -92,3 +95,27 @@ def test_the_run_folder_keeps_the_record(tenth: Path, tmp_path: Path) -> None:
     made = _with_shards(RunConfig.model_validate(wanted))
     record = json.loads((tmp_path / "runs" / made.run_name / "preprocessing.json").read_text())
     assert record["train"]["shards"] == made.data.shards and record["train"]["rejected"] == 10
+
+
+def test_other_data_do_not_replace_the_record_of_a_run_with_checkpoints(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    for record, fresh, kept in (({"n": 1}, False, 1), ({"n": 2}, False, 2), ({"n": 3}, False, 2), ({"n": 4}, True, 4)):
+        folder.write_preprocessing(record, fresh)
+        assert json.loads((folder.path / "preprocessing.json").read_text()) == {"n": kept}
+        if kept == 2:
+            (folder.checkpoints / "step-00000001").mkdir(exist_ok=True)
+
+
+def test_a_runs_own_configuration_is_accepted_with_its_shards(
+    tenth: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Shards made with settings that are no defaults; config.yaml of the run names them all."""
+    settings = {"packing": "concat", "overlong": "split", "train_turns": "last"}
+    options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert preprocess(tenth, tokenizer, "--max-rejected", "10%", *options) == 0
+    folder = ShardFolder.open(tenth.parent / "out")
+    begun = config(tenth, train_data=[], shards=str(folder.path))
+    written = effective_config(begun, PackedRows(folder, 64), None)
+    assert {name: written["data"][name] for name in settings} == settings
+    again = RunConfig.model_validate(json.loads(json.dumps(written)))
+    assert prepare_training_data(again, tmp_path / "cache").shards == folder.path

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.errors import CheckpointError
+from lumina_ds.errors import CheckpointError, MachineError
 from lumina_ds.ranks.supervise import end_marked, supervise
 from lumina_ds.train.watch.heartbeat import Beat
 from lumina_ds.train.watch.orphans import START_MARK
@@ -53,6 +53,23 @@ signal.sigwait(signals)
 time.sleep(5)
 shutil.copyfile(sys.argv[1] + "/beat", sys.argv[1] + "/r/logs/heartbeat-rank-0.json")
 """
+
+
+def test_a_restart_that_cannot_be_prepared_ends_with_the_failure_before_it(tmp_path, capsys):
+    """The file for the ranks needs the disk; at the first start its error is the answer."""
+    config = RunConfig.model_validate({"run": {"runs_dir": str(tmp_path), "name": "r", "max_restarts": 3}})
+    (tmp_path / "r/logs").mkdir(parents=True)
+    commands = [[sys.executable, "-c", "raise SystemExit(8)"]]
+
+    def make(_):
+        if not commands:
+            raise MachineError("the disk is full")
+        return commands.pop()
+
+    assert supervise(config, make, dict(os.environ)) == 8
+    assert "not started again: the disk is full" in capsys.readouterr().err
+    with pytest.raises(MachineError, match="the disk is full"):
+        supervise(config, make, dict(os.environ))
 
 
 @pytest.fixture
