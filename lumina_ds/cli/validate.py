@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from lumina_ds.cli.config_options import chat_template_option
 from lumina_ds.errors import DataError
 
 EXAMPLES = """Examples:
@@ -23,6 +24,7 @@ EXAMPLES = """Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("files", nargs=-1, required=True)
 @click.option("--tokenizer", "tokenizer_path", metavar="FILE", help="Count tokens with this model, else characters.")
+@chat_template_option
 @click.option("--seq-length", type=click.IntRange(min=2), help="Report what rows of so many tokens would cut.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a self-contained HTML page.")
 @click.option("--examples", "num_examples", default=3, show_default=True, type=click.IntRange(0, 100), help="Per rule.")
@@ -31,6 +33,7 @@ EXAMPLES = """Examples:
 def command(
     files: tuple[str, ...],
     tokenizer_path: str | None,
+    chat_template: str,
     seq_length: int | None,
     report: Path | None,
     num_examples: int,
@@ -42,6 +45,7 @@ def command(
     Errors are lines that `lumina preprocess` refuses; with one or more the exit code is 3. Warnings are lines
     that it takes but that are rarely meant so.
     """
+    from lumina_ds.config.chat_templates import template_named
     from preprocess.validation.findings import to_json
     from preprocess.validation.page import write_report
     from preprocess.validation.validate import validate_files
@@ -49,7 +53,14 @@ def command(
     if seq_length is not None and tokenizer_path is None:
         raise click.UsageError("--seq-length counts tokens, so it needs --tokenizer")
     with _progress() as on_progress:
-        findings = validate_files(files, tokenizer_path, seq_length, num_examples=num_examples, on_progress=on_progress)
+        findings = validate_files(
+            files,
+            tokenizer_path,
+            seq_length,
+            num_examples=num_examples,
+            template=template_named(chat_template),
+            on_progress=on_progress,
+        )
     if report:
         write_report(findings, report)
     if as_json:
