@@ -6,18 +6,14 @@ wrong, and standard input has none.
 
 from __future__ import annotations
 
-import logging
+import bz2
 import lzma
 import re
 from collections.abc import Callable
-from functools import cache
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import Any
 
 from lumina_ds.errors import DataError
-
-log = logging.getLogger("lumina_ds.preprocess")
+from preprocess.json_array import ArraySplitter
 
 # Text compresses to a tenth or so; nothing written by people or models comes near this factor over so long a stretch.
 MAX_EXPANSION = 250
@@ -43,11 +39,14 @@ _ARCHIVES = {
     "datasets.Dataset.from_file(...).to_json('out.jsonl')",
 }
 _HEAD_BYTES = 512
+# So much white space may stand before the first element of an array.
+_MOST_SPACE_BYTES = 1 << 20
+_MAYBE_ARRAY = re.compile(rb"\s*(\[\s*)?")
 
 
-def open_lines(file: BinaryIO, raw: Any, shown: object) -> LineStream:
-    """The lines within `raw`, which counts what is read of `file`. Raises DataError for an archive or a table."""
-    head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES]  # type: ignore[attr-defined]
+def open_lines(raw: Any, shown: object) -> LineStream:
+    """The lines within `raw`, which counts what is read of it. Raises DataError for an archive or a table."""
+    head = raw.peek(_HEAD_BYTES)
     codec = next((name for magic, name in _CODECS.items() if magic.match(head)), None)
     stream = raw if codec is None else _Decompressed(_decoder(codec, raw), raw)
     return LineStream(stream, shown)
@@ -56,28 +55,32 @@ def open_lines(file: BinaryIO, raw: Any, shown: object) -> LineStream:
 class LineStream:
     """Lines of a decompressed stream, whose byte order mark is read over. Each element of a JSON array is a line.
 
-    Line breaks within an element become spaces, so that element N stands in line N as it would in JSONL.
+    Line breaks within an element become spaces, so that element N stands in line N as it would in JSONL. What
+    follows the array, such as further lines or arrays, is read too.
     """
 
     def __init__(self, stream: Any, shown: object) -> None:
         self._stream = stream
-        # Enough to see a container; more of it than the beginning of a JSON array need not be white space.
-        self._head = _read_fully(stream, _HEAD_BYTES)
+        self._head = read_fully(stream, _HEAD_BYTES)
         if fault := next((text for magic, text in _ARCHIVES.items() if magic.match(self._head)), None):
             raise DataError(f"{shown} is {fault}")
         self._head = self._head.removeprefix(_BYTE_ORDER_MARK)
-        self._array = _ArraySplitter() if re.match(rb"\s*\[\s*\{", self._head) else None
+        while _MAYBE_ARRAY.fullmatch(self._head) and len(self._head) < _MOST_SPACE_BYTES:
+            if not (more := stream.read(_PIECE_BYTES)):
+                break
+            self._head += more
+        self._array = ArraySplitter() if re.match(rb"\s*\[\s*\{", self._head) else None
 
     @property
     def is_bomb(self) -> bool:
         return isinstance(self._stream, _Decompressed) and self._stream.is_bomb
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end alone."""
-        while data := self._read(size):
-            if self._array is None or (data := self._array.split(data)):
-                return data
-        return b""
+        """At most `size` bytes; none at the end alone. Raises EOFError where an array is damaged."""
+        data = self._read(size)
+        if self._array is None or self.is_bomb:
+            return data
+        return self._array.split(data)
 
     def _read(self, size: int) -> bytes:
         if self._head:
@@ -86,63 +89,8 @@ class LineStream:
         return self._stream.read(size)
 
 
-class _ArraySplitter:
-    """Turns the text of a JSON array into lines, piece by piece. state: depth, within a string, after a backslash."""
-
-    def __init__(self) -> None:
-        self._state = np.zeros(3, np.int64)
-
-    def split(self, data: bytes) -> bytes:
-        out = np.empty(len(data), np.uint8)
-        return out[: _splitter()(np.frombuffer(data, np.uint8), out, self._state)].tobytes()
-
-
-@cache
-def _splitter() -> Callable[..., int]:
-    try:
-        import numba
-
-        return numba.njit(cache=True, nogil=True)(_split)
-    except (ImportError, RuntimeError) as error:  # not there, or nowhere to keep its code
-        log.info("reading JSON arrays without compiled code, many times slower: %s", error)
-        return _split
-
-
-def _split(data: np.ndarray, out: np.ndarray, state: np.ndarray) -> int:
-    """Write the elements of the array as lines; the number of bytes written. What follows the array stays as it is."""
-    depth, in_string, is_escaped = state[0], state[1], state[2]
-    to = 0
-    for i in range(len(data)):
-        byte = np.int64(data[i])
-        written = byte
-        if in_string == 1:
-            if is_escaped == 1:
-                is_escaped = 0
-            elif byte == 0x5C:
-                is_escaped = 1
-            elif byte == 0x22:
-                in_string = 0
-        elif byte == 0x22:
-            in_string = 1
-        elif byte == 0x5B or byte == 0x7B:  # [ {
-            depth += 1
-            if depth == 1 and byte == 0x5B:
-                continue
-        elif byte == 0x5D or byte == 0x7D:  # ] }
-            depth -= 1
-            if depth == 0 and byte == 0x5D:
-                written = 0x0A
-        elif byte == 0x2C and depth == 1:  # the comma between two elements
-            written = 0x0A
-        elif (byte == 0x0A or byte == 0x0D) and depth > 0:
-            written = 0x20
-        out[to] = written
-        to += 1
-    state[0], state[1], state[2] = depth, in_string, is_escaped
-    return to
-
-
-def _read_fully(stream: Any, size: int) -> bytes:
+def read_fully(stream: Any, size: int) -> bytes:
+    """read() may return less than asked for; what is found must not depend on that."""
     pieces: list[bytes] = []
     missing = size
     while missing and (piece := stream.read(missing)):
@@ -153,10 +101,52 @@ def _read_fully(stream: Any, size: int) -> bytes:
 
 def _decoder(codec: str, raw: Any) -> Any:
     if codec == "xz":
-        return lzma.LZMAFile(raw)
+        return _Streams(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), raw, padding_unit=4)
+    if codec == "bz2":
+        return _Streams(bz2.BZ2Decompressor, raw)
     import pyarrow as pa
 
     return pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
+
+
+class _Streams:
+    """The text of compressed streams that follow one another, with zeros between and after them.
+
+    Anything else there is an error: lzma.LZMAFile takes it for the end of the file and says nothing.
+    """
+
+    def __init__(self, new_decoder: Callable[[], Any], raw: Any, padding_unit: int = 1) -> None:
+        self._new_decoder = new_decoder
+        self._raw = raw
+        self._padding_unit = padding_unit
+        self._decoder = new_decoder()
+        self._pending = b""
+        self._at_end = False
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end. Raises EOFError, LZMAError or OSError for damaged streams."""
+        while not self._at_end:
+            if self._decoder.eof:
+                self._begin_next()
+                continue
+            data, self._pending = self._pending, b""
+            if not data and self._decoder.needs_input and not (data := self._raw.read(_PIECE_BYTES)):
+                raise EOFError("the compressed file ends too early")
+            if text := self._decoder.decompress(data, size):
+                return text
+        return b""
+
+    def _begin_next(self) -> None:
+        data, num_zeros = self._decoder.unused_data, 0
+        while not self._at_end and not data.strip(b"\0"):
+            num_zeros += len(data)
+            data = self._raw.read(_PIECE_BYTES)
+            self._at_end = not data
+        self._pending = data.lstrip(b"\0")
+        num_zeros += len(data) - len(self._pending)
+        if num_zeros % self._padding_unit:
+            raise EOFError(f"{num_zeros} zeros after a compressed stream, which is no multiple of {self._padding_unit}")
+        self._decoder = self._new_decoder()
 
 
 class _Decompressed:

@@ -40,6 +40,7 @@ from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError, MachineError
 from preprocess.encode import EncodedBlock, EncodeOptions
 from preprocess.journal import Journal, SealedBlock, pass_over_sealed
+from preprocess.other_keys import add_other_keys
 from preprocess.progress import show_progress
 from preprocess.quarantine import Quarantine, is_too_many, nothing_accepted, too_many_rejected
 from preprocess.sources import BLOCK_BYTES, Block, InputFile, UnreadableInput, resolve_inputs
@@ -140,7 +141,7 @@ class _Outputs:
         self.quarantine.add(block.rejections)
         self.train.add(block.train)
         self.held_out.add(block.held_out)
-        self.other_keys.update(block.other_keys)
+        add_other_keys(self.other_keys, block.other_keys)
         return SealedBlock(
             place=block.place,
             train=self.train.position(),
@@ -307,7 +308,7 @@ class _Run:
         totals = self._totals(outputs)
         # Lines of which none can be used have an error of their own.
         if (not at_end or totals.rejected < totals.lines) and is_too_many(totals.rejected, totals.lines, max_rejected):
-            raise too_many_rejected(totals, max_rejected, outputs.quarantine.keep_beside(self.out))
+            raise too_many_rejected(totals, max_rejected, outputs.quarantine.keep_beside(self.out), at_end)
 
     def _check_splits(self, outputs: _Outputs) -> None:
         if not outputs.num_conversations:

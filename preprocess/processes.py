@@ -8,11 +8,13 @@ other, so the death of either is the end of the pipe to the other one, at once.
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from threading import Lock
 from types import TracebackType
@@ -104,12 +106,24 @@ def _serve(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while True:
-            function, arguments = connection.recv()
-            answer: tuple[Any, Exception | None]
-            try:
-                answer = function(*arguments), None
-            except Exception as error:
-                answer = None, error
-            connection.send(answer)
+            call = connection.recv_bytes()
+            connection.send_bytes(_answer(call))
     except (EOFError, OSError):
         return
+
+
+def _answer(call: bytes) -> bytes:
+    """The pickled (result, error) of a pickled call. Only a process that is killed leaves a call without an answer."""
+    try:
+        function, arguments = pickle.loads(call)
+        return bytes(ForkingPickler.dumps((function(*arguments), None)))
+    except Exception as raised:
+        error = raised
+    except BaseException as raised:  # such as SystemExit, which would end the parent as if all were well
+        error = RuntimeError(f"a preprocessing worker ended with {raised!r}")
+    try:
+        answer = bytes(ForkingPickler.dumps((None, error)))
+        pickle.loads(answer)  # some errors can be pickled, but not made again
+    except Exception:
+        answer = pickle.dumps((None, RuntimeError(f"in a preprocessing worker: {type(error).__name__}: {error}")))
+    return answer

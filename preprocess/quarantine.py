@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from lumina_ds.data.conversation import NO_ASSISTANT_TURN
 from lumina_ds.data.shards.manifest import FileEntry, Totals
 from lumina_ds.data.shards.writer import HashingFile
-from lumina_ds.data.strict_json import NOT_JSON_RULES, shorten
+from lumina_ds.data.strict_json import NOT_JSON_RULES
 from lumina_ds.errors import DataError
 from lumina_ds.text import counted
 from preprocess.journal import QuarantinePosition
 from preprocess.scan import Rejection
-
-_MOST_NAMED = 20
 
 
 class Quarantine:
@@ -67,11 +65,17 @@ class Quarantine:
 
 def is_too_many(num_rejected: int, num_lines: int, limit: int | float) -> bool:
     """Whether refused lines exceed `limit`: a number of them (int), or a share of the lines (float)."""
-    return num_rejected > (limit if isinstance(limit, int) else limit * num_lines)
+    if isinstance(limit, int):
+        return num_rejected > limit
+    # As a product, 29 of 100 would be more than 0.29: the quotient is rounded as 29% is.
+    return num_lines > 0 and num_rejected / num_lines > limit
 
 
-def too_many_rejected(totals: Totals, limit: int | float, where: Path) -> DataError:
-    """The error of data with more refused lines than --max-rejected allows; all of them stand in `where`."""
+def too_many_rejected(totals: Totals, limit: int | float, where: Path, at_end: bool = True) -> DataError:
+    """The error of data with more refused lines than --max-rejected allows; all of them stand in `where`.
+
+    at_end: whether all lines were read.
+    """
     first = next(iter(totals.first_rejected.values()))
     rules = ", ".join(f"{count:,} {rule}" for rule, count in totals.rejected_by_rule.items())
     shown = f"{limit}" if isinstance(limit, int) else f"{limit:.4%}".rstrip("0%").rstrip(".") + "%"
@@ -80,9 +84,10 @@ def too_many_rejected(totals: Totals, limit: int | float, where: Path) -> DataEr
         if isinstance(limit, int)
         else f"allow them with --max-rejected {-(-100 * totals.rejected // totals.lines)}%"
     )
+    read = "" if at_end else f"; no more than the first {counted(totals.lines, 'line')} looked at"
     return DataError(
         f"{totals.rejected} of {counted(totals.lines, 'line')} rejected, more than --max-rejected {shown} "
-        f"(first: {first}; by rule: {rules}); all of them stand in {where}; mend them, "
+        f"(first: {first}; by rule: {rules}{read}); all of them stand in {where}; mend them, "
         f"or {allows}"
     )
 
@@ -94,14 +99,6 @@ def nothing_accepted(quarantine: Quarantine, inputs: str, out: Path) -> DataErro
         return DataError(fault)
     first = quarantine.describe_first()
     return DataError(f"{fault} (first: {first}); all reasons stand in {quarantine.keep_beside(out)}")
-
-
-def describe_other_keys(counts: Mapping[str, int]) -> str:
-    """Names of keys that mean nothing here and the number of places where each stands, the most frequent first."""
-    listed = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{shorten(name)[1:-1]} {count:,}" for name, count in listed[:_MOST_NAMED])
-    more = len(listed) - _MOST_NAMED
-    return f"{shown} and {more:,} more names (ignored)" if more > 0 else f"{shown} (ignored)"
 
 
 def common_fault(rules: set[str], inputs: str) -> str:

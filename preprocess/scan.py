@@ -27,6 +27,9 @@ log = logging.getLogger("lumina_ds.preprocess")
 SPACE_SYMBOL = "\u2581".encode()
 # Stands for a turn of a line that the compiled scanner has read: such a line holds no flag.
 _AS_ROLES_SAY = 2
+# The shortest message of a list of turns has more bytes, and so has the shortest line with one.
+_MESSAGE_BYTES = 24
+_LINE_BYTES = 32
 
 
 class Rejection(NamedTuple):
@@ -49,6 +52,7 @@ class Conversations(NamedTuple):
     lines: np.ndarray  # [conversations] int64
     has_space_symbol: bool  # a literal U+2581 in some text
     other_keys: Counter[str]  # places of keys that mean nothing here
+    num_with_other_keys: int  # conversations that hold such keys
 
     @property
     def num_conversations(self) -> int:
@@ -116,14 +120,14 @@ class _Scan:
         self._train_turns = train_turns
         self._bytes = data
         self._data = np.frombuffer(data, np.uint8)
-        # The shortest message and the shortest line with one have more bytes than these; a text never grows.
+        # Room for all that the compiled scanner may find; a text never grows.
         self._text = np.empty(len(data), np.uint8)
-        self._offsets = np.zeros(len(data) // 24 + 1, np.int64)
-        self._roles = np.empty(len(data) // 24, np.uint8)
+        self._offsets = np.zeros(len(data) // _MESSAGE_BYTES + 1, np.int64)
+        self._roles = np.empty(len(data) // _MESSAGE_BYTES, np.uint8)
         self._trained = np.full(len(self._roles), _AS_ROLES_SAY, np.uint8)
-        self._first_turns = np.zeros(len(data) // 32 + 1, np.int64)
-        self._lines = np.empty(len(data) // 32, np.int64)
-        self._progress = np.array([0, first_line, 0, 0, 0, 0, 0])
+        self._first_turns = np.zeros(len(data) // _LINE_BYTES + 1, np.int64)
+        self._lines = np.empty(len(data) // _LINE_BYTES, np.int64)
+        self._progress = np.array([0, first_line, 0, 0, 0, 0, 0, 0])
         self._keys = np.empty((64, 2), np.int64)
         self._scanned_keys = np.zeros((32, 4), np.int64)
         self._other_keys: Counter[str] = Counter()
@@ -150,9 +154,10 @@ class _Scan:
 
     def add(self, conversation: Conversation) -> None:
         """Append the conversation that stands in the current line."""
-        _, line, num_bytes, num_turns, num_rows, num_symbols, _ = self._progress.tolist()
-        for (role, content), is_trained in zip(conversation.turns, conversation.trained, strict=True):
-            encoded = b" " + content.encode()
+        _, line, num_bytes, num_turns, num_rows, num_symbols, _, num_lines = self._progress.tolist()
+        contents = [b" " + content.encode() for _, content in conversation.turns]
+        self._reserve(num_bytes + sum(map(len, contents)), num_turns + len(contents), num_rows + 1)
+        for (role, _), encoded, is_trained in zip(conversation.turns, contents, conversation.trained, strict=True):
             num_symbols += SPACE_SYMBOL in encoded
             self._text[num_bytes : num_bytes + len(encoded)] = np.frombuffer(encoded, np.uint8)
             self._roles[num_turns], self._trained[num_turns] = ROLES.index(role), is_trained
@@ -162,16 +167,37 @@ class _Scan:
         self._first_turns[num_rows + 1] = num_turns
         self._progress[2:6] = num_bytes, num_turns, num_rows + 1, num_symbols
         self._other_keys.update(conversation.other_keys)
+        self._progress[7] = num_lines + bool(conversation.other_keys)
+
+    def _reserve(self, num_bytes: int, num_turns: int, num_rows: int) -> None:
+        """Make room for so much, and for what the scanner may find in the rest: lines of other formats may be shorter."""
+        left = len(self._data) - self.position
+        num_turns, num_rows = num_turns + left // _MESSAGE_BYTES, num_rows + left // _LINE_BYTES
+        self._text = _with_room(self._text, num_bytes + left)
+        self._offsets = _with_room(self._offsets, num_turns + 1)
+        self._roles = _with_room(self._roles, num_turns)
+        self._trained = _with_room(self._trained, num_turns, _AS_ROLES_SAY)
+        self._first_turns = _with_room(self._first_turns, num_rows + 1)
+        self._lines = _with_room(self._lines, num_rows)
 
     def conversations(self) -> Conversations:
-        _, _, num_bytes, num_turns, num_rows, num_symbols, num_keys = self._progress.tolist()
+        _, _, num_bytes, num_turns, num_rows, num_symbols, num_keys, num_lines = self._progress.tolist()
         texts = Texts(self._text[:num_bytes], self._offsets[: num_turns + 1])
         first_turns, lines = self._first_turns[: num_rows + 1], self._lines[:num_rows]
         roles, trained = self._roles[:num_turns], self._trained[:num_turns]
         np.copyto(trained, _trained(roles, first_turns, self._train_turns), where=trained == _AS_ROLES_SAY)
         for begin, end, count, _ in self._scanned_keys[:num_keys].tolist():
             self._other_keys[self._bytes[begin:end].decode()] += count
-        return Conversations(texts, roles, trained, first_turns, lines, num_symbols > 0, self._other_keys)
+        return Conversations(texts, roles, trained, first_turns, lines, num_symbols > 0, self._other_keys, num_lines)
+
+
+def _with_room(array: np.ndarray, needed: int, filler: int = 0) -> np.ndarray:
+    """`array`, or a longer copy of it that has room for `needed` and half as much again."""
+    if needed <= len(array):
+        return array
+    longer = np.full(needed + needed // 2, filler, array.dtype)
+    longer[: len(array)] = array
+    return longer
 
 
 def _trained(roles: np.ndarray, first_turns: np.ndarray, train_turns: TrainTurns) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The compiled scanner of scan.py: lines of JSON to the UTF-8 of their turns, without a Python object on the way.
 
 It knows all of JSON, and accepts a line only where nothing about it is unusual: no key with an escape or twice, no
-number that could be out of range, no lone surrogate, nothing nested deeply, no key of turn_keys.py. Where it meets anything else it gives
-up on the line, and the strict parser of lumina_ds.data.conversation says what is the matter, so it needs no reasons.
+number that could be out of range, no lone surrogate, nothing nested deeply, no key of turn_keys.py. Where it meets
+anything else it gives up on the line, and the strict parser of lumina_ds.data.conversation says what is the matter, so
+it needs no reasons.
 
 numba compiles this at first use, as it does tokenizer_kernel.py. Import it only where numba may be missing. All of it
 stands in one file because numba compiles anew only when a function's own file has changed: delete __pycache__ after a
@@ -20,7 +21,7 @@ from lumina_ds.data.tokenizer.tokenizer import ROLES
 from lumina_ds.data.turn_keys import TURN_KEYS
 
 # What `progress` holds: how far the block is read, and how much stands in each output.
-POSITION, LINE, TEXT_BYTES, TURNS, ROWS, SPACE_SYMBOLS, OTHER_KEYS = range(7)
+POSITION, LINE, TEXT_BYTES, TURNS, ROWS, SPACE_SYMBOLS, OTHER_KEYS, OTHER_KEY_LINES = range(8)
 # Keys of open objects, and the open objects themselves: more is for the strict parser, which knows the real limits.
 MAX_KEYS = 64
 # Names of keys that mean nothing here; a line with another one is for the strict parser.
@@ -96,6 +97,10 @@ def scan_lines(
                     other_keys[other, _COUNT] = other_keys[other, _COUNT_BEFORE]
                 progress[OTHER_KEYS] = num_others
                 return False
+            for other in range(progress[OTHER_KEYS]):
+                if other >= num_others or other_keys[other, _COUNT] > other_keys[other, _COUNT_BEFORE]:
+                    progress[OTHER_KEY_LINES] += 1
+                    break
             row = progress[ROWS]
             lines[row] = progress[LINE]
             first_turns[row + 1] = num_turns

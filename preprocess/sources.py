@@ -26,7 +26,7 @@ from lumina_ds.data.shards.manifest import InputEntry
 from lumina_ds.data.strict_json import LINE_TOO_LONG, MAX_LINE_BYTES
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
-from preprocess.containers import MAX_EXPANSION, LineStream, open_lines
+from preprocess.containers import MAX_EXPANSION, LineStream, open_lines, read_fully
 
 STDIN = "-"
 BLOCK_BYTES = 4 << 20
@@ -115,7 +115,7 @@ class InputFile:
         try:
             with self.path.open("rb") if self.path else nullcontext(sys.stdin.buffer) as file:
                 self._raw = _CountingStream(file)
-                for block in read_blocks(open_lines(file, self._raw, shown), self.name, block_bytes):
+                for block in read_blocks(open_lines(self._raw, shown), self.name, block_bytes):
                     yield replace(block, input_digest=self._raw.digest.copy().hexdigest())
         except (OSError, EOFError, lzma.LZMAError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
@@ -150,7 +150,7 @@ def read_blocks(stream: Any, source: str, block_bytes: int = BLOCK_BYTES) -> Ite
     line, offset = 1, 0
     pending = b""  # the beginning of a line whose end is not read yet
     skipping = False
-    while piece := _read_fully(stream, block_bytes):
+    while piece := read_fully(stream, block_bytes):
         if skipping:
             newline = piece.find(b"\n") + 1
             if not newline:
@@ -173,16 +173,6 @@ def read_blocks(stream: Any, source: str, block_bytes: int = BLOCK_BYTES) -> Ite
         yield Block(source, line, offset, pending)
 
 
-def _read_fully(stream: Any, size: int) -> bytes:
-    """read() may return less than asked for; block boundaries must not depend on that."""
-    pieces: list[bytes] = []
-    missing = size
-    while missing and (piece := stream.read(missing)):
-        pieces.append(piece)
-        missing -= len(piece)
-    return b"".join(pieces)
-
-
 class _CountingStream:
     """A readable that counts and hashes the bytes that pass."""
 
@@ -192,9 +182,18 @@ class _CountingStream:
         self.num_bytes = 0
         self.at_end = False
         self.closed = False
+        self._ahead = b""
+
+    def peek(self, size: int) -> bytes:
+        """The next `size` bytes, fewer at the end alone; they are still to be read."""
+        self._ahead += read_fully(self._file, size - len(self._ahead))
+        return self._ahead[:size]
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
+        if self._ahead and size >= 0:
+            data, self._ahead = self._ahead[:size], self._ahead[size:]
+        else:
+            data, self._ahead = self._ahead + self._file.read(size), b""
         self.num_bytes += len(data)
         self.digest.update(data)
         self.at_end = not data

@@ -10,7 +10,7 @@ from lumina_ds.data.shards.folder import EVAL_FOLDER
 from lumina_ds.data.shards.manifest import Manifest, read_manifest
 from lumina_ds.data.shards.packing_file import packing_file, read_packing
 from lumina_ds.text import counted
-from preprocess.quarantine import describe_other_keys
+from preprocess.other_keys import describe_other_keys
 
 
 def summary_lines(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -21,6 +21,7 @@ from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.tokenizer.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from lumina_ds.files import write_atomically
+from lumina_ds.text import counted
 from preprocess.quarantine import common_fault
 from preprocess.sources import InputFile, resolve_inputs
 
@@ -62,10 +63,11 @@ def train_tokenizer(
         )
     if Path(out).is_dir():
         raise ConfigError(f"{out} is a folder; name a file in it with --out")
-    rules: set[str] = set()
-    sentences = list(_sample(resolve_inputs(files), max_conversations, sample_bytes, rules))
+    sample = _Sample(resolve_inputs(files), max_conversations, sample_bytes)
+    sentences = list(sample.sentences())
     if not sentences:
-        raise DataError(common_fault(rules, ", ".join(files)))
+        raise DataError(common_fault(set(sample.refused_by_rule), ", ".join(files)))
+    sample.report_refused()
     model = _train(sentences, vocab_size, model_type)
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -78,35 +80,62 @@ def train_tokenizer(
     return tokenizer
 
 
-def _sample(files: list[InputFile], max_conversations: int | None, sample_bytes: int, rules: set[str]) -> Iterator[str]:
-    """Sentences of a sample spread evenly over the files; from standard input, their beginning.
+class _Sample:
+    """A sample spread evenly over the files; from standard input, their beginning. Refused lines of it are counted."""
 
-    Why lines were refused is added to `rules`.
-    """
-    sizes = [file.size_bytes for file in files]
-    total = sum(size or 0 for size in sizes)
-    share = 1.0 if None in sizes else min(1.0, sample_bytes / max(1, total))
-    num_bytes = num_conversations = 0
-    for line in _lines(files):
-        if share < 1 and _uniform(line) >= share:
-            continue
-        try:
-            conversation = parse_conversation(line)
-        except RejectedLine as refused:
-            rules.add(refused.rule)
-            continue
-        for turn in conversation.turns:
-            num_bytes += len(turn.content)
-            yield from _sentences(turn.content)
-        num_conversations += 1
-        if num_conversations == max_conversations or num_bytes >= sample_bytes:
+    def __init__(self, files: list[InputFile], max_conversations: int | None, sample_bytes: int) -> None:
+        self._files = files
+        self._max_conversations = max_conversations
+        self._sample_bytes = sample_bytes
+        self._num_conversations = 0
+        self.refused_by_rule: Counter[str] = Counter()
+        self._first_refused = ""
+
+    def sentences(self) -> Iterator[str]:
+        """The text of all turns, in pieces."""
+        sizes = [file.size_bytes for file in self._files]
+        total = sum(size or 0 for size in sizes)
+        share = 1.0 if None in sizes else min(1.0, self._sample_bytes / max(1, total))
+        num_bytes = 0
+        for place, line in self._lines():
+            if share < 1 and _uniform(line) >= share:
+                continue
+            try:
+                conversation = parse_conversation(line)
+            except RejectedLine as refused:
+                self._refuse(place, refused.rule, refused.reason)
+                continue
+            for turn in conversation.turns:
+                num_bytes += len(turn.content)
+                yield from _sentences(turn.content)
+            self._num_conversations += 1
+            if self._num_conversations == self._max_conversations or num_bytes >= self._sample_bytes:
+                return
+
+    def report_refused(self) -> None:
+        """Warn of refused lines, which train nothing here either."""
+        if not self.refused_by_rule:
             return
+        num_refused = self.refused_by_rule.total()
+        rules = ", ".join(f"{count:,} {rule}" for rule, count in sorted(self.refused_by_rule.items()))
+        log.warning(
+            "%s of %s refused (first: %s; by rule: %s)",
+            f"{num_refused:,}", counted(num_refused + self._num_conversations, "line"), self._first_refused, rules,
+        )  # fmt: skip
 
+    def _refuse(self, place: str, rule: str, reason: str) -> None:
+        self.refused_by_rule[rule] += 1
+        self._first_refused = self._first_refused or f"{place}: {reason}"
 
-def _lines(files: list[InputFile]) -> Iterator[bytes]:
-    for file in files:
-        for block in file.blocks():
-            yield from (line for _, line in split_lines(block.data) if not is_blank(line))
+    def _lines(self) -> Iterator[tuple[str, bytes]]:
+        """(where, line) of every line that is not blank; lines that are not held count as refused."""
+        for file in self._files:
+            for block in file.blocks():
+                if block.fault:
+                    self._refuse(f"{block.source} line {block.first_line}", *block.fault)
+                for number, (_, line) in enumerate(split_lines(block.data), block.first_line):
+                    if not is_blank(line):
+                        yield f"{block.source} line {number}", line
 
 
 def _uniform(line: bytes) -> float:

@@ -1,4 +1,4 @@
-"""`lumina data stats|verify|inspect|pack`: look into a shard folder, or plan its rows anew."""
+"""`lumina data formats|stats|verify|inspect|pack`: the kinds of lines that are read; look into a shard folder, or plan its rows anew."""
 
 from __future__ import annotations
 
@@ -30,7 +30,23 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 
 @click.group()
 def command() -> None:
-    """Inspect, verify or summarise a shard folder, or plan rows of another length."""
+    """Inspect, verify or summarise a shard folder, plan rows of another length, or list the formats that are read."""
+
+
+@command.command(
+    epilog="Example: lumina data formats", short_help="kinds of lines that are read, with an example of each"
+)
+@_JSON
+def formats(as_json: bool) -> None:
+    """List the kinds of JSONL lines that are read. The keys of a line tell its kind."""
+    from lumina_ds.data.formats import FORMATS
+
+    if as_json:
+        found = {name: {"meaning": form.meaning, "example": form.example} for name, form in FORMATS.items()}
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for name, form in FORMATS.items():
+        click.echo(f"{name}: {form.meaning}\n  {json.dumps(form.example, ensure_ascii=False)}")
 
 
 @command.command(epilog="Example: lumina data stats shards/train --html shards.html", short_help="count what is in it")

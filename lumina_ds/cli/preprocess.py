@@ -93,8 +93,9 @@ def command(
     chat_template: str,
     **settings: object,
 ) -> None:
-    """Tokenize, mask and pack the conversations of FILES (JSONL, globs, .gz, .zst, or - for standard input).
+    """Tokenize, mask and pack the conversations of FILES.
 
+    FILES are names, globs, or - for standard input: JSONL or JSON arrays, plain or packed by gzip, zstd, bzip2 or xz.
     A run that was killed leaves OUT.partial; the same command goes on from there.
     """
     from lumina_ds.data.shards.manifest import Settings

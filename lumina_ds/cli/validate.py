@@ -7,11 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lumina_ds.cli.config_options import chat_template_option
 from lumina_ds.errors import DataError
+
+if TYPE_CHECKING:
+    from lumina_ds.data.conversation import TrainTurns
 
 EXAMPLES = """Examples:
 
@@ -26,6 +30,13 @@ EXAMPLES = """Examples:
 @click.option("--tokenizer", "tokenizer_path", metavar="FILE", help="Count tokens with this model, else characters.")
 @chat_template_option
 @click.option("--seq-length", type=click.IntRange(min=2), help="Report what rows of so many tokens would cut.")
+@click.option(
+    "--train-turns",
+    default="all",
+    show_default=True,
+    type=click.Choice(["all", "last", "marked"]),
+    help="Assistant turns that are labels, as in lumina preprocess.",
+)
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a self-contained HTML page.")
 @click.option("--examples", "num_examples", default=3, show_default=True, type=click.IntRange(0, 100), help="Per rule.")
 @click.option("--strict", is_flag=True, help="Let warnings fail too (exit code 3).")
@@ -35,13 +46,15 @@ def command(
     tokenizer_path: str | None,
     chat_template: str,
     seq_length: int | None,
+    train_turns: TrainTurns,
     report: Path | None,
     num_examples: int,
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Check the conversations of FILES (JSONL, globs, .gz, .zst, or - for standard input).
+    """Check the conversations of FILES.
 
+    FILES are names, globs, or - for standard input: JSONL or JSON arrays, plain or packed by gzip, zstd, bzip2 or xz.
     Errors are lines that `lumina preprocess` refuses; with one or more the exit code is 3. Warnings are lines
     that it takes but that are rarely meant so.
     """
@@ -58,6 +71,7 @@ def command(
             tokenizer_path,
             seq_length,
             num_examples=num_examples,
+            train_turns=train_turns,
             template=template_named(chat_template),
             on_progress=on_progress,
         )

@@ -52,7 +52,7 @@ def as_max_rejected(value: Any) -> Any:
     """A number of lines (int), or a share of them (float), also written as `5%`. Raises ValueError on anything else."""
     if isinstance(value, str):
         text = value.strip()
-        value = float(text[:-1]) / 100 if text.endswith("%") else int(text) if text.isdigit() else float(text)
+        value = float(f"{text[:-1].strip()}e-2") if text.endswith("%") else int(text) if text.isdigit() else float(text)
     if isinstance(value, float) and not 0 <= value <= 1:
         raise ValueError("a share of lines lies between 0 and 1 (0% and 100%); a number of lines has no point")
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:

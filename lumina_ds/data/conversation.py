@@ -11,8 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from lumina_ds.data.formats import as_messages
 from lumina_ds.data.strict_json import RejectedLine, json_type, parse_object, shorten
-from lumina_ds.data.turn_keys import TOP_LEVEL_UNSUPPORTED, TURN_KEYS, UNSUPPORTED, check_unsupported, read_flag
+from lumina_ds.data.turn_keys import (
+    FLAGS,
+    TOP_LEVEL_UNSUPPORTED,
+    TURN_KEYS,
+    UNSUPPORTED,
+    check_flags_beside_turns,
+    check_unsupported,
+    read_flag,
+)
 
 Role = Literal["system", "user", "assistant"]
 # Which assistant turns are labels: all that no flag switches off, the last one, or those that a flag marks.
@@ -36,7 +45,7 @@ _FORMS: dict[str, tuple[str, str, dict[str, Role]]] = {
     "messages": ("role", "content", MESSAGE_ROLES),
     "conversations": ("from", "value", SHAREGPT_ROLES),
 }
-TOP_LEVEL_KEYS = TOP_LEVEL_UNSUPPORTED | _FORMS.keys() | {"system"}
+TOP_LEVEL_KEYS = FLAGS | TOP_LEVEL_UNSUPPORTED | _FORMS.keys() | {"system"}
 
 
 class Turn(NamedTuple):
@@ -78,12 +87,12 @@ def is_blank(line: bytes) -> bool:
 
 
 def parse_conversation(line: bytes, train_turns: TrainTurns = "all") -> Conversation:
-    """Parse one JSONL line, `{"messages": [{"role", "content"}]}` or ShareGPT's `{"conversations": [{"from", "value"}]}`.
+    """Parse one JSONL line of any kind in formats.py.
 
     A text beside them under `system` is the system turn. Contents are kept exactly as written. Keys of turn_keys.py
     are obeyed or refused; others are ignored and named. Raises RejectedLine, also where no turn is left to train.
     """
-    document = parse_object(line)
+    document = as_messages(parse_object(line))
     key, turns = _read(document)
     system = len(turns) - len(document[key])
     flags = [None] * system + [
@@ -95,18 +104,21 @@ def parse_conversation(line: bytes, train_turns: TrainTurns = "all") -> Conversa
 
 def read_turns(document: dict[str, Any]) -> tuple[Turn, ...]:
     """The turns of a line's object, of whatever roles. Raises RejectedLine."""
-    return _read(document)[1]
+    return _read(as_messages(document))[1]
 
 
 def _read(document: dict[str, Any]) -> tuple[str, tuple[Turn, ...]]:
     """(key of the list of messages, turns)."""
     check_unsupported(document, document.keys() & TOP_LEVEL_UNSUPPORTED, "beside the turns")
+    check_flags_beside_turns(document)
     present = [key for key in _FORMS if key in document]
     filled = [key for key in present if document[key] not in (None, [])]
     if len(filled) > 1:
         raise RejectedLine("two conversations", "both 'messages' and 'conversations' hold turns; keep one of them")
     if not present:
-        raise RejectedLine("missing key", "no key 'messages' or 'conversations'")
+        raise RejectedLine(
+            "missing key", "no key 'messages' or 'conversations'; lumina data formats shows what is read"
+        )
     key = (filled or present)[0]
     return key, _with_system(document, _turns(document[key], key, *_FORMS[key]))
 

@@ -37,7 +37,8 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """The JSON object of one line. Raises RejectedLine, also for keys that stand twice and depth beyond MAX_DEPTH."""
     document = _parse_json(line)
     if not isinstance(document, dict):
-        raise RejectedLine("not an object", f"a {json_type(document)}, not an object")
+        found = "an empty array" if document == [] else f"a {json_type(document)}"
+        raise RejectedLine("not an object", f"{found}, not an object")
     return document
 
 

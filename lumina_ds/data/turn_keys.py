@@ -7,6 +7,7 @@ over: passing over it would train other targets than the data says.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,13 +21,17 @@ _NO_TOOLS = "tools are not trained yet; write calls and results into the text, o
 _NO_REASONING = "reasoning is not trained apart from the content; write it into the content, or remove it"
 UNSUPPORTED: dict[str, str] = {
     **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id"), _NO_TOOLS),
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), _NO_REASONING),
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "thought"), _NO_REASONING),
+    "images": "pictures are not trained; leave such conversations out, or remove the key",
+    "refusal": "refusals are not trained apart from the content; write it into the content, or remove it",
     "name": "speakers' names are not trained; write them into the content, or remove the key (jq 'del(.messages[].name)')",
     "train_detail": "parts of a turn cannot be switched on or off; split the turn, or use train true or false for all of it",
 }
 # Known beside the turns. There `name` is a title or a file, not a speaker.
 TOP_LEVEL_UNSUPPORTED = UNSUPPORTED.keys() - {"name", "train_detail"}
 TURN_KEYS = FLAGS | UNSUPPORTED.keys()
+# Beside the turns a flag speaks of all of them: these values leave everything to the flags of turns.
+_TRAINS: dict[str, int | bool] = {"weight": 1, "loss_scale": 1, "train": True, "loss": True, "masked": False}
 
 
 def read_flag(message: dict[str, Any], role: str, number: int) -> bool | None:
@@ -56,10 +61,20 @@ def read_flag(message: dict[str, Any], role: str, number: int) -> bool | None:
 
 
 def check_unsupported(holder: dict[str, Any], keys: Iterable[str], where: str) -> None:
-    """Refuse keys of UNSUPPORTED that hold something; null, an empty list and an empty text are no loss."""
+    """Refuse keys of UNSUPPORTED that hold something; null, false, an empty list and an empty text are no loss."""
     for key in sorted(keys):
-        if holder[key] not in (None, [], "", {}):
+        if holder[key] not in (None, False, [], "", {}):
             raise RejectedLine(f"unsupported {key}", f"'{key}' {where}: {UNSUPPORTED[key]}")
+
+
+def check_flags_beside_turns(document: dict[str, Any]) -> None:
+    """Refuse a conversation that is not to be trained as it is, or whose flag says anything else here."""
+    for key in sorted(FLAGS & document.keys()):
+        value, trains = document[key], _TRAINS[key]
+        is_like = isinstance(value, bool) == isinstance(trains, bool) and value == trains
+        if value not in (None, [], "", {}) and not is_like:
+            remedy = "give it to the turns that it is meant for, leave the conversation out, or remove the key"
+            raise RejectedLine(f"unsupported {key}", f"'{key}' beside the turns is not {json.dumps(trains)}: {remedy}")
 
 
 def _flag(key: str, value: Any, number: int) -> bool:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lumina_ds.report.data.distribution import Bin, Distribution
-from preprocess.quarantine import describe_other_keys
+from preprocess.other_keys import describe_other_keys
 from preprocess.validation.findings import Findings, RuleCount
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ DUPLICATE = "duplicate conversation"
 OVERLONG = "longer than a row"
 NO_TRAINED_END = "no trained end of turn"
 NOTHING_TRAINED = "no trained token in its row"
+OTHER_KEYS = "keys without a meaning"
 
 WARNINGS: dict[str, str] = {
     SYSTEM_NOT_FIRST: "a system turn stands after the first turn",
@@ -43,6 +44,7 @@ WARNINGS: dict[str, str] = {
     DUPLICATE: "the same roles and contents stood on an earlier line",
     OVERLONG: "more tokens than --seq-length; truncation loses the rest",
     NO_TRAINED_END: "training sees no end of an assistant turn, so the model does not learn to stop",
+    OTHER_KEYS: "preprocessing ignores keys that it does not know; what they say is not trained",
     NOTHING_TRAINED: "every trained token lies beyond --seq-length; truncation drops the conversation",
 }
 

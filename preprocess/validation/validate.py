@@ -8,18 +8,20 @@ encoded by the chat template, so lengths and trained shares are those that train
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
-from lumina_ds.data.conversation import TrainTurns, Turn
+from lumina_ds.data.conversation import TrainTurns, Turn, parse_conversation, split_lines
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from lumina_ds.report.data.distribution import Distribution
 from lumina_ds.report.data.visible import excerpt
 from preprocess.layout import lay_out
+from preprocess.other_keys import add_other_keys, describe_other_keys
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import BLOCK_BYTES, Block, resolve_inputs
 from preprocess.validation.duplicates import DuplicateFinder
@@ -28,6 +30,7 @@ from preprocess.validation.rules import (
     DUPLICATE,
     NO_TRAINED_END,
     NOTHING_TRAINED,
+    OTHER_KEYS,
     OVERLONG,
     conversation_faults,
     describe,
@@ -108,7 +111,7 @@ class _Validation:
         conversations = read_conversations(block, rejections, train_turns=self._train_turns)
         count.lines += conversations.num_conversations + len(rejections)
         count.conversations += conversations.num_conversations
-        self.findings.other_keys.update(conversations.other_keys)
+        self._count_other_keys(block, conversations)
         for rejection in rejections:
             shown = _line_excerpt(block.data, rejection.byte_offset - block.byte_offset)
             self._count(rejection.rule, rejection.line, rejection.reason, shown)
@@ -135,6 +138,20 @@ class _Validation:
                 repeat.excerpt,
             )
             self.findings.rules[DUPLICATE].examples.append(example)
+
+    def _count_other_keys(self, block: Block, conversations: Conversations) -> None:
+        if not conversations.num_with_other_keys:
+            return
+        add_other_keys(self.findings.other_keys, conversations.other_keys)
+        entry = self.findings.rules.setdefault(OTHER_KEYS, RuleCount(OTHER_KEYS))
+        entry.count += conversations.num_with_other_keys
+        usable = set(conversations.lines.tolist())
+        for number, (begin, line) in enumerate(split_lines(block.data), block.first_line):
+            if len(entry.examples) >= self._num_examples:
+                break
+            if number in usable and (names := parse_conversation(line, self._train_turns).other_keys):
+                shown = describe_other_keys(Counter(names))
+                entry.examples.append(Example(block.source, number, shown, _line_excerpt(block.data, begin)))
 
     def _measure_text(self, conversations: list[list[Turn]]) -> None:
         findings = self.findings

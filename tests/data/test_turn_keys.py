@@ -79,19 +79,55 @@ def test_sharegpt_turns_have_the_same_flags() -> None:
         ({"reasoning_content": "hm"}, "unsupported reasoning_content"),
         ({"reasoning": "hm"}, "unsupported reasoning"),
         ({"thinking": "hm"}, "unsupported thinking"),
+        ({"thought": "hm"}, "unsupported thought"),
+        ({"images": ["a.png"]}, "unsupported images"),
+        ({"refusal": "I will not"}, "unsupported refusal"),
     ],
 )
 def test_what_cannot_be_obeyed_is_refused(flag: dict[str, Any], broken: str) -> None:
     assert rule(line({}, flag)) == broken
 
 
-@pytest.mark.parametrize("key", ["tools", "functions", "tool_calls", "function_call", "reasoning_content"])
+@pytest.mark.parametrize(
+    "key", ["tools", "functions", "tool_calls", "function_call", "reasoning_content", "thought", "images", "refusal"]
+)
 def test_tools_beside_the_turns_are_refused(key: str) -> None:
     assert rule(line({}, {}, **{key: [{"name": "f"}]})) == f"unsupported {key}"
 
 
+@pytest.mark.parametrize(
+    ("flag", "trains", "others"),
+    [
+        ("weight", [1, 1.0], [0, 0.5, 2, True, "1", [1]]),
+        ("loss_scale", [1], [0, -1]),
+        ("train", [True], [False, 1, "true"]),
+        ("loss", [True], [False, 2.31, 0]),
+        ("masked", [False], [True, 0]),
+    ],
+)
+def test_a_flag_beside_the_turns_that_would_train_them_otherwise_is_refused(
+    flag: str, trains: list[Any], others: list[Any]
+) -> None:
+    for value in [*trains, None]:
+        assert parse_conversation(line({}, {}, **{flag: value})) == parse_conversation(line({}, {}))
+        assert trained(line({}, {flag: trains[0]}, {}, {}, **{flag: value}), "marked") == [1]
+    for value in others:
+        with pytest.raises(RejectedLine, match="give it to the turns") as refused:
+            parse_conversation(line({}, {}, **{flag: value}))
+        assert refused.value.rule == f"unsupported {flag}", value
+
+
 def test_keys_that_hold_nothing_are_no_loss() -> None:
-    nothing = {"weight": None, "train": None, "name": None, "tool_calls": [], "function_call": None, "thinking": ""}
+    nothing = {
+        "weight": None,
+        "train": None,
+        "name": None,
+        "tool_calls": [],
+        "function_call": None,
+        "thinking": "",
+        "images": [],
+        "refusal": False,
+    }
     expected = parse_conversation(line({}, {}))
     assert (
         parse_conversation(line(nothing, nothing, tools=[], functions=None, system="", conversations=None)) == expected

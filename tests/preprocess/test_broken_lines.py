@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from lumina_ds.config.schema import as_max_rejected
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import Settings
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from preprocess.pipeline import preprocess_files
+from preprocess.quarantine import is_too_many
 
 GOOD = '{"messages": [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "the dog"}]}'
 ASSISTANT = '{"role": "assistant", "content": "x"}'
@@ -142,3 +145,13 @@ def test_max_rejected_counts_them(tokenizer: Tokenizer, tmp_path: Path) -> None:
     ) as raised:
         preprocess_files([str(path)], tokenizer.path, tmp_path / "b", Settings(seq_length=64), max_rejected=count - 1)
     assert raised.value.exit_code == 3
+
+
+def test_a_share_of_refused_lines_is_compared_exactly() -> None:
+    for num_lines in (1, 3, 7, 100, 1000):
+        for num_rejected in range(num_lines + 1):
+            # The share as a user writes it, where it has an end.
+            for text in (f"{num_rejected * 100 / num_lines:.1f}%", f"{num_rejected / num_lines:.3f}"):
+                limit, exact = as_max_rejected(text), Fraction(text.rstrip("%")) / (100 if "%" in text else 1)
+                assert is_too_many(num_rejected, num_lines, limit) == (Fraction(num_rejected, num_lines) > exact), text
+    assert not is_too_many(0, 0, 0.0) and is_too_many(1, 100, 0.0) and not is_too_many(100, 100, 1.0)

@@ -194,6 +194,14 @@ def test_nothing_to_train(text: str, message: str, tokenizer: Tokenizer, tmp_pat
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.tmp-*"))
 
 
+def test_a_run_that_ends_on_the_way_says_how_far_it_came(mixed: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"by rule: .*; no more than the first \d+ lines? looked at\)"):
+        run([mixed], tokenizer, tmp_path / "out", max_rejected=0)
+    with pytest.raises(DataError, match="more than --max-rejected 0%") as raised:
+        run([mixed], tokenizer, tmp_path / "out", max_rejected=0.0)
+    assert "looked at" not in str(raised.value)
+
+
 def test_max_rejected_keeps_the_reasons(mixed: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     run([mixed], tokenizer, tmp_path / "enough", max_rejected=24)
     with pytest.raises(DataError, match=r"more than --max-rejected 23 \(first: mixed.jsonl line 4: invalid JSON"):
@@ -222,7 +230,7 @@ def test_a_killed_worker_is_reported(
     from preprocess import workers
 
     many = tmp_path / "many.jsonl"
-    many.write_bytes(chats.read_bytes() * 400)
+    many.write_bytes(chats.read_bytes() * 1600)  # still at work when the last ones are killed
     monkeypatch.setattr(workers, "can_scan", lambda: False)  # else workers are threads
     killer = threading.Thread(target=kill_workers, args=(delay_seconds,))
     killer.start()

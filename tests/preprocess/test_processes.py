@@ -41,6 +41,47 @@ def test_calls_return_what_the_function_returns_or_raises() -> None:
         assert results[0].result(60) == results[2].result(60) == bytes(large)
 
 
+class TwoParts(Exception):
+    """Can be pickled, but not made again: its arguments are not those of __init__."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def misbehave(how: str) -> Any:
+    if how == "exit":
+        raise SystemExit(3)
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "error":
+        raise TwoParts("left", "right")
+    if how == "local error":
+
+        class Local(Exception):
+            pass
+
+        raise Local("here")
+    return lambda: how
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("exit", r"SystemExit\(3\)"),
+        ("interrupt", "KeyboardInterrupt"),
+        ("error", "TwoParts: left and right"),
+        ("local error", "Local: here"),
+        ("answer", "[Pp]ickle"),
+    ],
+)
+def test_what_no_worker_can_send_is_not_called_a_kill(how: str, says: str) -> None:
+    with ProcessPool(1) as pool:
+        with pytest.raises(Exception, match=says) as raised:
+            pool.submit(misbehave, how).result(60)
+        assert not isinstance(raised.value, MachineError)
+        assert pool.submit(fail, 5).result(60) == bytes(5), "the process goes on"
+
+
 def test_leaving_does_not_wait_for_a_call() -> None:
     with ProcessPool(1) as pool:
         calls = [pool.submit(time.sleep, 600) for _ in range(3)]

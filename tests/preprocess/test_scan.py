@@ -81,6 +81,7 @@ def check(lines: list[bytes], train_turns: TrainTurns = "all") -> None:
     assert turns_of(found) == [[tuple(turn) for turn in outcome.turns] for _, outcome in good]
     assert found.trained.tolist() == [trained for _, outcome in good for trained in outcome.trained]
     assert found.other_keys == Counter(key for _, outcome in good for key in outcome.other_keys)
+    assert found.num_with_other_keys == sum(bool(outcome.other_keys) for _, outcome in good)
     assert found.lines.tolist() == [5 + number for number, _ in good]
     starts = [100 + sum(len(line) + 1 for line in lines[:number]) for number in range(len(lines))]
     assert rejections == [

@@ -66,6 +66,20 @@ def test_errors(chats: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chats.jsonl", "empty.jsonl"]
 
 
+def test_refused_lines_are_counted(chats: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "lumina_ds.preprocess")
+    train_tokenizer([str(chats)], 360, tmp_path / "t.model")
+    assert not caplog.records
+    good = chats.read_text().splitlines()
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("\n".join([good[0], "", '{"id": 1}', *good[1:40], "{", '{"id": 2}', "x" * (17 << 20), good[40]]))
+    train_tokenizer([str(broken)], 360, tmp_path / "t.model")
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith("4 of 45 lines refused (first: broken.jsonl line 3: no key 'messages'"), message
+    assert message.endswith("by rule: 1 invalid JSON, 1 line too long, 2 missing key)"), message
+
+
 def test_sentencepiece_is_silent(chats: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lumina_ds", "tokenizer", "train", str(chats), "--vocab-size", "300", "--json"]
     done = subprocess.run([*command, "--out", str(tmp_path / "t.model")], capture_output=True, text=True, check=True)

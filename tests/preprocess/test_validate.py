@@ -257,6 +257,14 @@ def test_errors(words: list[str], code: int, message: str, chats: Path, tmp_path
     assert got == code and message in error and error.count("\n") == 1
 
 
+def test_turns_that_are_trained(lumina: Command, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text(line(*GOOD))
+    assert lumina("validate", path, "--train-turns", "last")[0] == 0
+    code, _, error = lumina("validate", path, "--train-turns", "marked")
+    assert (code, error) == (3, "error: 1 of 1 lines cannot be used: no turn to train\n")
+
+
 def printed(findings: Findings, width: int) -> list[str]:
     stream = io.StringIO()
     print_findings(findings, Console(file=stream, width=width, highlight=False, force_terminal=True, color_system=None))

@@ -21,8 +21,9 @@ MANIFEST_FILE = "manifest.json"
 FORMAT = "lumina-shards"
 VERSION = 1
 # How lines are read: 1 passed over the flags and keys of turn_keys.py and packed pieces without a label token,
-# 2 obeys or refuses them and packs no such piece.
-READING = READING_WITH_LABELS = 2
+# 2 obeys or refuses them and packs no such piece, 3 refuses flags beside the turns, pictures and refusals too.
+READING_WITH_LABELS = 2
+READING = 3
 
 
 class _Entry(BaseModel):
