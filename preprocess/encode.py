@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from lumina_ds.data.conversation import TrainTurns
 from lumina_ds.data.shards.arrow_columns import column, list_column, numpy_dtype, repeated_text
 from lumina_ds.data.shards.writer import shard_schema
@@ -27,6 +28,7 @@ class EncodeOptions:
     eval_fraction: float = 0.0
     max_conversations: int | None = None
     train_turns: TrainTurns = "all"
+    template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE]  # not its name: another process may not know an added one
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = En
     rejections: list[Rejection] = []
     conversations = read_conversations(block, rejections, options.max_conversations, options.train_turns)
     schema = shard_schema(tokenizer.vocab_size)
-    documents = lay_out(conversations, tokenizer, numpy_dtype(schema.field("input_ids").type.value_type))
+    documents = lay_out(
+        conversations, tokenizer, numpy_dtype(schema.field("input_ids").type.value_type), options.template
+    )
     lines = conversations.lines
     if not options.eval_fraction:
         train = _encoded_rows(documents, lines, block.source, schema)

@@ -6,12 +6,13 @@ A test holds both equal. One loop over plain arrays, compiled by numba where tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from lumina_ds.data.tokenizer.tokenizer import ROLES, Tokenizer
 from preprocess.scan import Conversations
 
@@ -32,20 +33,33 @@ class Documents(NamedTuple):
         return Documents(self.ids[tokens], self.mask[tokens], self.lengths[chosen], self.first_trained[chosen])
 
 
-def lay_out(conversations: Conversations, tokenizer: Tokenizer, id_dtype: np.dtype) -> Documents:
+def lay_out(
+    conversations: Conversations,
+    tokenizer: Tokenizer,
+    id_dtype: np.dtype,
+    template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE],
+) -> Documents:
     """Tokenize and lay out conversations, each with at least one trained turn."""
     contents, offsets = tokenizer.encode_utf8(conversations.texts, conversations.has_space_symbol)
-    count, has_bos = conversations.num_conversations, tokenizer.bos_id is not None
-    num_tokens = len(contents) + 2 * len(conversations.roles) + has_bos * count
+    before, after = (_flat_ids(tokens, tokenizer) for tokens in (template.before, template.after))
+    bos_id = tokenizer.bos_id if template.bos and tokenizer.bos_id is not None else -1
+    count = conversations.num_conversations
+    num_added = (np.diff(before[1]) + np.diff(after[1]))[conversations.roles].sum() + (bos_id >= 0) * count
+    num_tokens = len(contents) + int(num_added)
     documents = Documents(
         np.empty(num_tokens, id_dtype), np.empty(num_tokens, np.uint8), np.empty(count, np.int32),
         np.empty(count, np.int32),
     )  # fmt: skip
-    role_ids = np.array([tokenizer.role_ids[role] for role in ROLES])
-    bos_id = -1 if tokenizer.bos_id is None else tokenizer.bos_id
     turns = (contents, offsets, conversations.roles, conversations.trained, conversations.first_turns)
-    _loop()(*turns, role_ids, bos_id, tokenizer.end_id, *documents)
+    _loop()(*turns, *before, *after, bos_id, *documents)
     return documents
+
+
+def _flat_ids(tokens: Mapping[str, tuple[str, ...]], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """(ids of all roles' special tokens, where each role's begin): int64 [tokens] and [roles + 1]."""
+    by_role = [tokenizer.ids_of(tokens[role]) for role in ROLES]
+    flat = np.array([token for ids in by_role for token in ids], np.int64)
+    return flat, np.cumsum([0, *map(len, by_role)], dtype=np.int64)
 
 
 @cache
@@ -65,9 +79,11 @@ def _fill(
     roles: np.ndarray,
     trained: np.ndarray,
     first_turns: np.ndarray,
-    role_ids: np.ndarray,
+    before: np.ndarray,
+    before_offsets: np.ndarray,
+    after: np.ndarray,
+    after_offsets: np.ndarray,
     bos_id: int,
-    end_id: int,
     ids: np.ndarray,
     mask: np.ndarray,
     lengths: np.ndarray,
@@ -75,7 +91,8 @@ def _fill(
 ) -> None:
     """Write `Documents`. contents, offsets: the ids of all turns' contents, flat.
 
-    trained: uint8 [turns]. role_ids: int64 [roles], the marker of each. bos_id: -1 for none.
+    trained: uint8 [turns]. before, after: ids of the special tokens around a content, of all roles, flat. bos_id: -1
+    for none.
     """
     to = 0
     for row in range(len(lengths)):
@@ -86,13 +103,17 @@ def _fill(
             to += 1
         for turn in range(first_turns[row], first_turns[row + 1]):
             is_trained = trained[turn]
-            ids[to], mask[to] = role_ids[roles[turn]], 0
-            to += 1
+            role = roles[turn]
+            for special in range(before_offsets[role], before_offsets[role + 1]):
+                ids[to], mask[to] = before[special], 0
+                to += 1
             if is_trained and first_trained[row] < 0:
                 first_trained[row] = to - begin
             count = offsets[turn + 1] - offsets[turn]
             ids[to : to + count] = contents[offsets[turn] : offsets[turn + 1]]
-            ids[to + count] = end_id
-            mask[to : to + count + 1] = is_trained
-            to += count + 1
+            mask[to : to + count] = is_trained
+            to += count
+            for special in range(after_offsets[role], after_offsets[role + 1]):
+                ids[to], mask[to] = after[special], is_trained
+                to += 1
         lengths[row] = to - begin

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, template_digest, template_named
 from lumina_ds.data.shards.folder import EVAL_FOLDER, REJECTED_FILE, ShardFolder
 from lumina_ds.data.shards.manifest import (
     MANIFEST_FILE,
@@ -64,6 +64,7 @@ def preprocess_files(
     workers: Workers | None = None,
     max_rejected: int | float | None = None,
     overwrite: bool = False,
+    chat_template: str = DEFAULT_TEMPLATE,
     block_bytes: int = BLOCK_BYTES,
 ) -> Manifest:
     """Turn JSONL files, globs or `-` into the shard folder `out` and return its manifest.
@@ -71,12 +72,12 @@ def preprocess_files(
     A finished folder of the same inputs and settings is kept as it is; one made otherwise needs `overwrite`.
     An unfinished one is gone on with. `workers`: processes to use instead of starting `num_workers`.
     Raises DataError: input missing or damaged, nothing to train in it, more than `max_rejected` lines
-    refused, or a folder in the way. ConfigError: another run is writing `out`. MachineError: the output cannot be
+    refused, or a folder in the way. ConfigError: another run is writing `out`, or no such chat template. MachineError: the output cannot be
     written, or a worker was killed.
     """
     files = resolve_inputs(inputs)
     tokenizer = Tokenizer.load(tokenizer_path)
-    run = _Run(files, tokenizer, settings, Path(out), block_bytes)
+    run = _Run(files, tokenizer, settings, chat_template, Path(out), block_bytes)
     finished = run.find_finished(overwrite, max_rejected)
     if finished is not None and not partial_folder(run.out).exists():
         return finished
@@ -166,8 +167,16 @@ class _Run:
     """One compilation: what goes in, and where it goes."""
 
     def __init__(
-        self, files: list[InputFile], tokenizer: Tokenizer, settings: Settings, out: Path, block_bytes: int
+        self,
+        files: list[InputFile],
+        tokenizer: Tokenizer,
+        settings: Settings,
+        chat_template: str,
+        out: Path,
+        block_bytes: int,
     ) -> None:
+        self.template = template_named(chat_template)
+        self.template_entry = TemplateEntry(version=chat_template, digest=template_digest(chat_template))
         self.files = files
         self.tokenizer = tokenizer
         self.settings = settings
@@ -200,7 +209,7 @@ class _Run:
         outputs, blocks = self._resume(staging, journal)
         limit = self.settings.max_conversations
         schema = shard_schema(self.tokenizer.vocab_size)
-        options = EncodeOptions(self.settings.eval_fraction, limit, self.settings.train_turns)
+        options = EncodeOptions(self.settings.eval_fraction, limit, self.settings.train_turns, self.template)
         sizes = [file.size_bytes for file in self.files]
         total_bytes = None if None in sizes else sum(size or 0 for size in sizes)
         self._check_rejected(outputs, max_rejected)
@@ -253,7 +262,7 @@ class _Run:
         return {
             "format": [VERSION, READING, version("lumina-ds"), version("pyarrow"), version("sentencepiece")],
             "tokenizer": self.tokenizer.digest,
-            "chat template": TEMPLATE_DIGEST,
+            "chat template": self.template_entry.digest,
             "block size": self.block_bytes,
             **self.settings.model_dump(),
         }
@@ -275,7 +284,7 @@ class _Run:
             reading=READING,
             settings=self.settings,
             tokenizer=TokenizerEntry(digest=self.tokenizer.digest, vocab_size=self.tokenizer.vocab_size),
-            template=TemplateEntry(version=TEMPLATE_VERSION, digest=TEMPLATE_DIGEST),
+            template=self.template_entry,
             inputs=inputs,
             totals=totals or Totals(lines=0, conversations=0, tokens=0, trained_tokens=0),
             shards=[],

@@ -19,8 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lumina_ds.config.chat_templates import name_of_digest, template_digest
 from lumina_ds.config.schema import DataConfig, RunConfig
-from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
 from lumina_ds.data.shards.folder import EVAL_FOLDER, ShardFolder
 from lumina_ds.data.shards.manifest import READING, VERSION, InputEntry, Manifest, Settings, read_manifest
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
@@ -102,6 +102,7 @@ def _evaluation_shards(config: RunConfig, shards: Path, tokenizer: Tokenizer, ca
     if data.eval_shards:
         folder = _look_into(data.eval_shards)
         _check_same_tokenizer(folder, tokenizer)
+        _check_template(folder, data)
         return folder.path, True
     if data.eval_data:
         return _cached_shards(data.eval_data, tokenizer, _settings(config), cache, data)
@@ -125,12 +126,8 @@ def _check_same_tokenizer(folder: ShardFolder, tokenizer: Tokenizer) -> None:
 
 def _check_folder(folder: ShardFolder, data: DataConfig) -> None:
     """Refuse settings that the shards cannot follow: the template, and packing where it was set explicitly."""
+    _check_template(folder, data)
     manifest = folder.manifest
-    if manifest.template.digest != TEMPLATE_DIGEST:
-        raise DataError(
-            f"the shards in {folder.path} were made with chat template {manifest.template.version}, "
-            f"not {TEMPLATE_VERSION}; preprocess again"
-        )
     for name in ("packing", "overlong", "train_turns"):
         made, wanted = getattr(manifest.settings, name), getattr(data, name)
         if name in data.model_fields_set and made != wanted:
@@ -138,6 +135,16 @@ def _check_folder(folder: ShardFolder, data: DataConfig) -> None:
                 f"data.{name} is {wanted}, but the shards in {folder.path} were made with {made}; "
                 f"set --data.{name} {made}, or preprocess again"
             )
+
+
+def _check_template(folder: ShardFolder, data: DataConfig) -> None:
+    made, wanted = folder.manifest.template, data.chat_template
+    if made.digest == template_digest(wanted):
+        return
+    known = name_of_digest(made.digest)
+    remedy = f"set --chat-template {known}, or preprocess again" if known else "preprocess again"
+    other = "another version of it" if made.version == wanted else f"not {wanted}"
+    raise DataError(f"the shards in {folder.path} were made with chat template {made.version}, {other}; {remedy}")
 
 
 def _settings(config: RunConfig, max_conversations: int | None = None, eval_fraction: float = 0.0) -> Settings:
@@ -181,7 +188,7 @@ def _cached_shards(
         "format": [VERSION, READING],
         "inputs": _input_digests(files),
         "tokenizer": tokenizer.digest,
-        "template": TEMPLATE_DIGEST,
+        "template": template_digest(data.chat_template),
         "settings": settings.model_dump(),
     }
     folder = cache / "shards" / _key_digest(key)
@@ -196,6 +203,7 @@ def _cached_shards(
         manifest = preprocess_files(
             files, tokenizer.path, folder, settings,
             num_workers=data.num_workers, max_rejected=data.max_rejected, overwrite=True,
+            chat_template=data.chat_template,
         )  # fmt: skip
         _show(folder, manifest)
         return folder, False

@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
 from lumina_ds.config.choices import NameOf
 from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config, preset_names
 from lumina_ds.config.options import SHORT_OPTIONS, ShortOption
@@ -43,6 +44,24 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
             function = click.option(_negation(option), is_flag=True, help=f"the same as {option.flag} off")(function)
     return click.option(
         "--config", metavar="PRESET|FILE", help="preset name or YAML file", shell_complete=complete_config
+    )(function)
+
+
+def chat_template_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --chat-template to a verb that takes no configuration."""
+
+    def checked(ctx: click.Context, parameter: click.Parameter, name: str) -> str:
+        if name not in TEMPLATES:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(TEMPLATES)}{nearest(name, list(TEMPLATES))}")
+        return name
+
+    return click.option(
+        "--chat-template",
+        default=DEFAULT_TEMPLATE,
+        show_default=True,
+        metavar="NAME",
+        callback=checked,
+        help="Special tokens around the turns.",
     )(function)
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.errors import ConfigError
 from lumina_ds.text import format_bytes
 
 EXAMPLES = """Examples:
@@ -56,4 +58,9 @@ def _source(run: Path) -> tuple[ModelConfig, Path, int | None]:
         return imported, run, None
     folder = find_checkpoint(run)
     manifest = read_manifest(folder)
+    if (template := manifest.template_name()) != DEFAULT_TEMPLATE:
+        raise ConfigError(
+            f"{run} was trained with chat template {template}, and only {DEFAULT_TEMPLATE} can be exported: other programs "
+            "would build other prompts; use `lumina generate` and `lumina chat`"
+        )
     return manifest.shape(), folder, manifest.step

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, template_digest, template_named
 from lumina_ds.config.schema import InferencePrecision
 from lumina_ds.errors import ConfigError, DataError
 
@@ -53,7 +55,8 @@ def sampling_settings(options: Mapping[str, Any]) -> Any:
 def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     """The model of a run folder's newest sound checkpoint, of a step folder, or of a folder in Hugging Face's format.
 
-    With it what is known of it: {"step": of its checkpoint or None, "tokenizer": {"sha256": ...}}.
+    With it what is known of it: {"step": of its checkpoint or None, "tokenizer": {"sha256": ...},
+    "template": its chat template's name}.
     """
     from lumina_ds.checkpoint.format import find_checkpoint, weight_files
     from lumina_ds.checkpoint.manifest import read_manifest
@@ -66,16 +69,18 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
         # Asked first: what this machine cannot do is known before any weight is read.
         inference_precision(precision or "auto")
         loaded = build_model(*read_published(run), precision or "auto")
-        return loaded, {"step": None, "tokenizer": {"sha256": loaded.tokenizer.digest}}
+        return loaded, {"step": None, "template": DEFAULT_TEMPLATE, "tokenizer": {"sha256": loaded.tokenizer.digest}}
     if (model := read_start_folder(run)) is not None:
         loaded = load_model(model, sorted(run.glob("*.safetensors")), tokenizer_in(run), precision or "auto")
-        return loaded, {"step": None, "tokenizer": {"sha256": loaded.tokenizer.digest}}
+        return loaded, {"step": None, "template": DEFAULT_TEMPLATE, "tokenizer": {"sha256": loaded.tokenizer.digest}}
     folder = find_checkpoint(run)
     manifest = read_manifest(folder)
+    template = manifest.template_name()
     loaded = load_model(
         manifest.shape(), weight_files(folder), tokenizer_in(folder), precision or manifest.config.inference.precision
     )
-    return loaded, {"step": manifest.step, "tokenizer": {"sha256": manifest.tokenizer.sha256}}
+    loaded = replace(loaded, template=template_named(template))
+    return loaded, {"step": manifest.step, "template": template, "tokenizer": {"sha256": manifest.tokenizer.sha256}}
 
 
 def evaluation_rows_of(
@@ -83,7 +88,7 @@ def evaluation_rows_of(
 ) -> Any:
     """PackedRows of the shard folder `data` for a loaded model; its context long when `seq_length` is unset.
 
-    Raises DataError for shards of another tokenizer, ConfigError for rows longer than the context.
+    Raises DataError for shards of another tokenizer or chat template, ConfigError for rows longer than the context.
     """
     from lumina_ds.data.loader import PackedRows
     from lumina_ds.data.shards.folder import ShardFolder
@@ -91,6 +96,11 @@ def evaluation_rows_of(
     folder = ShardFolder.open(data)
     if folder.manifest.tokenizer.digest != manifest["tokenizer"]["sha256"]:
         raise DataError(f"{data} was made with another tokenizer than {run}; preprocess it with the tokenizer in {run}")
+    if folder.manifest.template.digest != template_digest(manifest["template"]):
+        raise DataError(
+            f"{data} was made with chat template {folder.manifest.template.version}, and {run} was trained with "
+            f"{manifest['template']}; preprocess it with --chat-template {manifest['template']}"
+        )
     context = loaded.model.config.max_position_embeddings
     if (seq_length or context) > context:
         raise ConfigError(f"--seq-length {seq_length} is above the model's context of {context} tokens; lower it")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from lumina_ds.cli.config_options import chat_template_option
 from lumina_ds.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def _max_rejected(ctx: click.Context, parameter: click.Parameter, value: str) ->
 @click.command(epilog=EXAMPLES)
 @click.argument("files", nargs=-1, required=True)
 @click.option("--tokenizer", "tokenizer_path", required=True, metavar="FILE", help="SentencePiece or tokenizer.json.")
+@chat_template_option
 @click.option("--seq-length", required=True, type=click.IntRange(min=2), help="Tokens of a packed row.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Shard folder to write.")
 @click.option("--workers", "--num-workers", "num_workers", default=1, show_default=True, type=click.IntRange(min=1))
@@ -88,6 +90,7 @@ def command(
     as_json: bool,
     max_rejected: int | float,
     overwrite: bool,
+    chat_template: str,
     **settings: object,
 ) -> None:
     """Tokenize, mask and pack the conversations of FILES.
@@ -121,6 +124,7 @@ def command(
             workers=workers,
             max_rejected=max_rejected,
             overwrite=overwrite,
+            chat_template=chat_template,
         )
     if as_json:
         click.echo(json.dumps(manifest.model_dump(), ensure_ascii=False))

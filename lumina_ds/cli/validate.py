@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lumina_ds.cli.config_options import chat_template_option
 from lumina_ds.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ EXAMPLES = """Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("files", nargs=-1, required=True)
 @click.option("--tokenizer", "tokenizer_path", metavar="FILE", help="Count tokens with this model, else characters.")
+@chat_template_option
 @click.option("--seq-length", type=click.IntRange(min=2), help="Report what rows of so many tokens would cut.")
 @click.option(
     "--train-turns",
@@ -42,6 +44,7 @@ EXAMPLES = """Examples:
 def command(
     files: tuple[str, ...],
     tokenizer_path: str | None,
+    chat_template: str,
     seq_length: int | None,
     train_turns: TrainTurns,
     report: Path | None,
@@ -55,6 +58,7 @@ def command(
     Errors are lines that `lumina preprocess` refuses; with one or more the exit code is 3. Warnings are lines
     that it takes but that are rarely meant so.
     """
+    from lumina_ds.config.chat_templates import template_named
     from preprocess.validation.findings import to_json
     from preprocess.validation.page import write_report
     from preprocess.validation.validate import validate_files
@@ -68,6 +72,7 @@ def command(
             seq_length,
             num_examples=num_examples,
             train_turns=train_turns,
+            template=template_named(chat_template),
             on_progress=on_progress,
         )
     if report:

@@ -20,6 +20,7 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--data", "data.shards"),
     ShortOption("--eval-shards", "data.eval_shards"),
     ShortOption("--tokenizer", "data.tokenizer"),
+    ShortOption("--chat-template", "data.chat_template"),
     ShortOption("--seq-length", "data.seq_length"),
     ShortOption("--max-conversations", "data.max_conversations"),
     ShortOption("--shard-size-mb", "data.shard_size_mb"),

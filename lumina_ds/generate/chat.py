@@ -43,7 +43,7 @@ def generate_ids(
         logits_V = logits_BSV[0, -1, : loaded.tokenizer.vocab_size]
         logits_V = penalize_repetition(logits_V, seen_V, settings.repetition_penalty)
         token = sample(logits_V, settings, generator)
-        if stop_at_end and token == loaded.tokenizer.end_id:
+        if stop_at_end and token == loaded.stop_id:
             return
         yield token
         ids = torch.tensor([[token]], device=loaded.device)
@@ -73,7 +73,7 @@ def _growing_text(loaded: LoadedModel, turns: Sequence[Turn], settings: Sampling
     """The reply so far, each a prefix of the next; the last one is the whole reply."""
     ids: list[int] = []
     text = ""
-    for token in generate_ids(loaded, encode_prompt(turns, loaded.tokenizer), settings):
+    for token in generate_ids(loaded, encode_prompt(turns, loaded.tokenizer, loaded.template), settings):
         ids.append(token)
         longer = loaded.tokenizer.decode(ids)
         if not longer.endswith("\N{REPLACEMENT CHARACTER}") and longer.startswith(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from lumina_ds.data.chat_template import encode_prompt
 from lumina_ds.data.conversation import Turn
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
@@ -11,10 +12,17 @@ from lumina_ds.errors import ConfigError
 class History:
     """A conversation of user and assistant after an optional system turn. `context` is the model's, in tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, context: int, system: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        context: int,
+        system: str | None = None,
+        template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE],
+    ) -> None:
         self.turns: list[Turn] = []
         self._tokenizer = tokenizer
         self._context = context
+        self._template = template
         self._opening = [Turn("system", system)] if system else []
 
     def ask(self, text: str) -> int:
@@ -50,4 +58,4 @@ class History:
         return [*self._opening, *self.turns]
 
     def _num_tokens(self, turns: list[Turn]) -> int:
-        return len(encode_prompt([*self._opening, *turns], self._tokenizer))
+        return len(encode_prompt([*self._opening, *turns], self._tokenizer, self._template))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import CheckpointError
@@ -18,12 +19,18 @@ from lumina_ds.model.transformer import CausalLM
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to answer, in plain PyTorch."""
+    """A model ready to answer, in plain PyTorch. `template` is the one it was trained with."""
 
     model: CausalLM
     tokenizer: Tokenizer
     device: torch.device
     precision: str = "fp32"
+    template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE]
+
+    @property
+    def stop_id(self) -> int:
+        """The id that ends a reply."""
+        return self.tokenizer.ids_of([self.template.end_token])[0]
 
 
 def load_model(model: ModelConfig, weights: Sequence[Path], tokenizer: Path, precision: str = "auto") -> LoadedModel:

@@ -89,7 +89,9 @@ class RunFolder:
 def effective_config(config: RunConfig, rows: PackedRows, eval_rows: PackedRows | None) -> dict[str, Any]:
     """The configuration with the data as it really is."""
     # Every setting that shards are held to (preprocess/prepare.py), or this file would be refused with its own shards.
-    made = rows.folder.manifest.settings.model_dump(include={"packing", "overlong", "train_turns"})
+    manifest = rows.folder.manifest
+    made = manifest.settings.model_dump(include={"packing", "overlong", "train_turns"})
+    made["chat_template"] = manifest.template.version
     shards = {"train_data": [], "eval_data": [], "eval_fraction": 0.0, "shards": str(rows.folder.path)}
     if eval_rows is not None:
         shards["eval_shards"] = str(eval_rows.folder.path)

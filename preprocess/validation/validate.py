@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from lumina_ds.data.conversation import TrainTurns, Turn, parse_conversation, split_lines
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
@@ -50,6 +51,7 @@ def validate_files(
     *,
     num_examples: int = NUM_EXAMPLES,
     train_turns: TrainTurns = "all",
+    template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE],
     on_progress: Progress | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Findings:
@@ -61,7 +63,7 @@ def validate_files(
     files = resolve_inputs(patterns)
     tokenizer = Tokenizer.load(tokenizer_path) if tokenizer_path is not None else None
     with DuplicateFinder() as duplicates:
-        run = _Validation(tokenizer, seq_length, num_examples, duplicates, train_turns)
+        run = _Validation(tokenizer, seq_length, num_examples, duplicates, train_turns, template)
         for file in files:
             run.begin(file.name)
             for block in file.blocks(block_bytes):
@@ -84,7 +86,9 @@ class _Validation:
         num_examples: int,
         duplicates: DuplicateFinder,
         train_turns: TrainTurns,
+        template: ChatTemplate,
     ) -> None:
+        self._template = template
         self._tokenizer = tokenizer
         self._seq_length = seq_length
         self._num_examples = num_examples
@@ -166,7 +170,8 @@ class _Validation:
     ) -> None:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
-        ids, mask, lengths, _ = lay_out(conversations, tokenizer, np.dtype(np.uint32))
+        ids, mask, lengths, _ = lay_out(conversations, tokenizer, np.dtype(np.uint32), self._template)
+        (end_id,) = tokenizer.ids_of([self._template.end_token])
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
         trained = np.add.reduceat(mask, starts, dtype=np.int64)
@@ -175,12 +180,12 @@ class _Validation:
         findings.trained_tokens += int(trained.sum())
         findings.inputs[-1].tokens += len(ids)
         # Nearly every conversation fits and ends with a trained end of turn; only the others are looked at closely.
-        ends_well = (mask[ends - 1] == 1) & (ids[ends - 1] == tokenizer.end_id)
+        ends_well = (mask[ends - 1] == 1) & (ids[ends - 1] == end_id)
         excess = np.maximum(0, lengths - (self._seq_length or np.iinfo(np.int32).max))
         for number in np.flatnonzero(~ends_well | (excess > 0)).tolist():
             line, turns = usable[number]
             begin, end = starts[number], ends[number]
-            for rule, reason in _row_faults(ids[begin:end], mask[begin:end], tokenizer.end_id, self._seq_length):
+            for rule, reason in _row_faults(ids[begin:end], mask[begin:end], end_id, self._seq_length):
                 self._count(rule, line, reason, describe(turns))
         if findings.row_loss:
             findings.row_loss.conversations += int((excess > 0).sum())

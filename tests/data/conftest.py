@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import sentencepiece
 
-from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, template_digest
 from lumina_ds.data.shards.manifest import (
     FileEntry,
     Manifest,
@@ -74,7 +74,7 @@ def make_folder(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., Path]:
         manifest = Manifest(
             settings=Settings(seq_length=seq_length),
             tokenizer=TokenizerEntry(digest=tokenizer.digest, vocab_size=tokenizer.vocab_size),
-            template=TemplateEntry(version=TEMPLATE_VERSION, digest=TEMPLATE_DIGEST),
+            template=TemplateEntry(version=DEFAULT_TEMPLATE, digest=template_digest(DEFAULT_TEMPLATE)),
             inputs=[],
             totals=Totals(lines=count, conversations=count, tokens=tokens, trained_tokens=trained),
             shards=writer.shards,

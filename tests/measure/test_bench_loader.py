@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.data.chat_template import TEMPLATE_DIGEST, TEMPLATE_VERSION
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, template_digest
 from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import Manifest, Settings, TemplateEntry, TokenizerEntry, Totals, write_manifest
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = Manifest(
         settings=Settings(seq_length=2000),
         tokenizer=TokenizerEntry(digest="0" * 64, vocab_size=32_000),
-        template=TemplateEntry(version=TEMPLATE_VERSION, digest=TEMPLATE_DIGEST),
+        template=TemplateEntry(version=DEFAULT_TEMPLATE, digest=template_digest(DEFAULT_TEMPLATE)),
         inputs=[],
         totals=totals,
         shards=writer.shards,

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import Conversation, Role, Turn
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
@@ -16,6 +17,10 @@ from preprocess.layout import lay_out
 from preprocess.scan import Conversations, read_conversations
 from preprocess.sources import Block
 
+TOY = ChatTemplate(
+    before={"system": ("<|system|>",), "user": ("<|end|>", "<|end|>", "<|user|>"), "assistant": ("<|assistant|>",)},
+    after={"system": ("<|end|>",), "user": (), "assistant": ("<|end|>", "<|end|>")},
+)
 ROLES: list[Role] = ["system", "user", "assistant"]
 
 
@@ -48,18 +53,24 @@ def joined(made: list[Conversation]) -> Conversations:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("template", [TEMPLATES[DEFAULT_TEMPLATE], TOY], ids=[DEFAULT_TEMPLATE, "toy"])
 @pytest.mark.parametrize("has_bos", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
 def test_equals_the_template(
-    tokenizer: Tokenizer, count: int, has_bos: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Tokenizer,
+    count: int,
+    has_bos: bool,
+    template: ChatTemplate,
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not compiled:
         monkeypatch.setattr(layout, "_loop", lambda: layout._fill)
     if not has_bos:
         monkeypatch.setattr(tokenizer, "bos_id", None)
     made = conversations(count)
-    documents = lay_out(joined(made), tokenizer, np.uint16)
-    expected = encode_conversations(made, tokenizer)
+    documents = lay_out(joined(made), tokenizer, np.uint16, template)
+    expected = encode_conversations(made, tokenizer, template)
     assert documents.ids.dtype == np.uint16 and documents.mask.dtype == np.uint8
     assert documents.ids.tolist() == [token for ids, _ in expected for token in ids]
     assert documents.mask.tolist() == [value for _, mask in expected for value in mask]

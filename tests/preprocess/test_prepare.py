@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import Settings
@@ -79,9 +81,18 @@ def test_a_change_is_never_mistaken(chats: Path, cache: Path, change: Callable[[
 
 def test_another_template_is_never_mistaken(chats: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare_training_data(config(train_data=[str(chats)]), cache)
-    monkeypatch.setattr("preprocess.prepare.TEMPLATE_DIGEST", "0" * 64)
-    assert prepare_training_data(config(train_data=[str(chats)]), cache).shards != first.shards
-    with pytest.raises(DataError, match="were made with chat template lumina-chat-1"):
+    changed = replace(TEMPLATES[DEFAULT_TEMPLATE], bos=False)
+    monkeypatch.setitem(TEMPLATES, "no-bos", changed)
+    second = prepare_training_data(config(train_data=[str(chats)], chat_template="no-bos"), cache)
+    assert second.shards != first.shards
+    with pytest.raises(
+        DataError, match="were made with chat template lumina-chat-1, not no-bos; set --chat-template lum"
+    ):
+        prepare_training_data(config(shards=str(first.shards), chat_template="no-bos"), cache)
+    with pytest.raises(DataError, match="were made with chat template no-bos, not lumina-chat-1"):
+        prepare_training_data(config(shards=str(first.shards), eval_shards=str(second.shards)), cache)
+    monkeypatch.setitem(TEMPLATES, DEFAULT_TEMPLATE, changed)
+    with pytest.raises(DataError, match="chat template lumina-chat-1, another version of it; preprocess again"):
         prepare_training_data(config(shards=str(first.shards)), cache)
 
 

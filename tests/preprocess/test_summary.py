@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lumina_ds.cli.main import cli, run_command
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.shards.folder import ShardFolder
@@ -107,10 +109,11 @@ def test_other_data_do_not_replace_the_record_of_a_run_with_checkpoints(tmp_path
 
 
 def test_a_runs_own_configuration_is_accepted_with_its_shards(
-    tenth: Path, tokenizer: Tokenizer, tmp_path: Path
+    tenth: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shards made with settings that are no defaults; config.yaml of the run names them all."""
-    settings = {"packing": "concat", "overlong": "split", "train_turns": "last"}
+    monkeypatch.setitem(TEMPLATES, "no-bos", replace(TEMPLATES[DEFAULT_TEMPLATE], bos=False))
+    settings = {"packing": "concat", "overlong": "split", "train_turns": "last", "chat_template": "no-bos"}
     options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
     assert preprocess(tenth, tokenizer, "--max-rejected", "10%", *options) == 0
     folder = ShardFolder.open(tenth.parent / "out")

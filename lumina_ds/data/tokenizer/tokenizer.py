@@ -15,12 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
+from lumina_ds.config.chat_templates import END_MARKER, ROLE_MARKERS
 from lumina_ds.data.tokenizer.flat import Texts
 from lumina_ds.errors import ConfigError, DataError
 
-ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 ROLES = tuple(ROLE_MARKERS)  # where roles are numbers, these are their meanings
-END_MARKER = "<|end|>"
 MARKERS = (*ROLE_MARKERS.values(), END_MARKER)
 
 _SPACE_SYMBOL = "\u2581"
@@ -70,6 +69,7 @@ class Tokenizer:
         marker_ids, self.vocab_size = _place_markers(model)
         self.role_ids: dict[str, int] = {role: marker_ids[marker] for role, marker in ROLE_MARKERS.items()}
         self.end_id: int = marker_ids[END_MARKER]
+        self._marker_ids = marker_ids
         self._byte_runs = _ByteRuns(model)
 
     @classmethod
@@ -90,6 +90,10 @@ class Tokenizer:
     def file_name(self) -> str:
         """The usual name of this kind of file: tokenizer.model or tokenizer.json."""
         return self._model.file_name
+
+    def ids_of(self, markers: Sequence[str]) -> list[int]:
+        """Ids of special tokens, by the names of MARKERS."""
+        return [self._marker_ids[marker] for marker in markers]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, exactly the library's own, without markers and without stripping."""
