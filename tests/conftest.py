@@ -38,11 +38,17 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     return os.environ | {name: str(value) for name, value in values.items()}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start ranks are slow, but for the one spawn that --quick keeps."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that start ranks are slow, but for the one spawn that --quick keeps; files of slow tests run first.
+
+    Where two workers share the files (tests/run.sh), none is left alone with a long one at the end.
+    """
     for item in items:
         if "run_ranks" in getattr(item, "fixturenames", ()) and item.get_closest_marker("quick") is None:
             item.add_marker(pytest.mark.slow)
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture
