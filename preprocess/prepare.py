@@ -25,7 +25,7 @@ from lumina_ds.data.shards.folder import EVAL_FOLDER, ShardFolder
 from lumina_ds.data.shards.manifest import READING, VERSION, InputEntry, Manifest, Settings, read_manifest
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
 from lumina_ds.errors import ConfigError, DataError
-from preprocess.pipeline import check_totals, preprocess_files
+from preprocess.pipeline import Limits, check_totals, preprocess_files
 from preprocess.sources import STDIN, resolve_inputs
 from preprocess.summary import summary_lines, summary_record
 from preprocess.train_tokenizer import RECIPE, train_tokenizer
@@ -197,12 +197,13 @@ def _cached_shards(
             log.info("reusing the shards in %s", folder)
             manifest = read_manifest(folder)
             _show(folder, manifest)
-            check_totals(manifest.totals, data.max_rejected, folder)
+            check_totals(manifest.totals, Limits(data.max_rejected, data.allow_unknown), folder)
             return folder, True
         log.info("preprocessing %s into %s", ", ".join(files), folder)
         manifest = preprocess_files(
             files, tokenizer.path, folder, settings,
-            num_workers=data.num_workers, max_rejected=data.max_rejected, overwrite=True,
+            num_workers=data.num_workers, max_rejected=data.max_rejected,
+            allow_unknown=data.allow_unknown, overwrite=True,
             chat_template=data.chat_template,
         )  # fmt: skip
         _show(folder, manifest)

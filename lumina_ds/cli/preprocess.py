@@ -77,6 +77,11 @@ def _max_rejected(ctx: click.Context, parameter: click.Parameter, value: str) ->
     callback=_max_rejected,
     help="Fail above this many refused lines, or this share of all lines, such as 0.05 or 5% (exit code 3).",
 )
+@click.option(
+    "--allow-unknown",
+    is_flag=True,
+    help="Train on ids for characters that the tokenizer cannot spell (else exit code 3).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a shard folder made with other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON document.")
 @click.pass_context
@@ -89,6 +94,7 @@ def command(
     mpi: bool,
     as_json: bool,
     max_rejected: int | float,
+    allow_unknown: bool,
     overwrite: bool,
     chat_template: str,
     **settings: object,
@@ -123,6 +129,7 @@ def command(
             num_workers=num_workers,
             workers=workers,
             max_rejected=max_rejected,
+            allow_unknown=allow_unknown,
             overwrite=overwrite,
             chat_template=chat_template,
         )
