@@ -107,7 +107,7 @@ def test_damaged_compression_names_the_file(tmp_path: Path, codec: str) -> None:
     with pa.CompressedOutputStream(str(path), codec) as stream:
         stream.write(os.urandom(5000))
     os.truncate(path, 3000)
-    with pytest.raises(DataError, match=r"cannot read .*c.jsonl: Truncated compressed stream"):
+    with pytest.raises(DataError, match=r"cannot read .*c.jsonl: .*(Truncated compressed stream|ends too early)"):
         list(resolve_inputs([str(path)])[0].blocks())
 
 
@@ -128,8 +128,6 @@ def test_globs_and_names(tmp_path: Path) -> None:
     # as many parts as tell them apart, and no more: the same names wherever the tree lies
     assert [file.name for file in resolve_inputs([f"{tmp_path}/*/x.jsonl"])] == ["a/x.jsonl", "b/x.jsonl"]
     assert [file.name for file in resolve_inputs([f"{tmp_path}/a/[z].jsonl"])] == ["[z].jsonl"]
-    twice = [f"{tmp_path}/a/x.jsonl"] * 2
-    assert [file.name for file in resolve_inputs(twice)] == ["x.jsonl", "x.jsonl"]
 
 
 def test_errors(tmp_path: Path) -> None:
