@@ -108,6 +108,14 @@ class InputFile:
         return shown_path(self.path) if self.path else "standard input"
 
     @property
+    def identity(self) -> tuple[int, int] | None:
+        """The same for all names of a file, links too; None for standard input."""
+        if self.path is None:
+            return None
+        status = self.path.stat()
+        return status.st_dev, status.st_ino
+
+    @property
     def size_bytes(self) -> int | None:
         return None if self._parts is None else sum(part.stat().st_size for part in self._parts)
 
@@ -191,24 +199,33 @@ def _saved_dataset(path: Path) -> InputFile:
 
 def _each_once(files: Sequence[InputFile]) -> list[InputFile]:
     """The inputs without those that are the same file as one before: by path, link or overlapping patterns."""
-    first: dict[tuple[int, int], InputFile] = {}
-    kept = []
+    first: dict[tuple[int, int] | None, InputFile] = {}
     for file in files:
-        if file.path is not None:
-            status = file.path.stat()
-            before = first.setdefault((status.st_dev, status.st_ino), file)
-            if before is not file:
-                _warn_of_same_file(before.shown, file.shown)
-                continue
-        kept.append(file)
-    return kept
+        before = first.setdefault(file.identity, file)
+        if before is not file:
+            _warn_of_same_file(before.shown, file.shown)
+    return list(first.values())
 
 
 @cache
 def _warn_of_same_file(first: str, second: str) -> None:
     """Once in a process: the inputs of a run are looked at several times."""
     names = f"{first} is named twice" if first == second else f"{second} is the same file as {first}"
-    log.warning("%s; it is read once (copy the file to train on it twice)", names)
+    log.warning("%s; it is read once", names)
+
+
+def warn_of_shared_files(train: Sequence[str], evaluation: Sequence[str]) -> None:
+    """Say which files are both trained and evaluated on: such an evaluation tells what was learned by heart."""
+    trained = {file.identity: file.shown for file in resolve_inputs(train)}
+    for file in resolve_inputs(evaluation):
+        if file.identity in trained:
+            _warn_of_evaluation(file.shown, trained[file.identity])
+
+
+@cache
+def _warn_of_evaluation(evaluated: str, trained: str) -> None:
+    names = evaluated if evaluated == trained else f"{evaluated}, which is the same file as {trained},"
+    log.warning("%s is evaluated on and trained on too; --eval-fraction holds a part out instead", names)
 
 
 def read_blocks(stream: Any, source: str, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:

@@ -47,7 +47,8 @@ _NO_TABLES = {
     re.compile(rb"Obj\x01"): "an Avro file; write it as Parquet or JSONL",
     re.compile(rb"SQLite format 3\0"): "an SQLite database; write its rows as JSONL or CSV",
     re.compile(rb"\x89HDF"): "an HDF5 file; write it as Parquet or JSONL",
-    re.compile(rb"\xff\xfe|\xfe\xff"): "UTF-16; convert it (iconv -f UTF-16 -t UTF-8)",
+    re.compile(rb"\xff\xfe|\xfe\xff"): "UTF-16: it starts with the byte order mark of UTF-16; convert it to UTF-8 "
+    "(iconv -f UTF-16 -t UTF-8)",
 }
 _HEAD_BYTES = 512
 _HEADER_BYTES = 1 << 16

@@ -277,7 +277,7 @@ def test_archives_are_named(
         (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"), (b"Rar!\x1a\x07", "a rar archive; unpack it"),
         (b"\x04\x22\x4d\x18", "compressed by lz4; decompress it first"), (b"PARE", "an encrypted Parquet file"),
         (b"ORC\n", "an ORC file"), (b"Obj\x01", "an Avro file"), (b"SQLite format 3\0", "an SQLite database"),
-        (b"\x89HDF\r\n", "an HDF5 file"), (b"PK\x05\x06", "a zip archive"), ("{}\n".encode("utf-16"), "UTF-16; convert it"),
+        (b"\x89HDF\r\n", "an HDF5 file"), (b"PK\x05\x06", "a zip archive"), ("{}\n".encode("utf-16"), "UTF-16: it starts with"),
     ],
 )  # fmt: skip
 def test_other_files_are_named(head: bytes, says: str, tmp_path: Path) -> None:

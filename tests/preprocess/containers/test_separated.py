@@ -175,7 +175,7 @@ def test_lines_of_json_are_lines_whatever_the_name(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
     """As Excel writes it before the first name."""
     assert read("\ufeffprompt;completion\r\na;b\r\n", tmp_path / "a.csv") == [{"prompt": "a", "completion": "b"}]
-    with pytest.raises(DataError, match="is UTF-16; convert it"):
+    with pytest.raises(DataError, match="is UTF-16: it starts with"):
         read("prompt\tcompletion\n".encode("utf-16"), tmp_path / "a.txt")
 
 
