@@ -27,6 +27,8 @@ def read(content: str | bytes, path: Path) -> list[Any]:
     (file,) = resolve_inputs([str(path)])
     found: list[Any] = []
     for line in b"".join(block.data for block in file.blocks(64)).splitlines():
+        if not line.strip():
+            continue
         try:
             found.append(parse_object(line))
         except RejectedLine as fault:
