@@ -136,7 +136,7 @@ class _Streams:
                 continue
             data, self._pending = self._pending, b""
             if not data and self._decoder.needs_input and not (data := self._raw.read(_PIECE_BYTES)):
-                raise EOFError("Truncated compressed stream: the compressed file ends too early")
+                raise EOFError("Truncated compressed stream")
             if text := self._decoder.decompress(data, size):
                 return text
         return b""

@@ -107,7 +107,7 @@ def test_damaged_compression_names_the_file(tmp_path: Path, codec: str) -> None:
     with pa.CompressedOutputStream(str(path), codec) as stream:
         stream.write(os.urandom(5000))
     os.truncate(path, 3000)
-    with pytest.raises(DataError, match=r"cannot read .*c.jsonl: .*(Truncated compressed stream|ends too early)"):
+    with pytest.raises(DataError, match=r"cannot read .*c.jsonl: Truncated compressed stream"):
         list(resolve_inputs([str(path)])[0].blocks())
 
 
