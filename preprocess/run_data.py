@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lumina_ds.config.mixture_checks import best_by_fault
 from lumina_ds.config.mixtures import PLAIN_EVAL_SET, EvalSetConfig, SourceConfig
 from lumina_ds.config.schema import DataConfig, RunConfig
 from lumina_ds.data.shards.folder import EVAL_FOLDER, ShardFolder
@@ -60,6 +61,8 @@ def prepare_run_data(config: RunConfig, cache: Path) -> RunData:
 def check_run_data(config: RunConfig) -> None:
     """Refuse what is not named, named twice, or not there; nothing is read beyond a folder's manifest."""
     data = config.data
+    if fault := best_by_fault(config.train.best_by, evaluation_set_names(config)):
+        raise ConfigError(fault)
     plain = {"eval_data": data.eval_data, "eval_shards": data.eval_shards}
     if not data.sources:
         check_sources(_alone(config, train_data=data.train_data, shards=data.shards))

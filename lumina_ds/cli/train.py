@@ -118,7 +118,6 @@ def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
 
     check_deepspeed_version()
     check_run(config, planned_world_size(complete_runner_arguments(runner)))
-    _check_best_by(config)
     check_resume(RunFolder.of(config), config.run.resume)
     RunFolder.of(config).create()
     configure_logging()
@@ -127,13 +126,6 @@ def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
     for folder in iter_folders(config):
         ShardFolder.open(folder, config.data.force_streaming).packing(config.seq_length)
     return config
-
-
-def _check_best_by(config: RunConfig) -> None:
-    from lumina_ds.train.evaluation_sets import check_best_by
-    from preprocess.run_data import evaluation_set_names
-
-    check_best_by(config.train.best_by, evaluation_set_names(config))
 
 
 def _with_shards(config: RunConfig, keep_record: bool = True) -> RunConfig:
@@ -182,17 +174,19 @@ def _run(config: RunConfig) -> NoReturn:
 def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
     """Print the configuration with origins, the DeepSpeed JSON, the memory plan, and the command that starts it."""
     from lumina_ds.cli.plan.render import plan_record
+    from lumina_ds.cli.plan.sources import sources_record
     from lumina_ds.plan.memory import plan_memory
     from lumina_ds.ranks.check_run import check_run
     from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size, shown_start
+    from preprocess.mixture_forecast import forecast_sources
     from preprocess.run_data import check_run_data
 
     config, runner = resolved.config, complete_runner_arguments(runner)
     world_size = planned_world_size(runner)
     checked = check_run(config, world_size)
     check_run_data(config)
-    _check_best_by(config)
     plan = plan_memory(config, world_size, checked.precision, checked.device, checked.deepspeed_json)
+    sources = forecast_sources(config, world_size // config.deepspeed.sequence_parallel_size)
     tree = config.model_dump()
     values = {name: reduce(getitem, name.split("."), tree) for name in resolved.origins}
     started = [word for word in arguments if word not in ("--dry-run", "--json")]
@@ -206,22 +200,23 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
             "attention": {"value": checked.attention.backend, "reason": checked.attention.reason},
             "fused_kernels": {"value": list(checked.kernels.names), "reason": checked.kernels.reason},
             "command": command,
-        }
+        } | sources_record(config, sources)
         click.echo(json.dumps(document, indent=2))
     else:
-        _print_dry_run(resolved, values, checked, plan, command)
+        _print_dry_run(resolved, values, (checked, plan, sources), command)
 
 
 def _print_dry_run(
-    resolved: ResolvedConfig, values: Mapping[str, Any], checked: RunCheck, plan: MemoryPlan, command: str
+    resolved: ResolvedConfig, values: Mapping[str, Any], found: tuple[RunCheck, MemoryPlan, Any], command: str
 ) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from lumina_ds.cli.plan.render import render_plan
+    from lumina_ds.cli.plan.sources import render_sources
     from lumina_ds.plan.duration import checkpoint_bytes, describe_saves
 
-    console, config, origins = Console(), resolved.config, resolved.origins
+    console, config, origins, (checked, plan, sources) = Console(), resolved.config, resolved.origins, found
     table = Table(box=None, pad_edge=False)
     table.add_column("field", no_wrap=True)
     table.add_column("value")
@@ -239,6 +234,7 @@ def _print_dry_run(
     render_plan(plan, console)
     if config.train.auto_micro_batch:
         console.print("The micro-batch is chosen and tried when the ranks start; planned here is the configured one.")
+    render_sources(config, sources, console)
     saves = describe_saves(config.train, checkpoint_bytes(config, checked.precision).total)
     console.print(f"Checkpoints: {saves}.", highlight=False)
     console.print("Command (started from this folder; the data is prepared first):")

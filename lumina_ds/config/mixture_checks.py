@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from lumina_ds.config.mixtures import AMOUNTS, MEAN_OF_SETS, PLAIN_EVAL_SET, EvalSetConfig, SourceConfig
 from lumina_ds.config.schema import DataConfig, RunConfig
+from lumina_ds.text import nearest
 
 
 def mixture_faults(config: RunConfig) -> list[str]:
@@ -20,6 +21,14 @@ def mixture_faults(config: RunConfig) -> list[str]:
             "data.sources are given; leave cross_entropy out, or set auto"
         )
     return faults
+
+
+def best_by_fault(best_by: str | None, names: Sequence[str]) -> str | None:
+    """What is wrong with train.best_by where the evaluation sets have these names; None for nothing."""
+    if best_by is None or best_by in names or (best_by == MEAN_OF_SETS and names):
+        return None
+    have = f"the evaluation sets are {', '.join(names)}, and {MEAN_OF_SETS} is of all" if names else "there is none"
+    return f"train.best_by {best_by} names no evaluation set{nearest(best_by, [*names, MEAN_OF_SETS])}; {have}"
 
 
 def _wants_fused_loss(config: RunConfig) -> bool:

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from lumina_ds.config.mixtures import MEAN_OF_SETS, PLAIN_EVAL_SET
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import PackedRows
-from lumina_ds.errors import ConfigError
 from lumina_ds.monitor.metrics import perplexity
-from lumina_ds.text import nearest
 
 Result = dict[str, float]
 Results = dict[str | None, Result]
@@ -23,15 +21,6 @@ class EvaluationSet:
     name: str | None
     rows: PackedRows
     weight: float = 1.0
-
-
-def check_best_by(best_by: str | None, names: Sequence[str]) -> None:
-    """Raise ConfigError where train.best_by names no evaluation set; `names` without any set."""
-    if best_by in (None, MEAN_OF_SETS) or best_by in names:
-        return
-    have = f"the evaluation sets are {', '.join(names)}" if names else "there is no evaluation set"
-    hint = nearest(best_by or "", [*names, MEAN_OF_SETS])
-    raise ConfigError(f"train.best_by {best_by} names no evaluation set{hint}; {have}, and {MEAN_OF_SETS} is of all")
 
 
 def set_names(config: RunConfig, has_plain_set: bool) -> list[str]:

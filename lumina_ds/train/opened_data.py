@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lumina_ds.config.mixture_checks import best_by_fault
 from lumina_ds.config.mixtures import PLAIN_EVAL_SET
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.mixture.rows import MixedRows
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.errors import ConfigError
-from lumina_ds.train.evaluation_sets import EvaluationSet, check_best_by, set_names
+from lumina_ds.train.evaluation_sets import EvaluationSet, set_names
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class OpenedData:
     def of(cls, config: RunConfig, shards: Path | None, eval_shards: Path | None) -> OpenedData:
         """Open `shards`, or without them the folders of data.sources; DataError for a damaged one."""
         data = config.data
-        check_best_by(config.train.best_by, set_names(config, eval_shards is not None))
+        if fault := best_by_fault(config.train.best_by, set_names(config, eval_shards is not None)):
+            raise ConfigError(fault)
         if shards is None and not all(source.shards for source in data.sources):
             raise ConfigError("data.sources with paths are not prepared here; give each a shard folder")
 

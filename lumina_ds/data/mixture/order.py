@@ -127,6 +127,11 @@ class MixtureOrder(TrainingOrder):
         return tuple(stream.name for stream in self.streams)
 
     @property
+    def caps(self) -> dict[str, int | None]:
+        """Most rows of each source in the whole run, as they hold now."""
+        return dict(zip(self.names, self._stretches[-1].caps, strict=True))
+
+    @property
     def capacity(self) -> int | None:
         """Rows that the caps leave from here on and have left so far; None where some source has none."""
         last = self._stretches[-1]
