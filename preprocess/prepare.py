@@ -71,13 +71,20 @@ def preprocessing_record(data: PreparedData) -> dict[str, Any]:
     return {name: summary_record(folder) for name, folder in folders.items() if folder is not None}
 
 
+def tokenizer_of_run(config: RunConfig, cache: Path) -> Path:
+    """The configured model, or the one trained on data.train_data, which lies in `cache`."""
+    return _tokenizer(config, cache).path
+
+
 def check_sources(config: RunConfig) -> None:
     """Refuse data that is not named, named twice, or not there; nothing is read beyond a folder's manifest."""
     data = config.data
     if data.shards and data.train_data:
         raise ConfigError("both --data and --train-data are given; keep the one to train on")
     if not data.shards and not data.train_data:
-        raise ConfigError("no training data; give JSONL files with --train-data, or a shard folder with --data")
+        raise ConfigError(
+            "no training data; give JSONL files with --train-data, a shard folder with --data, or data.sources"
+        )
     for folder in filter(None, (data.shards, data.eval_shards)):
         _look_into(folder)
     for files in filter(None, (data.train_data, data.eval_data)):
