@@ -199,7 +199,7 @@ class _Run:
         self.settings = settings
         self.out = out
         self.block_bytes = block_bytes
-        self.input_names = ", ".join(str(file.path or "standard input") for file in files)
+        self.input_names = ", ".join(file.shown for file in files)
 
     def find_finished(self, overwrite: bool, limits: Limits) -> Manifest | None:
         """The manifest of an `out` that already is what this run would write. Raises DataError on anything else there."""

@@ -101,7 +101,8 @@ def command(
 ) -> None:
     """Tokenize, mask and pack the conversations of FILES.
 
-    FILES are names, globs, or - for standard input: JSONL or JSON arrays, plain or packed by gzip, zstd, bzip2 or xz.
+    FILES are names, globs, saved datasets, or - for standard input: JSONL, JSON arrays, Parquet, Arrow, CSV or TSV, plain
+    or packed by gzip, zstd, bzip2 or xz.
     A run that was killed leaves OUT.partial; the same command goes on from there.
     """
     from lumina_ds.data.shards.manifest import Settings

@@ -56,7 +56,8 @@ def command(
 ) -> None:
     """Check the conversations of FILES.
 
-    FILES are names, globs, or - for standard input: JSONL or JSON arrays, plain or packed by gzip, zstd, bzip2 or xz.
+    FILES are names, globs, saved datasets, or - for standard input: JSONL, JSON arrays, Parquet, Arrow, CSV or TSV, plain
+    or packed by gzip, zstd, bzip2 or xz.
     Errors are lines that `lumina preprocess` refuses; with one or more the exit code is 3. Warnings are lines
     that it takes but that are rarely meant so.
     """

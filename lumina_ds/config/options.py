@@ -19,6 +19,8 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--eval-data", "data.eval_data", "many"),
     ShortOption("--data", "data.shards"),
     ShortOption("--eval-shards", "data.eval_shards"),
+    ShortOption("--source", "data.sources", "many"),
+    ShortOption("--eval-set", "data.eval_sets", "many"),
     ShortOption("--tokenizer", "data.tokenizer"),
     ShortOption("--chat-template", "data.chat_template"),
     ShortOption("--seq-length", "data.seq_length"),

@@ -76,7 +76,7 @@ def validate_files(
                     on_progress(sum(each.bytes_read for each in files))
         run.finish()
     if not run.findings.lines:
-        raise DataError(f"{', '.join(str(file.path or 'standard input') for file in files)} holds no line to validate")
+        raise DataError(f"{', '.join(file.shown for file in files)} holds no line to validate")
     return run.findings
 
 
