@@ -19,6 +19,7 @@ from lumina_ds.data.tokenizer.tokenizer import ROLES, Tokenizer
 from preprocess.layout import Documents, lay_out
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block, Place
+from preprocess.text_check import BlockTextCheck, EncodedTexts, check_texts
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class EncodedBlock:
     held_out: EncodedRows
     rejections: list[Rejection]
     other_keys: Counter[str]  # places of keys that mean nothing here
+    text_check: BlockTextCheck
 
     @property
     def num_conversations(self) -> int:
@@ -90,7 +92,7 @@ class EncodedBlock:
         last = int(np.sort(np.concatenate([self.train.lines, self.held_out.lines]))[num_conversations - 1])
         rejections = [rejection for rejection in self.rejections if rejection.line <= last]
         train, held_out = (rows.until(last, schema) for rows in (self.train, self.held_out))
-        return EncodedBlock(self.place, train, held_out, rejections, self.other_keys)
+        return EncodedBlock(self.place, train, held_out, rejections, self.other_keys, self.text_check.until(last))
 
 
 def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = EncodeOptions()) -> EncodedBlock:
@@ -102,15 +104,17 @@ def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = En
         conversations, tokenizer, numpy_dtype(schema.field("input_ids").type.value_type), options.template
     )
     lines = conversations.lines
+    turns = EncodedTexts(conversations.texts, conversations.first_turns, lines, *documents[:3])
+    found = conversations.other_keys, check_texts(block.source, turns, tokenizer)
     if not options.eval_fraction:
         train = _encoded_rows(documents, lines, block.source, schema)
-        return EncodedBlock(block.place, train, EncodedRows.none(), rejections, conversations.other_keys)
+        return EncodedBlock(block.place, train, EncodedRows.none(), rejections, *found)
     is_held_out = _are_held_out(conversations, options.eval_fraction)
     train, held_out = (
         _encoded_rows(documents.where(chosen), lines[chosen], block.source, schema)
         for chosen in (~is_held_out, is_held_out)
     )
-    return EncodedBlock(block.place, train, held_out, rejections, conversations.other_keys)
+    return EncodedBlock(block.place, train, held_out, rejections, *found)
 
 
 def _are_held_out(conversations: Conversations, fraction: float) -> np.ndarray:

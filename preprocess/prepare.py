@@ -25,8 +25,9 @@ from lumina_ds.data.shards.folder import EVAL_FOLDER, ShardFolder
 from lumina_ds.data.shards.manifest import READING, VERSION, InputEntry, Manifest, Settings, read_manifest
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
 from lumina_ds.errors import ConfigError, DataError
-from preprocess.pipeline import check_totals, preprocess_files
-from preprocess.sources import STDIN, resolve_inputs
+from lumina_ds.files import shown_path
+from preprocess.pipeline import Limits, check_totals, preprocess_files
+from preprocess.sources import STDIN, resolve_inputs, warn_of_shared_files
 from preprocess.summary import summary_lines, summary_record
 from preprocess.train_tokenizer import RECIPE, train_tokenizer
 
@@ -88,6 +89,7 @@ def check_sources(config: RunConfig) -> None:
         _look_into(folder)
     for files in filter(None, (data.train_data, data.eval_data)):
         resolve_inputs(files)
+    warn_of_shared_files(data.train_data, data.eval_data)
 
 
 def _open_shards(config: RunConfig, cache: Path) -> PreparedData:
@@ -184,7 +186,9 @@ def _tokenizer(config: RunConfig, cache: Path) -> Tokenizer:
     with _locked(path):
         if path.is_file():
             return Tokenizer.load(path)
-        log.info("training a tokenizer of %d ids on %s", config.model.vocab_size, ", ".join(data.train_data))
+        log.info(
+            "training a tokenizer of %d ids on %s", config.model.vocab_size, ", ".join(map(shown_path, data.train_data))
+        )
         return train_tokenizer(data.train_data, config.model.vocab_size, path, max_conversations=data.max_conversations)
 
 
@@ -204,12 +208,13 @@ def _cached_shards(
             log.info("reusing the shards in %s", folder)
             manifest = read_manifest(folder)
             _show(folder, manifest)
-            check_totals(manifest.totals, data.max_rejected, folder)
+            check_totals(manifest.totals, Limits(data.max_rejected, data.allow_unknown), folder)
             return folder, True
-        log.info("preprocessing %s into %s", ", ".join(files), folder)
+        log.info("preprocessing %s into %s", ", ".join(map(shown_path, files)), folder)
         manifest = preprocess_files(
             files, tokenizer.path, folder, settings,
-            num_workers=data.num_workers, max_rejected=data.max_rejected, overwrite=True,
+            num_workers=data.num_workers, max_rejected=data.max_rejected,
+            allow_unknown=data.allow_unknown, overwrite=True,
             chat_template=data.chat_template,
         )  # fmt: skip
         _show(folder, manifest)

@@ -31,6 +31,7 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--eval-fraction", "data.eval_fraction"),
     ShortOption("--train-turns", "data.train_turns"),
     ShortOption("--max-rejected", "data.max_rejected"),
+    ShortOption("--allow-unknown", "data.allow_unknown", "true"),
     ShortOption("--num-workers", "data.num_workers"),
     ShortOption("--batch-size", "train.micro_batch_size"),
     ShortOption("--grad-accum", "train.gradient_accumulation_steps"),

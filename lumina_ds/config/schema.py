@@ -171,6 +171,9 @@ class DataConfig(Section):
     max_rejected: MaxRejected = Field(
         0.05, description="refused lines of train_data or eval_data above which a run ends: a number, or a share (5%)"
     )
+    allow_unknown: bool = Field(
+        False, description="train on ids that stand for characters which the tokenizer cannot spell"
+    )
     shard_size_mb: int = Field(256, ge=1, description="size at which a new shard file begins")
     disable_sharding: bool = Field(False, description="write one shard file whatever its size")
     force_streaming: bool = Field(False, description="map shards from disk even when they would fit in memory")
