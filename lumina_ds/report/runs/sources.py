@@ -3,6 +3,7 @@ loss on every evaluation set."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -34,7 +35,8 @@ class SourceCurves:
         self.tokens = dict(record.source_tokens or self.tokens)
         self.epochs = dict(record.source_epochs or self.epochs)
         shares = record.source_shares
-        if shares and (not self.shares or self.shares[-1][1] != shares):
+        # A damaged value is no number, and differs from itself.
+        if shares and all(map(math.isfinite, shares.values())) and (not self.shares or self.shares[-1][1] != shares):
             self.shares.append((record.step, shares))
 
 
