@@ -59,6 +59,7 @@ class SealedBlock(BaseModel):
     held_out: SplitPosition
     quarantine: QuarantinePosition
     other_keys: dict[str, int] = {}  # of all blocks so far
+    notes: dict[str, int] = {}  # likewise
 
 
 class Journal:

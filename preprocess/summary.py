@@ -26,6 +26,8 @@ def summary_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"  rejected {count:,}: {rule}" + (f" (first: {first})" if first else "")
     if totals.other_keys:
         yield f"  keys without a meaning here: {describe_other_keys(totals.other_keys)}"
+    for note, count in totals.notes.items():
+        yield f"  {count:,} {note}"
     # Opening the folder would read its shards.
     plan = read_packing(folder / packing_file(manifest.settings.seq_length))
     yield (

@@ -28,6 +28,8 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--force-streaming", "data.force_streaming", "true"),
     ShortOption("--eval-fraction", "data.eval_fraction"),
     ShortOption("--train-turns", "data.train_turns"),
+    ShortOption("--train-reasoning", "data.train_reasoning"),
+    ShortOption("--format", "data.format"),
     ShortOption("--max-rejected", "data.max_rejected"),
     ShortOption("--num-workers", "data.num_workers"),
     ShortOption("--batch-size", "train.micro_batch_size"),

@@ -90,7 +90,7 @@ def effective_config(config: RunConfig, rows: PackedRows, eval_rows: PackedRows 
     """The configuration with the data as it really is."""
     # Every setting that shards are held to (preprocess/prepare.py), or this file would be refused with its own shards.
     manifest = rows.folder.manifest
-    made = manifest.settings.model_dump(include={"packing", "overlong", "train_turns"})
+    made = manifest.settings.model_dump(include={"packing", "overlong", "train_turns", "train_reasoning"})
     made["chat_template"] = manifest.template.version
     shards = {"train_data": [], "eval_data": [], "eval_fraction": 0.0, "shards": str(rows.folder.path)}
     if eval_rows is not None:

@@ -56,6 +56,8 @@ def _totals(findings: Findings) -> Iterator[tuple[str, str]]:
     yield "characters", f"{findings.characters.sum:,}; {findings.assistant_share:.1%} by assistants"
     if findings.other_keys:
         yield "other keys", describe_other_keys(findings.other_keys)
+    for note, count in sorted(findings.notes.items()):
+        yield "note", f"{count:,} {note}"
     if findings.tokens:
         yield "tokens", f"{findings.tokens.sum:,}; {findings.trained_share:.1%} trained"
     if loss := findings.row_loss:

@@ -76,6 +76,7 @@ class Findings:
     row_loss: RowLoss | None = None  # at seq_length
     repeats: list[Repeat] = field(default_factory=list)
     other_keys: Counter[str] = field(default_factory=Counter)  # places of keys that mean nothing here
+    notes: Counter[str] = field(default_factory=Counter)  # what is to be said of conversations, and how often
 
     @property
     def lines(self) -> int:
@@ -146,6 +147,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
             for repeat in findings.repeats
         ],
         "other_keys": dict(findings.other_keys.most_common()),
+        "notes": dict(sorted(findings.notes.items())),
         "turns_by_role": dict(findings.turns_by_role),
         "characters_by_role": dict(findings.characters_by_role),
         "characters": findings.characters.summary(),
