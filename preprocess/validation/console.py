@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lumina_ds.data.remedies import remedy
 from lumina_ds.report.data.distribution import Bin, Distribution
 from preprocess.other_keys import describe_other_keys
 from preprocess.validation.findings import Findings, RuleCount
@@ -104,6 +105,8 @@ def _print_rules(findings: Findings, console: Console) -> None:
 
 def _print_examples(entry: RuleCount, console: Console) -> None:
     console.print(Text(entry.rule, _STYLES[entry.level]))
+    if how := remedy(entry.rule):
+        console.print(Padding(Text(f"remedy: {how}"), (0, 0, 0, 2)))
     for example in entry.examples:
         place = Text(f"{example.source} line {example.line}: ", "cyan").append(example.reason, "default")
         console.print(Padding(place, (0, 0, 0, 2)))

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lumina_ds.data.remedies import remedy
 from lumina_ds.report.data.distribution import Distribution
 from preprocess.validation.duplicates import Repeat
 from preprocess.validation.rules import WARNINGS, Level, level_of
@@ -138,6 +139,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
                 "level": entry.level,
                 "count": entry.count,
                 "meaning": WARNINGS.get(entry.rule),
+                "remedy": remedy(entry.rule),
                 "examples": [example._asdict() for example in entry.examples],
             }
             for entry in findings.sorted_rules()
