@@ -122,7 +122,7 @@ def _read(document: dict[str, Any]) -> tuple[str, tuple[Turn, ...], tuple[str, .
     check_flags_beside_turns(document)
     tools = read_tools(document)
     present = [key for key in FORMS if key in document]
-    filled = [key for key in present if document[key] not in (None, [])]
+    filled = [key for key in present if document[key]]
     if len(filled) > 1:
         raise RejectedLine("two conversations", "both 'messages' and 'conversations' hold turns; keep one of them")
     key = (filled or present)[0]

@@ -67,10 +67,10 @@ def read_message(message: Any, number: int, form: Form) -> Turn:
     check_unsupported(message, UNSUPPORTED, f"of message {number}")
     reasoning = _reasoning(message, role, number)
     calls = _calls(message, role, number, form)
-    if message[form.role_key] in form.calls:
-        return Turn(role, "", reasoning, calls)
     tool_call_id = _of_a_result(message, "tool_call_id", role, number)
     name = _of_a_result(message, "name", role, number)
+    if message[form.role_key] in form.calls:
+        return Turn(role, "", reasoning, calls)
     may_be_empty = bool(calls) or role == "tool"
     return Turn(role, _content(message, form.content_key, number, may_be_empty), reasoning, calls, tool_call_id, name)
 
@@ -109,9 +109,13 @@ def _reasoning(message: dict[str, Any], role: Role, number: int) -> str:
 
 
 def _calls(message: dict[str, Any], role: Role, number: int, form: Form) -> tuple[ToolCall, ...]:
-    if message[form.role_key] in form.calls:
-        return read_call_text(_required_text(message, form.content_key, number), number)
     found = [key for key in ("tool_calls", "function_call") if message.get(key) not in EMPTY]
+    if message[form.role_key] in form.calls:
+        if found:
+            raise RejectedLine(
+                "two lists of calls", f"message {number} is a {message[form.role_key]} and has '{found[0]}'; keep one"
+            )
+        return read_call_text(_required_text(message, form.content_key, number), number)
     if found and role != "assistant":
         raise RejectedLine(
             "tool call on another role", f"'{found[0]}' of message {number}, a {role} turn; only assistants call tools"
@@ -140,16 +144,16 @@ def _content(message: dict[str, Any], key: str, number: int, may_be_empty: bool)
     if may_be_empty and message.get(key) in (None, "", []):
         return ""
     if isinstance(message.get(key), list):
-        return _joined(message[key], key, number)
+        return _joined(message[key], key, number, may_be_empty)
     return _required_text(message, key, number)
 
 
-def _joined(parts: list[Any], key: str, number: int) -> str:
+def _joined(parts: list[Any], key: str, number: int, may_be_empty: bool) -> str:
     """The text of content parts, one after the other with nothing between."""
     texts = []
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _TEXT_PARTS:
+        if not isinstance(kind, str) or kind not in _TEXT_PARTS:
             shown = shorten(kind) if isinstance(kind, str) else f"a {json_type(part)}"
             raise RejectedLine(
                 "unsupported content part",
@@ -158,7 +162,7 @@ def _joined(parts: list[Any], key: str, number: int) -> str:
         if not isinstance(part.get("text"), str):
             raise RejectedLine("wrong type", f"a text part of message {number} has no string under 'text'")
         texts.append(part["text"])
-    if not any(texts):
+    if not any(texts) and not may_be_empty:
         raise RejectedLine("empty content", f"'{key}' of message {number} is empty")
     return "".join(texts)
 
