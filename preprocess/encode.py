@@ -20,6 +20,7 @@ from lumina_ds.data.turns import TrainReasoning, TrainTurns
 from preprocess.layout import Documents, lay_out
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block, Place
+from preprocess.text_check import BlockTextCheck, EncodedTexts, check_texts
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class EncodedBlock:
     rejections: list[Rejection]
     other_keys: Counter[str]  # places of keys that mean nothing here
     notes: Counter[str]  # what is to be said of conversations, and how often it is true
+    text_check: BlockTextCheck
 
     @property
     def num_conversations(self) -> int:
@@ -94,7 +96,9 @@ class EncodedBlock:
         last = int(np.sort(np.concatenate([self.train.lines, self.held_out.lines]))[num_conversations - 1])
         rejections = [rejection for rejection in self.rejections if rejection.line <= last]
         train, held_out = (rows.until(last, schema) for rows in (self.train, self.held_out))
-        return EncodedBlock(self.place, train, held_out, rejections, self.other_keys, self.notes)
+        return EncodedBlock(
+            self.place, train, held_out, rejections, self.other_keys, self.notes, self.text_check.until(last)
+        )
 
 
 def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = EncodeOptions()) -> EncodedBlock:
@@ -108,17 +112,17 @@ def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = En
         conversations, tokenizer, numpy_dtype(schema.field("input_ids").type.value_type), options.template
     )
     lines = conversations.lines
+    turns = EncodedTexts(conversations.texts, conversations.first_turns, lines, *documents[:3])
+    found = conversations.other_keys, conversations.notes, check_texts(block.source, turns, tokenizer)
     if not options.eval_fraction:
         train = _encoded_rows(documents, lines, block.source, schema)
-        return EncodedBlock(
-            block.place, train, EncodedRows.none(), rejections, conversations.other_keys, conversations.notes
-        )
+        return EncodedBlock(block.place, train, EncodedRows.none(), rejections, *found)
     is_held_out = _are_held_out(conversations, options.eval_fraction)
     train, held_out = (
         _encoded_rows(documents.where(chosen), lines[chosen], block.source, schema)
         for chosen in (~is_held_out, is_held_out)
     )
-    return EncodedBlock(block.place, train, held_out, rejections, conversations.other_keys, conversations.notes)
+    return EncodedBlock(block.place, train, held_out, rejections, *found)
 
 
 def _are_held_out(conversations: Conversations, fraction: float) -> np.ndarray:

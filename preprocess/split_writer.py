@@ -13,6 +13,7 @@ from lumina_ds.data.packing import pack
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import FileEntry, Manifest, Settings, ShardEntry, Totals, write_manifest
 from lumina_ds.data.shards.packing_file import packing_file, write_packing
+from lumina_ds.data.shards.text_loss import TextLoss
 from lumina_ds.data.shards.writer import HashingFile, ShardWriter, shard_schema
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
@@ -99,6 +100,7 @@ class SplitWriter:
         first_rejected: Mapping[str, str] | None = None,
         other_keys: Mapping[str, int] | None = None,
         notes: Mapping[str, int] | None = None,
+        text_loss: TextLoss | None = None,
     ) -> Totals:
         by_rule = dict(sorted((rejected_by_rule or {}).items()))
         num_rejected = sum(by_rule.values())
@@ -113,6 +115,7 @@ class SplitWriter:
             notes=dict(sorted((notes or {}).items())),
             tokens=self.num_tokens,
             trained_tokens=self.num_trained_tokens,
+            text_loss=text_loss,
         )
 
     def _write_packing(self, written: ShardFolder) -> FileEntry:

@@ -34,6 +34,8 @@ UNDEFINED_TOOL = "call of an undefined tool"
 WRONG_ARGUMENTS = "arguments against the schema"
 INVALID_SCHEMA = "invalid schema of a tool"
 TAG_IN_TEXT = "tool or reasoning tag in text"
+UNKNOWN_IDS = "unknown ids"
+CHANGED_TEXT = "text does not come back"
 
 WARNINGS: dict[str, str] = {
     SYSTEM_NOT_FIRST: "a system turn stands after the first turn",
@@ -54,6 +56,8 @@ WARNINGS: dict[str, str] = {
     INVALID_SCHEMA: "a tool's 'parameters' are no JSON schema, so calls of it are not checked",
     TAG_IN_TEXT: "an assistant's content spells a tag of calls or reasoning; move it to tool_calls or reasoning_content, "
     "or it is trained as it stands and --train-reasoning does not see it",
+    UNKNOWN_IDS: "the tokenizer cannot spell a character and has one id for all such",
+    CHANGED_TEXT: "a turn that was tried does not decode to its text: the tokenizer changes or drops characters",
     NOTHING_TRAINED: "every trained token lies beyond --seq-length; truncation drops the conversation",
 }
 

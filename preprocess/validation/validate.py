@@ -9,7 +9,7 @@ encoded by the chat template, so lengths and trained shares are those that train
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -24,18 +24,22 @@ from lumina_ds.data.turns import Conversation, TrainReasoning, TrainTurns, Turn
 from lumina_ds.errors import DataError
 from lumina_ds.report.data.distribution import Distribution
 from lumina_ds.report.data.visible import excerpt
+from lumina_ds.text import counted
 from preprocess.layout import lay_out
 from preprocess.other_keys import add_other_keys, describe_other_keys
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import BLOCK_BYTES, Block, resolve_inputs
+from preprocess.text_check import BlockTextCheck, EncodedTexts, TextCheck, check_texts
 from preprocess.validation.duplicates import DuplicateFinder
 from preprocess.validation.findings import Example, Findings, InputCount, RowLoss, RuleCount
 from preprocess.validation.rules import (
+    CHANGED_TEXT,
     DUPLICATE,
     NO_TRAINED_END,
     NOTHING_TRAINED,
     OTHER_KEYS,
     OVERLONG,
+    UNKNOWN_IDS,
     conversation_faults,
     describe,
 )
@@ -81,7 +85,7 @@ def validate_files(
                     on_progress(sum(each.bytes_read for each in files))
         run.finish()
     if not run.findings.lines:
-        raise DataError(f"{', '.join(str(file.path or 'standard input') for file in files)} holds no line to validate")
+        raise DataError(f"{', '.join(file.shown for file in files)} holds no line to validate")
     return run.findings
 
 
@@ -104,6 +108,7 @@ class _Validation:
         self.findings = Findings(str(tokenizer.path) if tokenizer else None, seq_length)
         if tokenizer:
             self.findings.tokens, self.findings.trained_percent = Distribution(), Distribution()
+            self.findings.text_check = TextCheck()
         if seq_length:
             self.findings.row_loss = RowLoss(seq_length, 0, 0)
 
@@ -183,6 +188,10 @@ class _Validation:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
         ids, mask, lengths, _ = lay_out(conversations, tokenizer, np.dtype(np.uint32), self._template)
+        turns = EncodedTexts(conversations.texts, conversations.first_turns, conversations.lines, ids, mask, lengths)
+        self._count_losses(
+            check_texts(findings.inputs[-1].name, turns, tokenizer), {line: one.turns for line, one in usable}
+        )
         (end_id,) = tokenizer.ids_of([self._template.end_token])
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
@@ -202,6 +211,15 @@ class _Validation:
         if findings.row_loss:
             findings.row_loss.conversations += int((excess > 0).sum())
             findings.row_loss.tokens += int(excess.sum())
+
+    def _count_losses(self, found: BlockTextCheck, turns: Mapping[int, Sequence[Turn]]) -> None:
+        assert self.findings.text_check is not None
+        self.findings.text_check.add(found)
+        for entry in found.unknown:
+            reason = f"{counted(entry.num_ids, 'unknown id')}, {entry.num_trained} of them trained: {entry.example}"
+            self._count(UNKNOWN_IDS, entry.line, reason, describe(turns[entry.line]))
+        for line, changed in sorted({entry.line: entry for entry in reversed(found.changed)}.items()):
+            self._count(CHANGED_TEXT, line, changed.reason, describe(turns[line]))
 
     def _count(self, rule: str, line: int, reason: str, shown: str) -> None:
         entry = self.findings.rules.setdefault(rule, RuleCount(rule))

@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from lumina_ds.data.packing import Overlong, Packing
+from lumina_ds.data.shards.text_loss import TextLoss
 from lumina_ds.data.turns import TrainReasoning, TrainTurns
 from lumina_ds.errors import DataError
 
@@ -47,8 +49,8 @@ class Settings(_Entry):
     format: str | None = None  # of every line; None where its keys tell
 
     @model_serializer(mode="wrap")
-    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return _without_defaults(handler(self), {"train_reasoning": "yes", "format": None})
+    def _without_what_is_not_used(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(write(self), {"train_reasoning": "yes", "format": None})
 
 
 class InputEntry(_Entry):
@@ -95,10 +97,11 @@ class Totals(_Entry):
     notes: dict[str, int] = {}  # what is to be said of conversations, and how often it is true
     tokens: int
     trained_tokens: int
+    text_loss: TextLoss | None = None  # of held out conversations too; absent in an eval folder
 
     @model_serializer(mode="wrap")
-    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return _without_defaults(handler(self), {"notes": {}})
+    def _without_what_is_not_used(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(write(self), {"notes": {}, "text_loss": None})
 
 
 class Manifest(_Entry):
@@ -182,7 +185,7 @@ def reading_of(totals: Totals) -> int:
     return READING if totals.rejected else READING_OF_PLAIN_CHATS
 
 
-def _without_defaults(document: dict[str, object], defaults: dict[str, object]) -> dict[str, object]:
+def _without_defaults(document: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Without entries that no feature in use needs, so that folders of plain chats stay what they were."""
     return {name: value for name, value in document.items() if name not in defaults or value != defaults[name]}
 
