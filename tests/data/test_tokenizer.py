@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sentencepiece
 
@@ -95,3 +96,15 @@ def test_check_vocabulary(tokenizer: Tokenizer) -> None:
     assert str(caught.value) == (
         f"the tokenizer has {size} ids, more than model.vocab_size {size - 1}; set --model.vocab_size {size}"
     )
+
+
+def test_parts_of_a_rendered_chat(tokenizer: Tokenizer) -> None:
+    special, content = tokenizer.special_tokens, "hé <|user|> 你\n</s>"
+    text = "<|user|>" + "fox" + "<|end|>"
+    assert tokenizer.encode_template(text) == [special["<|user|>"], *tokenizer.encode_plain("fox"), special["<|end|>"]]
+    ids, spans = tokenizer.encode_parts([("<|us", True), ("er|>", True), (content, False), ("<|end|>", True)])
+    assert ids == [special["<|user|>"], *tokenizer.encode_plain(content), special["<|end|>"]]
+    assert spans[0].tolist() == [0, 8] and spans[-1].tolist() == [8 + len(content), 15 + len(content)]
+    starts = spans[1:-1, 0]
+    assert (np.diff(starts) >= 0).all() and starts[0] == 8
+    assert tokenizer.encode_parts([(text, True)]).ids == tokenizer.encode_template(text)

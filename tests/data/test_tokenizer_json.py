@@ -278,3 +278,18 @@ def test_what_stands_beside_a_tokenizer(path: Path, tmp_path: Path) -> None:
             continue
         with pytest.raises(DataError, match=message):
             _ = Tokenizer.load(tmp_path).chat_template
+
+
+def test_a_rendered_chat_has_the_ids_of_transformers(path: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    shutil.copyfile(path, tmp_path / "tokenizer.json")
+    template = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}"
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    ours = Tokenizer.load(tmp_path)
+    assert ours.chat_template == template
+    messages = [{"role": "user", "content": "hi   <tool_call> é"}, {"role": "assistant", "content": LINES[1]}]
+    text = theirs.apply_chat_template(messages, tokenize=False)
+    expected = list(theirs.apply_chat_template(messages, tokenize=True, return_dict=False))
+    assert ours.encode_template(text) == expected == ours.encode_parts([(text, True)]).ids

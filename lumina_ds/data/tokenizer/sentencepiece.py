@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lumina_ds.data.tokenizer.chunks import ChunkEncoder
 from lumina_ds.data.tokenizer.flat import Texts, flatten
 from lumina_ds.data.tokenizer.sentencepiece_file import read_model_file
 from lumina_ds.data.tokenizer.spans import Part, Spans, joined, split_special
-from lumina_ds.errors import DataError
+from lumina_ds.errors import DataError, MachineError
 
 # Below this, setting up the chunk table costs more than it saves: a prompt, an inspection.
 CHUNKS_FROM_CHARACTERS = 1 << 16
@@ -76,32 +76,37 @@ class SentencePieceModel:
         return flatten(self.encode(texts.split())) if chunks is None else chunks.encode(texts)
 
     def encode_template(self, text: str) -> list[int]:
-        return self.encode_parts([(text, True)]).ids
+        pieces = split_special(text, list(self.special_tokens))
+        return [
+            token
+            for piece, is_special in pieces
+            for token in ([self.special_tokens[piece]] if is_special else self.encode([piece])[0])
+        ]
 
     def encode_parts(self, parts: Sequence[Part]) -> Spans:
         ids: list[int] = []
-        spans: list[tuple[int, int]] = []
+        spans: list[np.ndarray] = []
         begin = 0
-        run = ""
+        for run, is_special in _runs(parts, list(self.special_tokens)):
+            if is_special:
+                ids.append(self.special_tokens[run])
+                spans.append(np.array([[begin, begin + len(run)]], np.int64))
+            else:
+                pieces = self._pieces(run)
+                ids += [piece.id for piece in pieces]
+                places = np.array([(piece.begin, piece.end) for piece in pieces], np.int64).reshape(-1, 2)
+                spans.append(begin + _characters_of_bytes(run)[places])
+            begin += len(run)
+        return Spans(ids, np.concatenate([np.zeros((0, 2), np.int64), *spans]))
 
-        def end_run() -> None:
-            encoded = self._processor.encode(run, out_type="immutable_proto")
-            ids.extend(piece.id for piece in encoded.pieces)
-            first = begin - len(run)
-            spans.extend((first + piece.begin, first + piece.end) for piece in encoded.pieces)
-
-        for text, is_template in joined(parts):
-            for piece, is_special in split_special(text, list(self.special_tokens) if is_template else ()):
-                if is_special:
-                    end_run()
-                    run = ""
-                    ids.append(self.special_tokens[piece])
-                    spans.append((begin, begin + len(piece)))
-                else:
-                    run += piece
-                begin += len(piece)
-        end_run()
-        return Spans(ids, np.array(spans, np.int64).reshape(-1, 2))
+    def _pieces(self, text: str) -> Sequence[Any]:
+        """id, begin and end of each piece, places in bytes."""
+        try:
+            return self._processor.encode(text, return_type="proto").pieces
+        except ImportError as error:
+            raise MachineError(
+                f"the places of a SentencePiece model's tokens need the package protobuf ({error}); pip install protobuf"
+            ) from None
 
     def is_compiled(self) -> bool:
         return self._chunks_for(CHUNKS_FROM_CHARACTERS) is not None
@@ -129,3 +134,25 @@ class SentencePieceModel:
     def byte_id(self, byte: int) -> int | None:
         piece_id = self._processor.piece_to_id(f"<0x{byte:02X}>")
         return piece_id if self._processor.is_byte(piece_id) else None
+
+
+def _runs(parts: Sequence[Part], names: Sequence[str]) -> Iterator[Part]:
+    """(text, is a special token's name): ordinary text of template and contents is one run up to the next name."""
+    run = ""
+    for text, is_template in joined(parts):
+        for piece, is_special in split_special(text, names if is_template else ()):
+            if not is_special:
+                run += piece
+                continue
+            if run:
+                yield run, False
+            yield piece, True
+            run = ""
+    if run:
+        yield run, False
+
+
+def _characters_of_bytes(text: str) -> np.ndarray:
+    """For each byte of the UTF-8 text, and for its end, the character that it belongs to."""
+    sizes = [len(character.encode()) for character in text]
+    return np.append(np.repeat(np.arange(len(text)), sizes), len(text))
