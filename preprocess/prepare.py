@@ -26,7 +26,7 @@ from lumina_ds.data.shards.manifest import READING, VERSION, InputEntry, Manifes
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
 from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.files import shown_path
-from preprocess.pipeline import check_totals, preprocess_files
+from preprocess.pipeline import Limits, check_totals, preprocess_files
 from preprocess.sources import STDIN, resolve_inputs, warn_of_shared_files
 from preprocess.summary import summary_lines, summary_record
 from preprocess.train_tokenizer import RECIPE, train_tokenizer
@@ -71,13 +71,20 @@ def preprocessing_record(data: PreparedData) -> dict[str, Any]:
     return {name: summary_record(folder) for name, folder in folders.items() if folder is not None}
 
 
+def tokenizer_of_run(config: RunConfig, cache: Path) -> Path:
+    """The configured model, or the one trained on data.train_data, which lies in `cache`."""
+    return _tokenizer(config, cache).path
+
+
 def check_sources(config: RunConfig) -> None:
     """Refuse data that is not named, named twice, or not there; nothing is read beyond a folder's manifest."""
     data = config.data
     if data.shards and data.train_data:
         raise ConfigError("both --data and --train-data are given; keep the one to train on")
     if not data.shards and not data.train_data:
-        raise ConfigError("no training data; give JSONL files with --train-data, or a shard folder with --data")
+        raise ConfigError(
+            "no training data; give JSONL files with --train-data, a shard folder with --data, or data.sources"
+        )
     for folder in filter(None, (data.shards, data.eval_shards)):
         _look_into(folder)
     for files in filter(None, (data.train_data, data.eval_data)):
@@ -130,7 +137,7 @@ def _check_folder(folder: ShardFolder, data: DataConfig) -> None:
     """Refuse settings that the shards cannot follow: the template, and packing where it was set explicitly."""
     _check_template(folder, data)
     manifest = folder.manifest
-    for name in ("packing", "overlong", "train_turns"):
+    for name in ("packing", "overlong", "train_turns", "train_reasoning"):
         made, wanted = getattr(manifest.settings, name), getattr(data, name)
         if name in data.model_fields_set and made != wanted:
             raise ConfigError(
@@ -160,6 +167,8 @@ def _settings(config: RunConfig, max_conversations: int | None = None, eval_frac
         max_conversations=max_conversations,
         eval_fraction=eval_fraction,
         train_turns=data.train_turns,
+        train_reasoning=data.train_reasoning,
+        format=data.format,
     )
 
 
@@ -168,12 +177,13 @@ def _tokenizer(config: RunConfig, cache: Path) -> Tokenizer:
     data = config.data
     if data.tokenizer != AUTO:
         return Tokenizer.load(data.tokenizer)
-    key = {
+    key: dict[str, object] = {
         "recipe": RECIPE,
         "sentencepiece": version("sentencepiece"),
         "inputs": _input_digests(data.train_data),
         "vocab_size": config.model.vocab_size,
         "max_conversations": data.max_conversations,
+        **({"format": data.format} if data.format else {}),
     }
     path = cache / "tokenizers" / f"{_key_digest(key)}.model"
     with _locked(path):
@@ -182,7 +192,13 @@ def _tokenizer(config: RunConfig, cache: Path) -> Tokenizer:
         log.info(
             "training a tokenizer of %d ids on %s", config.model.vocab_size, ", ".join(map(shown_path, data.train_data))
         )
-        return train_tokenizer(data.train_data, config.model.vocab_size, path, max_conversations=data.max_conversations)
+        return train_tokenizer(
+            data.train_data,
+            config.model.vocab_size,
+            path,
+            max_conversations=data.max_conversations,
+            format_name=data.format,
+        )
 
 
 def _cached_shards(
@@ -201,12 +217,13 @@ def _cached_shards(
             log.info("reusing the shards in %s", folder)
             manifest = read_manifest(folder)
             _show(folder, manifest)
-            check_totals(manifest.totals, data.max_rejected, folder)
+            check_totals(manifest.totals, Limits(data.max_rejected, data.allow_unknown), folder)
             return folder, True
         log.info("preprocessing %s into %s", ", ".join(map(shown_path, files)), folder)
         manifest = preprocess_files(
             files, tokenizer.path, folder, settings,
-            num_workers=data.num_workers, max_rejected=data.max_rejected, overwrite=True,
+            num_workers=data.num_workers, max_rejected=data.max_rejected,
+            allow_unknown=data.allow_unknown, overwrite=True,
             chat_template=data.chat_template,
         )  # fmt: skip
         _show(folder, manifest)

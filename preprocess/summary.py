@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lumina_ds.data.remedies import remedy
 from lumina_ds.data.shards.folder import EVAL_FOLDER
 from lumina_ds.data.shards.manifest import Manifest, read_manifest
 from lumina_ds.data.shards.packing_file import packing_file, read_packing
+from lumina_ds.data.shards.text_loss import describe_loss
 from lumina_ds.text import counted
 from preprocess.other_keys import describe_other_keys
 
@@ -24,14 +26,20 @@ def summary_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
     for rule, count in totals.rejected_by_rule.items():
         first = totals.first_rejected.get(rule)
         yield f"  rejected {count:,}: {rule}" + (f" (first: {first})" if first else "")
+        if how := remedy(rule):
+            yield f"    remedy: {how}"
     if totals.other_keys:
         yield f"  keys without a meaning here: {describe_other_keys(totals.other_keys)}"
+    for note, count in totals.notes.items():
+        yield f"  {count:,} {note}"
     # Opening the folder would read its shards.
     plan = read_packing(folder / packing_file(manifest.settings.seq_length))
     yield (
         f"{counted(totals.tokens, 'token')}, {totals.trained_tokens / totals.tokens:.1%} trained; "
         f"{counted(plan.num_rows, 'row')} of {plan.seq_length}, {plan.fullness:.1%} full"
     )
+    for line in describe_loss(totals.text_loss, totals.tokens, totals.trained_tokens):
+        yield f"  {line}"
     losses = plan.describe_losses(totals.tokens)
     if losses:
         yield f"  {losses}"

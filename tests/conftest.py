@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -38,6 +39,11 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     return os.environ | {name: str(value) for name, value in values.items()}
 
 
+# (file, names of its marks) of every test that was collected, deselected ones too.
+_COLLECTED = pytest.StashKey[list[tuple[Path, set[str]]]]()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that start ranks are slow, but for the one spawn that --quick keeps; files of slow tests run first.
 
@@ -46,9 +52,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "run_ranks" in getattr(item, "fixturenames", ()) and item.get_closest_marker("quick") is None:
             item.add_marker(pytest.mark.slow)
+    config.stash[_COLLECTED] = [(item.path, {mark.name for mark in item.iter_markers()}) for item in items]
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """What stays until the end is left out of every later collection."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def collected(pytestconfig: pytest.Config) -> list[tuple[Path, set[str]]]:
+    """(file, names of its marks) of every test that was collected, deselected ones too."""
+    return pytestconfig.stash[_COLLECTED]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from lumina_ds.cli.config_options import chat_template_option
+from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option
 from lumina_ds.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def _max_rejected(ctx: click.Context, parameter: click.Parameter, value: str) ->
     help="Assistant turns that are labels: all that no flag (weight, train, loss, masked) switches off, the last of each "
     "conversation, or only those that a flag marks.",
 )
+@train_reasoning_option
+@format_option
 @click.option(
     "--max-rejected",
     default="5%",
@@ -76,6 +78,11 @@ def _max_rejected(ctx: click.Context, parameter: click.Parameter, value: str) ->
     metavar="NUMBER|SHARE",
     callback=_max_rejected,
     help="Fail above this many refused lines, or this share of all lines, such as 0.05 or 5% (exit code 3).",
+)
+@click.option(
+    "--allow-unknown",
+    is_flag=True,
+    help="Train on ids for characters that the tokenizer cannot spell (else exit code 3).",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a shard folder made with other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON document.")
@@ -89,6 +96,7 @@ def command(
     mpi: bool,
     as_json: bool,
     max_rejected: int | float,
+    allow_unknown: bool,
     overwrite: bool,
     chat_template: str,
     **settings: object,
@@ -124,6 +132,7 @@ def command(
             num_workers=num_workers,
             workers=workers,
             max_rejected=max_rejected,
+            allow_unknown=allow_unknown,
             overwrite=overwrite,
             chat_template=chat_template,
         )

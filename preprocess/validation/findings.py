@@ -6,7 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lumina_ds.data.remedies import remedy
+from lumina_ds.data.shards.text_loss import describe_loss
 from lumina_ds.report.data.distribution import Distribution
+from preprocess.text_check import TextCheck
 from preprocess.validation.duplicates import Repeat
 from preprocess.validation.rules import WARNINGS, Level, level_of
 
@@ -74,8 +77,10 @@ class Findings:
     trained_percent: Distribution | None = None  # of a conversation's tokens
     trained_tokens: int = 0
     row_loss: RowLoss | None = None  # at seq_length
+    text_check: TextCheck | None = None
     repeats: list[Repeat] = field(default_factory=list)
     other_keys: Counter[str] = field(default_factory=Counter)  # places of keys that mean nothing here
+    notes: Counter[str] = field(default_factory=Counter)  # what is to be said of conversations, and how often
 
     @property
     def lines(self) -> int:
@@ -122,9 +127,18 @@ class Findings:
         return f"{self.inputs[place[0]].name} line {place[1]}"
 
 
+def loss_lines(findings: Findings) -> list[str]:
+    """What the tokenizer loses of the texts, in words; nothing without one."""
+    if findings.text_check is None or findings.tokens is None:
+        return []
+    loss = findings.text_check.loss()
+    return list(describe_loss(loss, findings.tokens.sum, findings.trained_tokens))
+
+
 def to_json(findings: Findings) -> dict[str, Any]:
     """The findings as one JSON document."""
     loss = findings.row_loss
+    text_loss = findings.text_check.loss().model_dump() if findings.text_check else None
     return {
         "lines": findings.lines,
         "conversations": findings.conversations,
@@ -137,6 +151,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
                 "level": entry.level,
                 "count": entry.count,
                 "meaning": WARNINGS.get(entry.rule),
+                "remedy": remedy(entry.rule),
                 "examples": [example._asdict() for example in entry.examples],
             }
             for entry in findings.sorted_rules()
@@ -146,6 +161,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
             for repeat in findings.repeats
         ],
         "other_keys": dict(findings.other_keys.most_common()),
+        "notes": dict(sorted(findings.notes.items())),
         "turns_by_role": dict(findings.turns_by_role),
         "characters_by_role": dict(findings.characters_by_role),
         "characters": findings.characters.summary(),
@@ -156,6 +172,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
         "trained_tokens": findings.trained_tokens if findings.tokens else None,
         "trained_share": findings.trained_share,
         "assistant_character_share": findings.assistant_share,
+        "text_loss": text_loss,
         "seq_length": findings.seq_length,
         "overlong": loss and {"conversations": loss.conversations, "tokens_lost": loss.tokens},
         "truncation": [
