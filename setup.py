@@ -33,6 +33,8 @@ REQUIREMENTS = [
     "rich>=13",
     "safetensors>=0.4.3",
     "psutil>=5.9",
+    # Checks arguments of tool calls against the definitions in `lumina validate`; nothing is fetched for a schema.
+    "jsonschema>=4.18",
 ]
 
 TRANSFORMERS = "transformers>=5.2,<6"

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
-from lumina_ds.data.conversation import TrainTurns
+from lumina_ds.data.rendering import RENDERED_ROLES
 from lumina_ds.data.shards.arrow_columns import column, list_column, numpy_dtype, repeated_text
 from lumina_ds.data.shards.writer import shard_schema
-from lumina_ds.data.tokenizer.tokenizer import ROLES, Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import TrainReasoning, TrainTurns
 from preprocess.layout import Documents, lay_out
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block, Place
@@ -29,6 +30,8 @@ class EncodeOptions:
     eval_fraction: float = 0.0
     max_conversations: int | None = None
     train_turns: TrainTurns = "all"
+    train_reasoning: TrainReasoning = "yes"
+    format_name: str | None = None
     template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE]  # not its name: another process may not know an added one
 
 
@@ -75,6 +78,7 @@ class EncodedBlock:
     held_out: EncodedRows
     rejections: list[Rejection]
     other_keys: Counter[str]  # places of keys that mean nothing here
+    notes: Counter[str]  # what is to be said of conversations, and how often it is true
     text_check: BlockTextCheck
 
     @property
@@ -92,20 +96,24 @@ class EncodedBlock:
         last = int(np.sort(np.concatenate([self.train.lines, self.held_out.lines]))[num_conversations - 1])
         rejections = [rejection for rejection in self.rejections if rejection.line <= last]
         train, held_out = (rows.until(last, schema) for rows in (self.train, self.held_out))
-        return EncodedBlock(self.place, train, held_out, rejections, self.other_keys, self.text_check.until(last))
+        return EncodedBlock(
+            self.place, train, held_out, rejections, self.other_keys, self.notes, self.text_check.until(last)
+        )
 
 
 def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = EncodeOptions()) -> EncodedBlock:
     """Encode the block's lines; at most `max_conversations` of them, as no output can need more."""
     rejections: list[Rejection] = []
-    conversations = read_conversations(block, rejections, options.max_conversations, options.train_turns)
+    conversations = read_conversations(
+        block, rejections, options.max_conversations, options.train_turns, options.train_reasoning, options.format_name
+    )
     schema = shard_schema(tokenizer.vocab_size)
     documents = lay_out(
         conversations, tokenizer, numpy_dtype(schema.field("input_ids").type.value_type), options.template
     )
     lines = conversations.lines
     turns = EncodedTexts(conversations.texts, conversations.first_turns, lines, *documents[:3])
-    found = conversations.other_keys, check_texts(block.source, turns, tokenizer)
+    found = conversations.other_keys, conversations.notes, check_texts(block.source, turns, tokenizer)
     if not options.eval_fraction:
         train = _encoded_rows(documents, lines, block.source, schema)
         return EncodedBlock(block.place, train, EncodedRows.none(), rejections, *found)
@@ -125,7 +133,7 @@ def _are_held_out(conversations: Conversations, fraction: float) -> np.ndarray:
     for num_turns in np.diff(conversations.first_turns).tolist():
         digest = hashlib.blake2b(digest_size=8)
         for role, content in islice(contents, num_turns):
-            digest.update(f"{ROLES[role]} {len(content)} ".encode())
+            digest.update(f"{RENDERED_ROLES[role]} {len(content)} ".encode())
             digest.update(content)
         held_out.append(int.from_bytes(digest.digest(), "big") < fraction * 2**64)
     return np.array(held_out, bool)

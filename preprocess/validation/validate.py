@@ -9,14 +9,18 @@ encoded by the chat template, so lengths and trained shares are those that train
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
-from lumina_ds.data.conversation import TrainTurns, Turn, parse_conversation, split_lines
+from lumina_ds.data.conversation import parse_conversation, split_lines
+from lumina_ds.data.formats import check_format
+from lumina_ds.data.rendering import is_plain, render
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import Conversation, TrainReasoning, TrainTurns, Turn
 from lumina_ds.errors import DataError
 from lumina_ds.report.data.distribution import Distribution
 from lumina_ds.report.data.visible import excerpt
@@ -39,6 +43,7 @@ from preprocess.validation.rules import (
     conversation_faults,
     describe,
 )
+from preprocess.validation.tool_rules import tool_faults
 
 NUM_EXAMPLES = 3
 _NUM_REPEATS = 5
@@ -55,6 +60,8 @@ def validate_files(
     *,
     num_examples: int = NUM_EXAMPLES,
     train_turns: TrainTurns = "all",
+    train_reasoning: TrainReasoning = "yes",
+    format_name: str | None = None,
     template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE],
     on_progress: Progress | None = None,
     block_bytes: int = BLOCK_BYTES,
@@ -64,10 +71,12 @@ def validate_files(
     Raises DataError: input missing or damaged, no line in it, or a tokenizer that cannot be read.
     """
     assert seq_length is None or tokenizer_path is not None
+    check_format(format_name)
     files = resolve_inputs(patterns)
     tokenizer = Tokenizer.load(tokenizer_path) if tokenizer_path is not None else None
     with DuplicateFinder() as duplicates:
-        run = _Validation(tokenizer, seq_length, num_examples, duplicates, train_turns, template)
+        run = _Validation(tokenizer, seq_length, num_examples, duplicates, template)
+        run.read_as(train_turns, train_reasoning, format_name)
         for file in files:
             run.begin(file.name)
             for block in file.blocks(block_bytes):
@@ -89,7 +98,6 @@ class _Validation:
         seq_length: int | None,
         num_examples: int,
         duplicates: DuplicateFinder,
-        train_turns: TrainTurns,
         template: ChatTemplate,
     ) -> None:
         self._template = template
@@ -97,13 +105,16 @@ class _Validation:
         self._seq_length = seq_length
         self._num_examples = num_examples
         self._duplicates = duplicates
-        self._train_turns = train_turns
         self.findings = Findings(str(tokenizer.path) if tokenizer else None, seq_length)
         if tokenizer:
             self.findings.tokens, self.findings.trained_percent = Distribution(), Distribution()
             self.findings.text_check = TextCheck()
         if seq_length:
             self.findings.row_loss = RowLoss(seq_length, 0, 0)
+
+    def read_as(self, train_turns: TrainTurns, train_reasoning: TrainReasoning, format_name: str | None) -> None:
+        """Read lines as preprocessing with these settings does."""
+        self._reading = (train_turns, train_reasoning, format_name)
 
     def begin(self, name: str) -> None:
         """The blocks that follow are those of the input `name`."""
@@ -113,19 +124,20 @@ class _Validation:
         """Count the breaches of every line, and measure those that can be used."""
         count = self.findings.inputs[-1]
         rejections: list[Rejection] = []
-        conversations = read_conversations(block, rejections, train_turns=self._train_turns)
+        conversations = read_conversations(block, rejections, None, *self._reading)
         count.lines += conversations.num_conversations + len(rejections)
         count.conversations += conversations.num_conversations
         self._count_other_keys(block, conversations)
         for rejection in rejections:
             shown = _line_excerpt(block.data, rejection.byte_offset - block.byte_offset)
             self._count(rejection.rule, rejection.line, rejection.reason, shown)
-        usable = list(zip(conversations.lines.tolist(), conversations.turns(), strict=True))
-        for line, turns in usable:
-            for breach in conversation_faults(turns):
+        self.findings.notes.update(conversations.notes)
+        usable = list(zip(conversations.lines.tolist(), conversations.whole(), strict=True))
+        for line, conversation in usable:
+            for breach in chain(conversation_faults(conversation.turns), tool_faults(conversation)):
                 self._count(breach.rule, line, breach.reason, breach.excerpt)
-            self._duplicates.add(turns, len(self.findings.inputs) - 1, line)
-        self._measure_text([turns for _, turns in usable])
+            self._duplicates.add(_as_rendered(conversation), len(self.findings.inputs) - 1, line)
+        self._measure_text([conversation.turns for _, conversation in usable])
         if self._tokenizer and usable:
             self._measure_tokens(usable, conversations, self._tokenizer)
 
@@ -154,11 +166,11 @@ class _Validation:
         for number, (begin, line) in enumerate(split_lines(block.data), block.first_line):
             if len(entry.examples) >= self._num_examples:
                 break
-            if number in usable and (names := parse_conversation(line, self._train_turns).other_keys):
+            if number in usable and (names := parse_conversation(line, *self._reading).other_keys):
                 shown = describe_other_keys(Counter(names))
                 entry.examples.append(Example(block.source, number, shown, _line_excerpt(block.data, begin)))
 
-    def _measure_text(self, conversations: list[list[Turn]]) -> None:
+    def _measure_text(self, conversations: Sequence[Sequence[Turn]]) -> None:
         findings = self.findings
         characters = []
         for turns in conversations:
@@ -171,13 +183,15 @@ class _Validation:
         findings.characters.add(characters)
 
     def _measure_tokens(
-        self, usable: list[tuple[int, list[Turn]]], conversations: Conversations, tokenizer: Tokenizer
+        self, usable: list[tuple[int, Conversation]], conversations: Conversations, tokenizer: Tokenizer
     ) -> None:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
         ids, mask, lengths, _ = lay_out(conversations, tokenizer, np.dtype(np.uint32), self._template)
         turns = EncodedTexts(conversations.texts, conversations.first_turns, conversations.lines, ids, mask, lengths)
-        self._count_losses(check_texts(findings.inputs[-1].name, turns, tokenizer), dict(usable))
+        self._count_losses(
+            check_texts(findings.inputs[-1].name, turns, tokenizer), {line: one.turns for line, one in usable}
+        )
         (end_id,) = tokenizer.ids_of([self._template.end_token])
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
@@ -190,15 +204,15 @@ class _Validation:
         ends_well = (mask[ends - 1] == 1) & (ids[ends - 1] == end_id)
         excess = np.maximum(0, lengths - (self._seq_length or np.iinfo(np.int32).max))
         for number in np.flatnonzero(~ends_well | (excess > 0)).tolist():
-            line, turns = usable[number]
+            line, conversation = usable[number]
             begin, end = starts[number], ends[number]
             for rule, reason in _row_faults(ids[begin:end], mask[begin:end], end_id, self._seq_length):
-                self._count(rule, line, reason, describe(turns))
+                self._count(rule, line, reason, describe(conversation.turns))
         if findings.row_loss:
             findings.row_loss.conversations += int((excess > 0).sum())
             findings.row_loss.tokens += int(excess.sum())
 
-    def _count_losses(self, found: BlockTextCheck, turns: dict[int, list[Turn]]) -> None:
+    def _count_losses(self, found: BlockTextCheck, turns: Mapping[int, Sequence[Turn]]) -> None:
         assert self.findings.text_check is not None
         self.findings.text_check.add(found)
         for entry in found.unknown:
@@ -212,6 +226,13 @@ class _Validation:
         entry.count += 1
         if len(entry.examples) < self._num_examples:
             entry.examples.append(Example(self.findings.inputs[-1].name, line, reason, shown))
+
+
+def _as_rendered(conversation: Conversation) -> Sequence[Turn]:
+    """Turns with all that belongs to them in their text, so that others are no duplicates."""
+    if is_plain(conversation):
+        return conversation.turns
+    return [Turn(piece.role, piece.text) for piece in render(conversation)]  # type: ignore[arg-type]
 
 
 def _row_faults(ids: np.ndarray, mask: np.ndarray, end_id: int, seq_length: int | None) -> Iterator[tuple[str, str]]:
