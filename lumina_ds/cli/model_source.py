@@ -79,7 +79,7 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     loaded = load_model(
         manifest.shape(), weight_files(folder), tokenizer_in(folder), precision or manifest.config.inference.precision
     )
-    loaded = replace(loaded, template=template_named(template))
+    loaded = replace(loaded, template=template_named(template), train_reasoning=manifest.config.data.train_reasoning)
     return loaded, {"step": manifest.step, "template": template, "tokenizer": {"sha256": manifest.tokenizer.sha256}}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import TrainReasoning
 from lumina_ds.errors import CheckpointError
 from lumina_ds.generate.precision import convert, inference_precision
 from lumina_ds.model.transformer import CausalLM
@@ -26,6 +27,7 @@ class LoadedModel:
     device: torch.device
     precision: str = "fp32"
     template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE]
+    train_reasoning: TrainReasoning = "yes"  # of earlier turns, `last` leaves it out of a prompt too
 
     @property
     def stop_id(self) -> int:
