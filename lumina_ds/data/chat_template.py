@@ -4,34 +4,67 @@
 
 An entry of config/chat_templates.py says which special tokens; the content is encoded on its own and unaltered. Trained
 are an assistant's content and what stands after it, so that a model learns to stop; a turn that is switched off
-is context. Generation uses encode_prompt(), whose ids are the exact prefix that training saw.
+is context. Generation uses encode_prompt(), whose ids are the exact prefix that training saw. A model's own template
+(templates/jinja_template.py) goes the same ways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from lumina_ds.data.conversation import Conversation, Turn
+from lumina_ds.data.strict_json import RejectedLine
+from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.errors import DataError
 
 _DEFAULT = TEMPLATES[DEFAULT_TEMPLATE]
+Template = ChatTemplate | JinjaTemplate
 
 
 def encode_conversations(
-    conversations: Sequence[Conversation], tokenizer: Tokenizer, template: ChatTemplate = _DEFAULT
+    conversations: Sequence[Conversation], tokenizer: Tokenizer, template: Template = _DEFAULT
 ) -> list[tuple[list[int], list[int]]]:
-    """(ids, mask) of every conversation, all contents in one batched call; mask[i] is 1 where token i is trained."""
+    """(ids, mask) of every conversation, all contents in one batched call; mask[i] is 1 where token i is trained.
+
+    Raises RejectedLine where a model's own template refuses one, or its mask is not proven.
+    """
+    if isinstance(template, JinjaTemplate):
+        writer = template.with_tokenizer(tokenizer)
+        rows = [writer.row(messages_of(c.turns), c.trained) for c in conversations]
+        return [(row.ids, row.mask) for row in rows]
     contents = iter(tokenizer.encode_batch([turn.content for c in conversations for turn in c.turns]))
     return [_layout(c.turns, c.trained, islice(contents, len(c.turns)), tokenizer, template) for c in conversations]
 
 
-def encode_prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: ChatTemplate = _DEFAULT) -> list[int]:
-    """Ids of `turns` followed by what stands before an assistant's content: what a reply continues."""
+def encode_prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: Template = _DEFAULT) -> list[int]:
+    """Ids of `turns` followed by what stands before an assistant's content: what a reply continues.
+
+    Raises DataError for turns that a model's own template refuses.
+    """
+    if isinstance(template, JinjaTemplate):
+        try:
+            return template.with_tokenizer(tokenizer).prompt(messages_of(turns))
+        except RejectedLine as refusal:
+            raise DataError(refusal.reason) from None
     contents = iter(tokenizer.encode_batch([turn.content for turn in turns]))
     ids, _ = _layout(turns, [False] * len(turns), contents, tokenizer, template)
     return [*ids, *tokenizer.ids_of(template.before["assistant"])]
+
+
+def stop_ids(tokenizer: Tokenizer, template: Template = _DEFAULT) -> frozenset[int]:
+    """The ids each of which ends a reply."""
+    if isinstance(template, JinjaTemplate):
+        return template.with_tokenizer(tokenizer).stop_ids
+    return frozenset(tokenizer.ids_of([template.end_token]))
+
+
+def messages_of(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """The turns as a model's own template takes them."""
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
 def _layout(

@@ -1,0 +1,217 @@
+"""From the name of a chat template and a tokenizer to a template that is proven for it, and back from folders.
+
+A folder of shards, of a run, a step or an import that has a Jinja template holds it in chat_template.json, with all that
+its ids depend on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lumina_ds.config.chat_templates import (
+    ALIASES,
+    AUTO_TEMPLATE,
+    DEFAULT_TEMPLATE,
+    END_MARKER,
+    TEMPLATES,
+    ChatTemplate,
+    jinja_source,
+    name_of_digest,
+    template_digest,
+)
+from lumina_ds.data.templates.certificate import certify
+from lumina_ds.data.templates.jinja_template import JinjaTemplate
+from lumina_ds.data.templates.render import DATE_FUNCTION, check_source, today
+from lumina_ds.data.templates.text_ids import GUARD, text_encoder
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.errors import DataError
+
+STORED_TEMPLATE = "chat_template.json"
+JINJA_FILE = "chat_template.jinja"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_MOST_BYTES = 4 << 20
+
+Template = ChatTemplate | JinjaTemplate
+
+
+@dataclass(frozen=True)
+class NamedTemplate:
+    """A template, its name, and the digest by which shards and checkpoints know it."""
+
+    name: str
+    template: Template
+
+    @property
+    def digest(self) -> str:
+        return self.template.digest if isinstance(self.template, JinjaTemplate) else template_digest(self.name)
+
+    @property
+    def certificate(self) -> str | None:
+        return self.template.certificate if isinstance(self.template, JinjaTemplate) else None
+
+
+def certified_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
+    """The template that `data.chat_template` names. Raises DataError where its masks cannot be proven, or where there
+    is no such file; ConfigError for a name that is none."""
+    found = find_template(name, tokenizer)
+    if isinstance(found.template, ChatTemplate):
+        return found
+    return replace(found, template=certify(found.template, tokenizer).certified(str(tokenizer.path)))
+
+
+def find_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
+    """As certified_template, before anything is proven of it."""
+    name = ALIASES.get(name, name)
+    if name in TEMPLATES:
+        return NamedTemplate(name, TEMPLATES[name])
+    folder = tokenizer.path.parent
+    if name == AUTO_TEMPLATE:
+        stored = read_template(folder)
+        if stored is not None:
+            return NamedTemplate(stored.name, stored)
+        source = source_in(folder)
+        if source is None or is_own(source):
+            return NamedTemplate(DEFAULT_TEMPLATE, TEMPLATES[DEFAULT_TEMPLATE])
+    else:
+        source = jinja_source(name)
+        if source is None:
+            source = _text(Path(name))
+            name = Path(name).name
+    return NamedTemplate(name, jinja_template(name, source, folder, tokenizer))
+
+
+def jinja_template(name: str, source: str, folder: Path, tokenizer: Tokenizer) -> JinjaTemplate:
+    """The template of `source` with the special tokens that tokenizer_config.json in `folder` names."""
+    check_source(source, name)
+    config = tokenizer_config(folder)
+    special = _special_tokens(config) if config is not None else _own_special_tokens(folder, tokenizer)
+    return JinjaTemplate(
+        name=name,
+        source=source,
+        special_tokens=tuple(sorted(special.items())),
+        day=today() if DATE_FUNCTION in source else None,
+        tokenizer_config=None if config is None else json.dumps(config, ensure_ascii=False, indent=2),
+    )
+
+
+def source_in(folder: Path) -> str | None:
+    """Source of the template that a folder in Hugging Face's format brings; None without one."""
+    if (folder / JINJA_FILE).is_file():
+        return _text(folder / JINJA_FILE)
+    config = tokenizer_config(folder)
+    source = None if config is None else config.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
+        source = named.get("default")
+    if source is None or isinstance(source, str):
+        return source
+    raise DataError(f"{folder / TOKENIZER_CONFIG} has a chat_template that is no text; name one with --chat-template")
+
+
+def is_own(source: str) -> bool:
+    """Is it what an export of ours writes for lumina-chat-1? No other template holds GUARD."""
+    return GUARD in source
+
+
+def tokenizer_config(folder: Path) -> dict[str, Any] | None:
+    """The content of tokenizer_config.json; None where there is none. Raises DataError."""
+    path = folder / TOKENIZER_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(_text(path))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged: it holds no JSON object; copy it again")
+    return content
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: int = 1
+    name: str
+    source: str
+    special_tokens: dict[str, str]
+    day: str | None
+    stops: list[str]
+    ends_with_next: bool
+    rewrites: bool
+    certificate: str | None
+    tokenizer_config: str | None
+
+
+def stored_text(template: JinjaTemplate) -> str:
+    """The content of chat_template.json."""
+    values = {name: getattr(template, name) for name in _Stored.model_fields if name != "format"}
+    stored = _Stored(**{**values, "special_tokens": dict(template.special_tokens), "stops": list(template.stops)})
+    return json.dumps(stored.model_dump(), ensure_ascii=False, indent=2) + "\n"
+
+
+def read_template(folder: Path) -> JinjaTemplate | None:
+    """The template in a folder's chat_template.json; None where there is none. Raises DataError."""
+    path = folder / STORED_TEMPLATE
+    if not path.is_file():
+        return None
+    try:
+        stored = _Stored.model_validate_json(_text(path))
+    except ValidationError:
+        raise DataError(f"{path} is damaged or of another version; preprocess or import again") from None
+    values = stored.model_dump(exclude={"format"})
+    values |= {"special_tokens": tuple(sorted(stored.special_tokens.items())), "stops": tuple(stored.stops)}
+    return JinjaTemplate(**values)
+
+
+def template_of(folder: Path, digest: str) -> NamedTemplate | None:
+    """The template with that digest, from the table or the folder; None where neither has it. Raises DataError."""
+    name = name_of_digest(digest)
+    if name is not None:
+        return NamedTemplate(name, TEMPLATES[name])
+    stored = read_template(folder)
+    return NamedTemplate(stored.name, stored) if stored is not None and stored.digest == digest else None
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token and the like, as transformers passes them to a template."""
+    found = {}
+    for key, value in config.items():
+        text = value.get("content") if isinstance(value, Mapping) else value
+        if key.endswith("_token") and isinstance(text, str):
+            found[key] = text
+    return found
+
+
+def _own_special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
+    """Without tokenizer_config.json: what special_tokens_map.json says, or the SentencePiece model itself."""
+    path = folder / "special_tokens_map.json"
+    if path.is_file():
+        try:
+            content = json.loads(_text(path))
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise DataError(f"{path} is damaged: it holds no JSON object; copy it again")
+        return _special_tokens(content)
+    if tokenizer.file_name != "tokenizer.model":
+        return {}  # as transformers reads a tokenizer.json alone
+    found = {} if tokenizer.bos_id is None else {"bos_token": tokenizer.piece(tokenizer.bos_id)}
+    end = next((name for name in ("</s>", END_MARKER) if name in text_encoder(tokenizer, {}).control_names), None)
+    return found if end is None else {**found, "eos_token": end}
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(f"{path} is larger than {_MOST_BYTES >> 20} MiB, too large for a chat template")
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; name a chat template's file") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8; save it so") from None
