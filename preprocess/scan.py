@@ -155,12 +155,12 @@ class _Scan:
     def add(self, conversation: Conversation) -> None:
         """Append the conversation that stands in the current line."""
         _, line, num_bytes, num_turns, num_rows, num_symbols, _, num_lines = self._progress.tolist()
-        contents = [b" " + content.encode() for _, content in conversation.turns]
+        contents = [b" " + turn.content.encode() for turn in conversation.turns]
         self._reserve(num_bytes + sum(map(len, contents)), num_turns + len(contents), num_rows + 1)
-        for (role, _), encoded, is_trained in zip(conversation.turns, contents, conversation.trained, strict=True):
+        for turn, encoded, is_trained in zip(conversation.turns, contents, conversation.trained, strict=True):
             num_symbols += SPACE_SYMBOL in encoded
             self._text[num_bytes : num_bytes + len(encoded)] = np.frombuffer(encoded, np.uint8)
-            self._roles[num_turns], self._trained[num_turns] = ROLES.index(role), is_trained
+            self._roles[num_turns], self._trained[num_turns] = ROLES.index(turn.role), is_trained
             num_bytes, num_turns = num_bytes + len(encoded), num_turns + 1
             self._offsets[num_turns] = num_bytes
         self._lines[num_rows] = line

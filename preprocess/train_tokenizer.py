@@ -18,6 +18,7 @@ from typing import Literal
 
 from lumina_ds.data.conversation import is_blank, parse_conversation, split_lines
 from lumina_ds.data.strict_json import RejectedLine
+from lumina_ds.data.tokenizer.sentencepiece_file import SPACE_SYMBOL
 from lumina_ds.data.tokenizer.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from lumina_ds.files import write_atomically
@@ -33,7 +34,7 @@ SAMPLE_BYTES = 100 << 20
 MIN_VOCAB_SIZE = 300
 CHARACTER_COVERAGE = 0.9995
 # Part of a cached tokenizer's key: another recipe gives another model.
-RECIPE = "lumina-sentencepiece-1"
+RECIPE = "lumina-sentencepiece-2"
 
 _NUM_THREADS = 4
 _NUM_FIXED_IDS = 256 + 3 + len(ROLE_MARKERS)  # bytes, <unk>, <s>, end of turn, roles
@@ -65,7 +66,7 @@ def train_tokenizer(
         raise ConfigError(f"{out} is a folder; name a file in it with --out")
     sample = _Sample(resolve_inputs(files), max_conversations, sample_bytes)
     sentences = list(sample.sentences())
-    if not sentences:
+    if not sample.num_conversations:
         raise DataError(common_fault(set(sample.refused_by_rule), ", ".join(files)))
     sample.report_refused()
     model = _train(sentences, vocab_size, model_type)
@@ -87,7 +88,7 @@ class _Sample:
         self._files = files
         self._max_conversations = max_conversations
         self._sample_bytes = sample_bytes
-        self._num_conversations = 0
+        self.num_conversations = 0
         self.refused_by_rule: Counter[str] = Counter()
         self._first_refused = ""
 
@@ -108,8 +109,8 @@ class _Sample:
             for turn in conversation.turns:
                 num_bytes += len(turn.content)
                 yield from _sentences(turn.content)
-            self._num_conversations += 1
-            if self._num_conversations == self._max_conversations or num_bytes >= self._sample_bytes:
+            self.num_conversations += 1
+            if self.num_conversations == self._max_conversations or num_bytes >= self._sample_bytes:
                 return
 
     def report_refused(self) -> None:
@@ -120,7 +121,7 @@ class _Sample:
         rules = ", ".join(f"{count:,} {rule}" for rule, count in sorted(self.refused_by_rule.items()))
         log.warning(
             "%s of %s refused (first: %s; by rule: %s)",
-            f"{num_refused:,}", counted(num_refused + self._num_conversations, "line"), self._first_refused, rules,
+            f"{num_refused:,}", counted(num_refused + self.num_conversations, "line"), self._first_refused, rules,
         )  # fmt: skip
 
     def _refuse(self, place: str, rule: str, reason: str) -> None:
@@ -154,7 +155,7 @@ def _train(sentences: list[str], vocab_size: int, model_type: ModelType) -> byte
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_without_rare_characters(sentences, vocab_size)),
+            sentence_iterator=iter(_with_space(_without_rare_characters(sentences, vocab_size))),
             model_writer=model,
             model_type=model_type,
             vocab_size=vocab_size,
@@ -181,6 +182,15 @@ def _train(sentences: list[str], vocab_size: int, model_type: ModelType) -> byte
         reason = str(error).strip()
         raise DataError(f"SentencePiece cannot train {vocab_size} ids on this text: {reason}") from error
     return model.getvalue()
+
+
+def _with_space(sentences: list[str]) -> list[str]:
+    """Sentences that hold a space: without a piece of its own it would be spelled in bytes that decode to U+2581.
+
+    Newlines and tabs need none: their bytes decode to themselves.
+    """
+    is_there = any(" " in sentence or SPACE_SYMBOL in sentence for sentence in sentences)
+    return sentences if is_there else [*sentences, " "]
 
 
 def _without_rare_characters(sentences: list[str], vocab_size: int) -> list[str]:

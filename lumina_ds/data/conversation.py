@@ -8,8 +8,7 @@ Consecutive turns of one role are kept as they stand, because real chats have th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from lumina_ds.data.formats import as_messages
 from lumina_ds.data.strict_json import RejectedLine, json_type, parse_object, shorten
@@ -22,10 +21,7 @@ from lumina_ds.data.turn_keys import (
     check_unsupported,
     read_flag,
 )
-
-Role = Literal["system", "user", "assistant"]
-# Which assistant turns are labels: all that no flag switches off, the last one, or those that a flag marks.
-TrainTurns = Literal["all", "last", "marked"]
+from lumina_ds.data.turns import Conversation, Role, TrainTurns, Turn
 
 NO_ASSISTANT_TURN = "no assistant turn"
 NOTHING_TO_TRAIN = "no turn to train"
@@ -46,24 +42,6 @@ _FORMS: dict[str, tuple[str, str, dict[str, Role]]] = {
     "conversations": ("from", "value", SHAREGPT_ROLES),
 }
 TOP_LEVEL_KEYS = FLAGS | TOP_LEVEL_UNSUPPORTED | _FORMS.keys() | {"system"}
-
-
-class Turn(NamedTuple):
-    role: Role
-    content: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Turns, which of them are labels (all of the assistant's where nothing is given), and keys that mean nothing here."""
-
-    turns: tuple[Turn, ...]
-    trained: tuple[bool, ...] = ()
-    other_keys: tuple[str, ...] = ()  # one per place where it stands
-
-    def __post_init__(self) -> None:
-        if not self.trained:
-            object.__setattr__(self, "trained", tuple(turn.role == "assistant" for turn in self.turns))
 
 
 def split_lines(block: bytes) -> Iterator[tuple[int, bytes]]:

@@ -37,7 +37,7 @@ def fast_tokenizer_document(tokenizer: Tokenizer) -> dict[str, Any]:
     if document is None:
         document = _from_sentencepiece(read_model_file(content), str(tokenizer.path))
     else:
-        document = _guarded(document)
+        document = _guarded({**document, "added_tokens": document.get("added_tokens") or []})
     present = {token["content"] for token in document["added_tokens"]}
     ids = marker_ids(tokenizer)
     document["added_tokens"] += [_added(marker, ids[marker]) for marker in MARKERS if marker not in present]
@@ -55,12 +55,12 @@ def marker_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _guarded(document: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json in which only a whole added token in the raw text is that token."""
-    added = [{**token, "normalized": False} for token in document.get("added_tokens") or []]
-    names = {token["content"] for token in added}
-    model = dict(document["model"])
+    """A tokenizer.json in which only a whole special token in the raw text is that token."""
+    added = [{**token, "normalized": False} if token["special"] else token for token in document["added_tokens"]]
+    names = {token["content"] for token in added if token["special"]}
+    model = {**document["model"], "dropout": None}
     if model.get("merges"):
-        # A merge into an added token would reach it from text that the guard has split.
+        # A merge into a special token would reach it from text that the guard has split.
         pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
         model["merges"] = [list(pair) for pair in pairs if not names & {*pair, "".join(pair)}]
     own = document.get("normalizer")

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from lumina_ds.config.schema import ModelConfig
-from lumina_ds.data.tokenizer.tokenizer import MARKERS, Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from lumina_ds.errors import CheckpointError, ConfigError, DataError
 from lumina_ds.export.folder import new_folder, write_json
 from lumina_ds.export.foreign_config import model_from_hugging_face
@@ -107,17 +107,10 @@ def read_start_folder(folder: Path) -> ModelConfig | None:
 
 
 def _tokenizer(source: Path) -> Tokenizer | None:
-    """The folder's SentencePiece model, or its tokenizer.json where that has tokens of its own; None without both."""
-    model, fast = source / "tokenizer.model", source / "tokenizer.json"
-    if not model.is_file():
-        return Tokenizer.load(fast) if fast.is_file() else None
-    tokenizer = Tokenizer.load(model)
-    added = read_json(fast).get("added_tokens") or [] if fast.is_file() else []
-    # Chat models often add tokens to a SentencePiece vocabulary; our markers must not take their ids.
-    taken = {*tokenizer.role_ids.values(), tokenizer.end_id}
-    others = [token["id"] for token in added if token["content"] not in MARKERS]
-    has_own = any(number in taken or number >= tokenizer.vocab_size for number in others)
-    return Tokenizer.load(fast) if has_own else tokenizer
+    """The folder's own tokenizer; None where it has none."""
+    if not any((source / name).is_file() for name in TOKENIZER_FILES):
+        return None
+    return Tokenizer.load(source)
 
 
 def _plan(model: ModelConfig, source: Path, num_added: int) -> list[Planned]:

@@ -47,7 +47,7 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path, context: int, with_fast: bo
             shutil.copyfile(tokenizer.path, out / "tokenizer.json")
         return
     document = fast_tokenizer_document(tokenizer)
-    template = jinja_chat_template(_guarded(document, tokenizer), tokenizer.bos_id is not None)
+    template = jinja_chat_template(_guarded(document), tokenizer.bos_id is not None)
     check_same_ids(tokenizer, document, template)
     (out / "tokenizer.json").write_text(as_text(document), encoding="utf-8")
     config = _tokenizer_config(tokenizer, document, template, context)
@@ -90,21 +90,19 @@ def check_same_ids(tokenizer: Tokenizer, document: dict[str, Any], template: str
 _REMEDY = "--no-fast-tokenizer exports without one"
 
 
-def special_names(document: dict[str, Any], tokenizer: Tokenizer) -> list[str]:
+def special_names(document: dict[str, Any]) -> list[str]:
     """Names of the tokens that text must not become, longest first."""
-    is_sentencepiece = tokenizer.file_name == "tokenizer.model"
-    # SentencePiece itself finds user-defined pieces in text; no added token of a tokenizer.json is, with us.
-    tokens = [token for token in document["added_tokens"] if token["special"] or not is_sentencepiece]
-    return sorted((token["content"] for token in tokens), key=lambda name: (-len(name), name))
+    names = [token["content"] for token in document["added_tokens"] if token["special"]]
+    return sorted(names, key=lambda name: (-len(name), name))
 
 
-def _guarded(document: dict[str, Any], tokenizer: Tokenizer) -> list[str]:
-    return [name for name in special_names(document, tokenizer) if len(name) > 1]
+def _guarded(document: dict[str, Any]) -> list[str]:
+    return [name for name in special_names(document) if len(name) > 1]
 
 
 def _conversations(tokenizer: Tokenizer, document: dict[str, Any]) -> list[Conversation]:
     """One turn of every kind about each text of the sample."""
-    names = special_names(document, tokenizer)
+    names = special_names(document)
     texts = [*SAMPLE, *(f"a{name}b {name}{name}" for name in names), *names]
     texts += [character * length for character in RUNS_OF for length in range(1, LONGEST_RUN)]
     texts += _random_texts(tokenizer)

@@ -111,7 +111,7 @@ class DuplicateFinder:
 
 def _digest(turns: Sequence[Turn]) -> tuple[int, int]:
     # With its length before it, no content can pass for a turn of its own.
-    text = "".join([f"{role} {len(content)} {content}" for role, content in turns])
+    text = "".join([f"{turn.role} {len(turn.content)} {turn.content}" for turn in turns])
     value = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return int.from_bytes(value[:8], "big"), int.from_bytes(value[8:], "big")
 

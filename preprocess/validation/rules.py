@@ -66,7 +66,7 @@ def conversation_faults(turns: Sequence[Turn]) -> Iterator[Fault]:
     """Every rule that the turns break, each once: the first place where they do."""
     yield from _role_faults(turns)
     seen: set[str] = set()
-    for number, (role, content) in enumerate(turns, 1):
+    for number, (role, content, *_) in enumerate(turns, 1):
         if _is_plain(content):
             continue
         for fault in _text_faults(content, f"turn {number} ({role})"):
@@ -77,7 +77,7 @@ def conversation_faults(turns: Sequence[Turn]) -> Iterator[Fault]:
 
 def beginning(turns: Sequence[Turn]) -> str:
     """The first words of a conversation, as they stand."""
-    return "  ".join([f"{role}: {content[:100]}" for role, content in turns[:4]])[:100]
+    return "  ".join([f"{turn.role}: {turn.content[:100]}" for turn in turns[:4]])[:100]
 
 
 def describe(turns: Sequence[Turn]) -> str:
@@ -91,7 +91,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _role_faults(turns: Sequence[Turn]) -> Iterator[Fault]:
-    roles = [role for role, _ in turns]
+    roles = [turn.role for turn in turns]
     if "system" in roles[1:]:
         number = roles.index("system", 1) + 1
         yield Fault(SYSTEM_NOT_FIRST, f"turn {number} of {len(turns)} is a system turn", describe(turns[number - 1 :]))

@@ -157,10 +157,10 @@ class _Validation:
         findings = self.findings
         characters = []
         for turns in conversations:
-            lengths = [len(content) for _, content in turns]
-            for (role, _), length in zip(turns, lengths, strict=True):
-                findings.turns_by_role[role] += 1
-                findings.characters_by_role[role] += length
+            lengths = [len(turn.content) for turn in turns]
+            for turn, length in zip(turns, lengths, strict=True):
+                findings.turns_by_role[turn.role] += 1
+                findings.characters_by_role[turn.role] += length
             characters.append(sum(lengths))
         findings.turns.add([len(turns) for turns in conversations])
         findings.characters.add(characters)

@@ -79,7 +79,9 @@ def test_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_text_and_another_row_length(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "--seq-length", 1000, "--seconds", 0, "--force-streaming") == 0
     shown = capsys.readouterr().out
-    assert "4,000 conversations, 2,000,000 tokens, 2,000 rows of 1000, 5.84 MiB" in shown and "read as streaming" in shown
+    assert (
+        "4,000 conversations, 2,000,000 tokens, 2,000 rows of 1000, 5.84 MiB" in shown and "read as streaming" in shown
+    )
     assert "start-up" in shown and "M tokens/s per core (micro-batches of 8 rows" in shown
 
 

@@ -78,7 +78,7 @@ def check(lines: list[bytes], train_turns: TrainTurns = "all") -> None:
     found = read_conversations(Block("s", 5, 100, b"\n".join(lines)), rejections, train_turns=train_turns)
     expected = [strict(line.removesuffix(b"\r"), train_turns) for line in lines]
     good = [(number, outcome) for number, outcome in enumerate(expected) if isinstance(outcome, Conversation)]
-    assert turns_of(found) == [[tuple(turn) for turn in outcome.turns] for _, outcome in good]
+    assert turns_of(found) == [[(turn.role, turn.content) for turn in outcome.turns] for _, outcome in good]
     assert found.trained.tolist() == [trained for _, outcome in good for trained in outcome.trained]
     assert found.other_keys == Counter(key for _, outcome in good for key in outcome.other_keys)
     assert found.num_with_other_keys == sum(bool(outcome.other_keys) for _, outcome in good)

@@ -23,6 +23,49 @@ def test_round_trip_and_determinism(chats: Path, tmp_path: Path, model_type: str
         assert one.decode(one.encode_batch([text])[0]) == text
 
 
+RARE_SPACES = {
+    "chinese": "你好世界今天天气怎么样我们去公园吧" * 3,
+    "digits": "0123456789",
+    "one word": "hello",
+    "one letter": "a",
+    "only newlines": "\n\n",
+    "only NUL": "\0",
+    "only spaces": "   ",
+    "only the symbol": "\u2581\u2581",
+    "one space in ten thousand": "x" * 5000 + " " + "y" * 5000,
+    "large alphabet": "".join(chr(0x4E00 + number) for number in range(3000)),
+    "tabs": "a\tb\tc",
+    "marks": "\ufeff\u200b\u2028\x85",
+    "markers": "<|user|><|end|><s><unk>",
+}
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_every_text_comes_back_whatever_it_was_trained_on(tmp_path: Path, model_type: str) -> None:
+    texts = [
+        " ",
+        "  ",
+        "a b",
+        "\n",
+        "\t",
+        "\r\n",
+        "a\tb\n c",
+        " x ",
+        "\0",
+        "\u2581",
+        "你好 世界",
+        "<|end|>",
+        *RARE_SPACES.values(),
+    ]
+    for name, content in RARE_SPACES.items():
+        (tmp_path / "c.jsonl").write_text(json.dumps({"messages": [{"role": "assistant", "content": content}]}))
+        tokenizer = train_tokenizer([str(tmp_path / "c.jsonl")], 300, tmp_path / "t.model", model_type)  # type: ignore[arg-type]
+        pieces = {tokenizer.piece(i): i for i in range(tokenizer.vocab_size)}
+        assert tokenizer.encode_batch([" "]) == [[pieces["\u2581"]]], name
+        assert {"<0x09>", "<0x0A>"} <= pieces.keys()
+        assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)] == texts, name
+
+
 def test_small_text_gives_fewer_ids(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"messages":[{"role":"assistant","content":"hello hello"}]}')
     assert 262 < train_tokenizer([str(tmp_path / "c.jsonl")], 5000, tmp_path / "t.model").vocab_size < 300

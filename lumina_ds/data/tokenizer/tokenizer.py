@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -16,13 +17,17 @@ from typing import Protocol
 import numpy as np
 
 from lumina_ds.config.chat_templates import END_MARKER, ROLE_MARKERS
+from lumina_ds.data.tokenizer.byte_runs import ByteRuns
 from lumina_ds.data.tokenizer.flat import Texts
+from lumina_ds.data.tokenizer.model_folder import read_chat_template, read_token_names
+from lumina_ds.data.tokenizer.sentencepiece_file import SPACE_SYMBOL
+from lumina_ds.data.tokenizer.spans import Part, Spans
+from lumina_ds.data.tokenizer.tokenizer_json import parse_tokenizer_json, read_tokenizer_json
 from lumina_ds.errors import ConfigError, DataError
 
 ROLES = tuple(ROLE_MARKERS)  # where roles are numbers, these are their meanings
 MARKERS = (*ROLE_MARKERS.values(), END_MARKER)
 
-_SPACE_SYMBOL = "\u2581"
 # What a copied tokenizer is called, by kind.
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -33,6 +38,13 @@ class Model(Protocol):
     file_name: str  # one of TOKENIZER_FILES
     num_ids: int
     bos_id: int | None
+    unknown_id: int | None  # what stands for a character that the model lacks; None where it lacks none
+    special_tokens: dict[str, int]  # by name: no text becomes one
+    added_tokens: dict[str, int]  # not special, found in text by their name
+
+    def encode_template(self, text: str) -> list[int]: ...
+
+    def encode_parts(self, parts: Sequence[Part]) -> Spans: ...
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
 
@@ -61,25 +73,28 @@ class Tokenizer:
     digest: SHA-256 of the file.
     """
 
-    def __init__(self, model: Model, path: Path, digest: str) -> None:
+    def __init__(self, model: Model, path: Path, digest: str, with_markers: bool = True) -> None:
         self._model = model
         self.path = path
         self.digest = digest
         self.bos_id = model.bos_id
-        marker_ids, self.vocab_size = _place_markers(model)
-        self.role_ids: dict[str, int] = {role: marker_ids[marker] for role, marker in ROLE_MARKERS.items()}
-        self.end_id: int = marker_ids[END_MARKER]
-        self._marker_ids = marker_ids
-        self._byte_runs = _ByteRuns(model)
+        markers, self.vocab_size = _place_markers(model) if with_markers else ({}, model.num_ids)
+        self.role_ids: dict[str, int] = {role: markers[name] for role, name in ROLE_MARKERS.items() if name in markers}
+        self.end_id: int = markers.get(END_MARKER, -1)
+        self._marker_ids = markers
+        self._named_ids = {**model.added_tokens, **model.special_tokens, **markers}
+        self._byte_runs = ByteRuns(model)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Load a SentencePiece model or a tokenizer.json, whatever its name.
+        """Load a SentencePiece model or a tokenizer.json, whatever its name, or the one in a model's folder.
 
         Raises DataError when the file is missing or something else, MachineError when a tokenizer.json needs the
         package tokenizers and it is not installed.
         """
         path = Path(path)
+        if path.is_dir():
+            return _load_from_folder(path)
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -92,8 +107,64 @@ class Tokenizer:
         return self._model.file_name
 
     def ids_of(self, markers: Sequence[str]) -> list[int]:
-        """Ids of special tokens, by the names of MARKERS."""
-        return [self._marker_ids[marker] for marker in markers]
+        """Ids of special tokens by name: MARKERS, and the file's own."""
+        return [self._named_ids[marker] for marker in markers]
+
+    @property
+    def num_own_ids(self) -> int:
+        """Ids of the file itself, without markers that had to be appended."""
+        return self._model.num_ids
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id that stands for what the model cannot spell, or None."""
+        return self._model.unknown_id
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the file's own special tokens (control pieces) by name: no text becomes one, whatever it spells."""
+        return self._model.special_tokens
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Ids of added tokens that are not special (user-defined pieces) by name: text that spells one becomes it."""
+        return self._model.added_tokens
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """Jinja text of the template that lies beside the file, or None. Raises DataError where it cannot be read."""
+        return read_chat_template(self.path.parent)
+
+    @cached_property
+    def token_names(self) -> dict[str, str]:
+        """bos_token, eos_token, ... to special tokens, as the files beside say. Raises DataError as chat_template."""
+        return read_token_names(self.path.parent)
+
+    def without_markers(self) -> Tokenizer:
+        """The same tokenizer for a chat template of its own: only its own ids, none of MARKERS appended.
+
+        Its role_ids are empty and end_id is -1; ids_of() takes names of special_tokens and added_tokens.
+        """
+        return Tokenizer(self._model, self.path, self.digest, with_markers=False)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of one text, in which no name is a special token."""
+        return self.encode_batch([text])[0]
+
+    def encode_template(self, text: str) -> list[int]:
+        """Ids of a rendered chat as the library reads it: every special token's name in `text` is that token.
+
+        Only for text that is trusted as a whole; encode_parts() keeps what users wrote apart.
+        """
+        return self._model.encode_template(text)
+
+    def encode_parts(self, parts: Sequence[Part]) -> Spans:
+        """Ids of a rendered chat given as (text, written by the template) parts, and each token's place in all of it.
+
+        The ids are those of encode_template() of the joined text wherever no content spells a special token; a
+        special token's name in a content stays text.
+        """
+        return self._model.encode_parts(parts)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, exactly the library's own, without markers and without stripping."""
@@ -106,7 +177,7 @@ class Tokenizer:
 
         The arrays are uint32 [tokens] and int64 [texts + 1]; text i has ids[offsets[i]:offsets[i + 1]].
         """
-        with_symbol = [index for index, text in enumerate(texts) if _SPACE_SYMBOL in text]
+        with_symbol = [index for index, text in enumerate(texts) if SPACE_SYMBOL in text]
         if not with_symbol:
             return self._model.encode_flat(texts)
         plain = list(texts)
@@ -132,7 +203,7 @@ class Tokenizer:
 
     def piece(self, token_id: int) -> str:
         """How one id reads in a listing: its piece, or the marker's name, or `<unused N>`."""
-        for marker, marker_id in zip(MARKERS, (*self.role_ids.values(), self.end_id), strict=True):
+        for marker, marker_id in self._marker_ids.items():
             if token_id == marker_id:
                 return marker
         return self._model.piece(token_id) if 0 <= token_id < self._model.num_ids else f"<unused {token_id}>"
@@ -147,6 +218,21 @@ def tokenizer_in(folder: Path) -> Path:
     return document if document.is_file() and not model.exists() else model
 
 
+def _load_from_folder(folder: Path) -> Tokenizer:
+    """The folder's SentencePiece model, or its tokenizer.json where that has tokens of its own."""
+    model, fast = (folder / name for name in TOKENIZER_FILES)
+    if not model.is_file():
+        if not fast.is_file():
+            raise DataError(f"{folder} holds neither tokenizer.model nor tokenizer.json; name a tokenizer's file")
+        return Tokenizer.load(fast)
+    tokenizer = Tokenizer.load(model)
+    document = parse_tokenizer_json(fast.read_bytes()) if fast.is_file() else None
+    # Chat models often add tokens to a SentencePiece vocabulary; our markers must not take their ids.
+    others = [token for token in (document or {}).get("added_tokens") or [] if token.get("content") not in MARKERS]
+    has_own = any(token.get("id", 0) >= tokenizer.num_own_ids for token in others)
+    return Tokenizer.load(fast) if has_own else tokenizer
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raise ConfigError when the model's embedding has fewer rows than the tokenizer has ids."""
     if tokenizer.vocab_size > vocab_size:
@@ -158,10 +244,9 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 def _read_model(content: bytes, path: Path) -> Model:
     from lumina_ds.data.tokenizer.sentencepiece import read_sentencepiece
-    from lumina_ds.data.tokenizer.tokenizer_json import parse_tokenizer_json, read_tokenizer_json
 
     document = parse_tokenizer_json(content)
-    model = read_tokenizer_json(document, path) if document else read_sentencepiece(content)
+    model = read_tokenizer_json(content, document, path) if document else read_sentencepiece(content, path)
     if model is None:
         raise DataError(
             f"{path} is not a SentencePiece model nor a tokenizer.json; `lumina tokenizer train` makes a model"
@@ -185,48 +270,3 @@ def _place_markers(model: Model) -> tuple[dict[str, int], int]:
         else:
             ids[marker] = own_id
     return ids, next_id
-
-
-class _ByteRuns:
-    """Text with a literal U+2581, for models that read it as a space but can spell characters in bytes.
-
-    Encodes a character that the model does not know in its place, then swaps that character's byte ids for those
-    of U+2581. A model without byte pieces keeps its own reading.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    def encode(self, text: str) -> list[int]:
-        stand_in = self._unused_in(text)
-        if stand_in is None:
-            return self._model.encode([text])[0]
-        (ids,) = self._model.encode([text.replace(_SPACE_SYMBOL, stand_in)])
-        old, new = self._byte_ids(stand_in), self._byte_ids(_SPACE_SYMBOL)
-        position = 0
-        while position < len(ids):
-            if ids[position : position + len(old)] == old:
-                ids[position : position + len(old)] = new
-                position += len(new)
-            else:
-                position += 1
-        return ids
-
-    def _unused_in(self, text: str) -> str | None:
-        """The first private character that `text` lacks and the model spells as its bytes; None if none is."""
-        if self._model.byte_id(0) is None:
-            return None
-        for code in range(0xE000, 0xF8FF):
-            character = chr(code)
-            if character not in text and self._is_spelled_in_bytes(character):
-                return character
-        return None
-
-    def _is_spelled_in_bytes(self, character: str) -> bool:
-        run = self._byte_ids(character)
-        (ids,) = self._model.encode([f"a{character}a"])  # inside a word, where no dummy prefix stands
-        return any(ids[start : start + len(run)] == run for start in range(len(ids)))
-
-    def _byte_ids(self, character: str) -> list[int]:
-        ids = [self._model.byte_id(byte) for byte in character.encode()]
-        return [i for i in ids if i is not None]
