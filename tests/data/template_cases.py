@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Chat templates in the published formats of many models, each written for these tests, with the special tokens it has.
 
 `ends`: the special token that ends a reply. `wrong`: how a mask is known to go wrong with it elsewhere.
@@ -38,7 +39,9 @@ def _roles(before: str, after: str, prompt: str, first: str = "") -> str:
     )
 
 
-CHATML = _roles("{{ '<|im_start|>' + message['role'] + '\n' }}", "{{ '<|im_end|>\n' }}", "{{ '<|im_start|>assistant\n' }}")
+CHATML = _roles(
+    "{{ '<|im_start|>' + message['role'] + '\n' }}", "{{ '<|im_end|>\n' }}", "{{ '<|im_start|>assistant\n' }}"
+)
 
 LLAMA_2 = """
 {%- if messages[0]['role'] == 'system' %}
@@ -171,7 +174,9 @@ PHI_3 = """
 {%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- else %}{{- eos_token }}{%- endif %}"""
 
 PHI_4 = _roles(
-    "{{ '<|im_start|>' + message['role'] + '<|im_sep|>' }}", "{{ '<|im_end|>' }}", "{{ '<|im_start|>assistant<|im_sep|>' }}"
+    "{{ '<|im_start|>' + message['role'] + '<|im_sep|>' }}",
+    "{{ '<|im_end|>' }}",
+    "{{ '<|im_start|>assistant<|im_sep|>' }}",
 )
 
 DEEPSEEK_3 = """
@@ -205,7 +210,9 @@ GLM_4_5 = """[gMASK]<sop>
 {%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
 
 GPT_OSS = (
-    "{{- '" + GPT_OSS_SYSTEM + """' }}
+    "{{- '"
+    + GPT_OSS_SYSTEM
+    + """' }}
 {%- for message in messages %}
 {%- if message.role == 'system' %}
 {{- '<|start|>developer<|message|># Instructions\n\n' + message.content + '\n\n<|end|>' }}
@@ -237,7 +244,14 @@ CASES: dict[str, Case] = {
     "llama-3.1": Case(
         LLAMA_3,
         "<|eot_id|>",
-        ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"),
+        (
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+            "<|eom_id|>",
+        ),
         {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
         wrong="all zeros",
     ),
@@ -252,7 +266,9 @@ CASES: dict[str, Case] = {
         _BOS_EOS,
     ),
     "qwen-2.5": Case(QWEN_2_5, "<|im_end|>", _IM, {"eos_token": "<|im_end|>"}, ordinary=_CALLS[:2], wrong="all zeros"),
-    "qwen-3": Case(QWEN_3, "<|im_end|>", _IM, {"eos_token": "<|im_end|>"}, ordinary=_CALLS, rewrites=True, wrong="all ones"),
+    "qwen-3": Case(
+        QWEN_3, "<|im_end|>", _IM, {"eos_token": "<|im_end|>"}, ordinary=_CALLS, rewrites=True, wrong="all ones"
+    ),
     "gemma-2": Case(
         GEMMA_2,
         "<end_of_turn>",
@@ -318,7 +334,9 @@ def _trained_bpe() -> str:
         vocab_size=600, show_progress=False, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
     )
     texts = ["system\nuser\nassistant\nmodel\n\n", "What is two plus three?\n\nFive, since 2 + 3 = 5. [INST] [/INST]"]
-    model.train_from_iterator([*texts, "final analysis Let me think. <|user|> <|assistant|> in\n\n\n a\n\nb\n\n\nc"] * 3, trainer)
+    model.train_from_iterator(
+        [*texts, "final analysis Let me think. <|user|> <|assistant|> in\n\n\n a\n\nb\n\n\nc"] * 3, trainer
+    )
     return model.to_str()
 
 

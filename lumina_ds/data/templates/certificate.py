@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ from lumina_ds.data.templates.jinja_template import (
     PREFIX,
     STABLE,
     TEMPLATE_REFUSES,
-    UNPROVEN,
     WHOLE,
     JinjaTemplate,
     Row,
@@ -32,7 +31,15 @@ from lumina_ds.data.templates.jinja_template import (
 )
 from lumina_ds.data.templates.leaves import leaves
 from lumina_ds.data.templates.render import Message
-from lumina_ds.data.templates.samples import CALLS, MANY, REASONING, SYSTEM, Sample, called, exchange, forgeries, samples
+from lumina_ds.data.templates.samples import (
+    MANY,
+    SYSTEM,
+    Sample,
+    called,
+    exchange,
+    forgeries,
+    samples,
+)
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 
@@ -169,7 +176,9 @@ def _rewrites(writer: TemplateWriter) -> bool:
         except RejectedLine:
             continue
         marked = writer.text(with_sentinels(earlier), None)
-        ends = [marked.rfind(sentinel(n)) + len(sentinel(n)) for n in range(len(leaves(earlier))) if sentinel(n) in marked]
+        ends = [
+            marked.rfind(sentinel(n)) + len(sentinel(n)) for n in range(len(leaves(earlier))) if sentinel(n) in marked
+        ]
         # What stands after the last text of the reply, an end of the whole conversation for one, is no part of it.
         kept = len(alone) - (len(marked) - max(ends, default=0))
         if not whole.startswith(alone[:kept]):
@@ -245,7 +254,9 @@ def to_json(found: Certificate) -> dict[str, Any]:
             for name, meaning in CONDITIONS.items()
         ],
         "counterexamples": [one._asdict() for one in found.counterexamples],
-        "refused": [{"kind": kind, "reason": reason, "count": count} for (kind, reason), count in found.refused.items()],
+        "refused": [
+            {"kind": kind, "reason": reason, "count": count} for (kind, reason), count in found.refused.items()
+        ],
         "tried": found.num_tried,
         "own": {"conversations": found.num_own, "refused": found.num_own_refused},
     }

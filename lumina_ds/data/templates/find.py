@@ -7,10 +7,8 @@ its ids depend on.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -28,13 +26,12 @@ from lumina_ds.config.chat_templates import (
 from lumina_ds.data.templates.certificate import certify
 from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.templates.render import DATE_FUNCTION, check_source, today
-from lumina_ds.data.templates.text_ids import GUARD, text_encoder
+from lumina_ds.data.templates.text_ids import GUARD
+from lumina_ds.data.tokenizer.model_folder import CONFIG_FILE
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 
 STORED_TEMPLATE = "chat_template.json"
-JINJA_FILE = "chat_template.jinja"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 _MOST_BYTES = 4 << 20
 
 Template = ChatTemplate | JinjaTemplate
@@ -75,7 +72,7 @@ def find_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
         stored = read_template(folder)
         if stored is not None:
             return NamedTemplate(stored.name, stored)
-        source = source_in(folder)
+        source = tokenizer.chat_template
         if source is None or is_own(source):
             return NamedTemplate(DEFAULT_TEMPLATE, TEMPLATES[DEFAULT_TEMPLATE])
     else:
@@ -83,54 +80,25 @@ def find_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
         if source is None:
             source = _text(Path(name))
             name = Path(name).name
-    return NamedTemplate(name, jinja_template(name, source, folder, tokenizer))
+    return NamedTemplate(name, jinja_template(name, source, tokenizer))
 
 
-def jinja_template(name: str, source: str, folder: Path, tokenizer: Tokenizer) -> JinjaTemplate:
-    """The template of `source` with the special tokens that tokenizer_config.json in `folder` names."""
+def jinja_template(name: str, source: str, tokenizer: Tokenizer) -> JinjaTemplate:
+    """The template of `source` with the special tokens that the files beside the tokenizer name."""
     check_source(source, name)
-    config = tokenizer_config(folder)
-    special = _special_tokens(config) if config is not None else _own_special_tokens(folder, tokenizer)
+    config = tokenizer.path.parent / CONFIG_FILE
     return JinjaTemplate(
         name=name,
         source=source,
-        special_tokens=tuple(sorted(special.items())),
+        special_tokens=tuple(sorted(_special_tokens(tokenizer).items())),
         day=today() if DATE_FUNCTION in source else None,
-        tokenizer_config=None if config is None else json.dumps(config, ensure_ascii=False, indent=2),
+        tokenizer_config=_text(config) if config.is_file() else None,
     )
-
-
-def source_in(folder: Path) -> str | None:
-    """Source of the template that a folder in Hugging Face's format brings; None without one."""
-    if (folder / JINJA_FILE).is_file():
-        return _text(folder / JINJA_FILE)
-    config = tokenizer_config(folder)
-    source = None if config is None else config.get("chat_template")
-    if isinstance(source, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, Mapping)}
-        source = named.get("default")
-    if source is None or isinstance(source, str):
-        return source
-    raise DataError(f"{folder / TOKENIZER_CONFIG} has a chat_template that is no text; name one with --chat-template")
 
 
 def is_own(source: str) -> bool:
     """Is it what an export of ours writes for lumina-chat-1? No other template holds GUARD."""
     return GUARD in source
-
-
-def tokenizer_config(folder: Path) -> dict[str, Any] | None:
-    """The content of tokenizer_config.json; None where there is none. Raises DataError."""
-    path = folder / TOKENIZER_CONFIG
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(_text(path))
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged: it holds no JSON object; copy it again")
-    return content
 
 
 class _Stored(BaseModel):
@@ -178,32 +146,14 @@ def template_of(folder: Path, digest: str) -> NamedTemplate | None:
     return NamedTemplate(stored.name, stored) if stored is not None and stored.digest == digest else None
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """bos_token and the like, as transformers passes them to a template."""
-    found = {}
-    for key, value in config.items():
-        text = value.get("content") if isinstance(value, Mapping) else value
-        if key.endswith("_token") and isinstance(text, str):
-            found[key] = text
-    return found
-
-
-def _own_special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
-    """Without tokenizer_config.json: what special_tokens_map.json says, or the SentencePiece model itself."""
-    path = folder / "special_tokens_map.json"
-    if path.is_file():
-        try:
-            content = json.loads(_text(path))
-        except (ValueError, RecursionError):
-            content = None
-        if not isinstance(content, dict):
-            raise DataError(f"{path} is damaged: it holds no JSON object; copy it again")
-        return _special_tokens(content)
-    if tokenizer.file_name != "tokenizer.model":
-        return {}  # as transformers reads a tokenizer.json alone
-    found = {} if tokenizer.bos_id is None else {"bos_token": tokenizer.piece(tokenizer.bos_id)}
-    end = next((name for name in ("</s>", END_MARKER) if name in text_encoder(tokenizer, {}).control_names), None)
-    return found if end is None else {**found, "eos_token": end}
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """bos_token and the like: as the files beside the tokenizer say, or the SentencePiece model itself."""
+    names = tokenizer.token_names
+    if names or tokenizer.file_name != "tokenizer.model":
+        return names
+    ends = [name for name in ("</s>", END_MARKER) if name in tokenizer.special_tokens]
+    begins = {} if tokenizer.bos_id is None else {"bos_token": tokenizer.piece(tokenizer.bos_id)}
+    return {**begins, "eos_token": ends[0]} if ends else begins
 
 
 def _text(path: Path) -> str:

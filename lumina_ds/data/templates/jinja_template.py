@@ -68,7 +68,7 @@ class JinjaTemplate:
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> TemplateWriter:
         """The template at work, with ids."""
-        return TemplateWriter(self, text_encoder(tokenizer, dict(self.special_tokens)))
+        return TemplateWriter(self, text_encoder(tokenizer))
 
 
 class Rendered(NamedTuple):
@@ -137,7 +137,9 @@ class TemplateWriter:
     ) -> list[Span]:  # fmt: skip
         spans, faults = [], []
         rewrites = self.template.rewrites
-        last_question = max((number for number, message in enumerate(messages) if message["role"] == "user"), default=-1)
+        last_question = max(
+            (number for number, message in enumerate(messages) if message["role"] == "user"), default=-1
+        )
         for turn, message in enumerate(messages):
             if message["role"] != "assistant" or not trained[turn] or (rewrites and turn < last_question):
                 continue
@@ -166,7 +168,9 @@ class TemplateWriter:
         for tool in tools or ():
             name = tool.get("function", tool).get("name")
             if isinstance(name, str) and name not in text:
-                raise Unproven(WHOLE, f"chat template {self.template.name} drops the definition of the tool {shorten(name)}")
+                raise Unproven(
+                    WHOLE, f"chat template {self.template.name} drops the definition of the tool {shorten(name)}"
+                )
 
     def _nothing(self, trained: Sequence[bool]) -> RejectedLine:
         if self.template.rewrites and any(trained):
@@ -194,7 +198,10 @@ class TemplateWriter:
     def rendered(self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool = False) -> Rendered:
         """Text and ids, of messages that are guarded already. Raises RejectedLine."""
         text = self.text(messages, tools, add_generation_prompt)
-        return Rendered(text, self.encoder.encode(text))
+        try:
+            return Rendered(text, self.encoder.encode(text))
+        except ValueError as error:
+            raise Unproven(FORGERY, str(error)) from None
 
     def _with_sentinels(
         self, messages: Sequence[Message], tools: Tools, found: Sequence[Leaf], whole: Rendered
@@ -292,9 +299,9 @@ class _Turn:
 
     def _own_controls(self, after: int) -> int | None:
         """The last control token that the turn has when no other follows it, as calls of tools have ends of their own."""
-        text, encoded = self._model
+        encoded = self._model.encoded
         if not self._is_last:
-            text, encoded = self._writer.rendered(with_sentinels(self._messages[: self._turn + 1]), self._tools)
+            _, encoded = self._writer.rendered(with_sentinels(self._messages[: self._turn + 1]), self._tools)
         own = [number for number, control in enumerate(encoded.controls) if control.begin >= after]
         return own[-1] if own else None
 

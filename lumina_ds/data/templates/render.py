@@ -70,7 +70,11 @@ def check_source(source: str, name: str) -> None:
 def today() -> str:
     """Year-month-day that templates with a date are rendered with: SOURCE_DATE_EPOCH's where that is set."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return datetime.fromtimestamp(int(fixed), timezone.utc).strftime("%Y-%m-%d") if fixed.isdigit() else f"{datetime.now():%Y-%m-%d}"
+    return (
+        datetime.fromtimestamp(int(fixed), timezone.utc).strftime("%Y-%m-%d")
+        if fixed.isdigit()
+        else f"{datetime.now():%Y-%m-%d}"
+    )
 
 
 @lru_cache(maxsize=16)

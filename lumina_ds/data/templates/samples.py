@@ -20,7 +20,7 @@ TEXTS = (
     "{% if x %}{{ y }}{% endif %} {# not a template #}",
     "Qx",
     "system\nuser\nassistant\nmodel\ntool",
-    '"quoted" and \'quoted\' \\ backslash & <b>bold</b>',
+    "\"quoted\" and 'quoted' \\ backslash & <b>bold</b>",
     "a" * 70,
 )
 # White space at the edges, which templates trim and tokenizers merge with what stands before.
@@ -61,7 +61,9 @@ def samples() -> Iterator[Sample]:
         yield Sample(WHITE_SPACE, exchange(text, text))
         yield Sample(WHITE_SPACE, [*exchange("Hello", text), *exchange(text, "Bye")])
     for number in (1, 2):
-        yield Sample(REASONING, [*exchange("Why?", "Because.", "Let me think."), *exchange("So?", "So.", "Hm.")][-2 * number :])
+        yield Sample(
+            REASONING, [*exchange("Why?", "Because.", "Let me think."), *exchange("So?", "So.", "Hm.")][-2 * number :]
+        )
         tagged = exchange("Why?", "<think>\nLet me think.\n</think>\n\nBecause.")
         yield Sample(REASONING, [*tagged, *exchange("So?", "So.")][: 2 * number])
     yield Sample(CALLS, called("Sunny."), [WEATHER])

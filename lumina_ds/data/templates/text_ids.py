@@ -1,22 +1,18 @@
 """Ids of a rendered text, as transformers makes them from the same tokenizer file, and which of them are control tokens.
 
-A special token that stands in the text becomes its id; the text between is encoded by the model. A content that
-spells a special token comes with GUARD inside the spelling: it is not found then, and GUARD is dropped before the
-text reaches the model.
+A content that spells a special token comes with GUARD inside the spelling; then it is encoded as ordinary text, and GUARD
+is left out.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lumina_ds.data.tokenizer.sentencepiece_file import CONTROL, read_model_file
+from lumina_ds.data.tokenizer.spans import Part
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
-from lumina_ds.data.tokenizer.tokenizer_json import parse_tokenizer_json
 
 # A code point that Unicode keeps out of texts.
 GUARD = "\ufdd0"
@@ -35,140 +31,67 @@ class TextIds(NamedTuple):
     controls: list[Control]
 
 
-def text_encoder(tokenizer: Tokenizer, special_tokens: Mapping[str, str]) -> TextEncoder:
-    """special_tokens: names by role, as in tokenizer_config.json; transformers makes each of them a special token."""
-    return _encoder(tokenizer, tuple(sorted({name for name in special_tokens.values() if isinstance(name, str)})))
-
-
 @lru_cache(maxsize=4)
-def _encoder(tokenizer: Tokenizer, names: tuple[str, ...]) -> TextEncoder:
-    document = parse_tokenizer_json(tokenizer.path.read_bytes())
-    return _Fast(document, names) if document is not None else _SentencePiece(tokenizer)
+def text_encoder(tokenizer: Tokenizer) -> TextEncoder:
+    """The one of a tokenizer."""
+    return TextEncoder(tokenizer)
 
 
 class TextEncoder:
-    """See this module's docstring. control_names: special token -> id."""
+    """See this module's docstring. control_names: special token -> id, of the tokenizer's file."""
 
-    control_names: dict[str, int]
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.control_names = {name: number for name, number in tokenizer.special_tokens.items() if name}
+        self.control_ids = frozenset(self.control_names.values())
+        self.spelling = any_of(self.control_names)
+        self._names = {number: name for name, number in self.control_names.items()}
 
     def encode(self, text: str) -> TextIds:
-        raise NotImplementedError
-
-    @cached_property
-    def spelling(self) -> re.Pattern[str]:
-        """Finds the spelling of a special token."""
-        return any_of(self.control_names)
-
-    @cached_property
-    def control_ids(self) -> frozenset[int]:
-        return frozenset(self.control_names.values())
+        """Ids, and the control tokens among them. Raises ValueError where a token stands for no text of its name."""
+        if GUARD in text:
+            ids = self._tokenizer.encode_parts(list(self._parts(text))).ids
+        else:
+            ids = self._tokenizer.encode_template(text)
+        control_ids = self.control_ids
+        places = [place for place, token_id in enumerate(ids) if token_id in control_ids]
+        begins = [found.start() for found in self.spelling.finditer(text)]
+        if len(places) != len(begins):
+            raise ValueError(f"{len(begins)} names of special tokens stand in the text, and {len(places)} became ids")
+        return TextIds(ids, [Control(place, ids[place], begin) for place, begin in zip(places, begins, strict=True)])
 
     def guard(self, text: str) -> str:
         """`text` with GUARD after the first character of every special token that it spells."""
-        guarded = text
-        # What is left may spell a shorter one; each pass breaks at least one up.
-        while self.spelling.search(guarded):
-            guarded = self.spelling.sub(lambda found: found[0][0] + GUARD + found[0][1:], guarded)
-        return guarded
+        # What is left of one may spell a shorter one; each pass breaks at least one up. One character cannot be broken up.
+        while self._breakable.search(text):
+            text = self._breakable.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
+        return text
 
     def name_of(self, token_id: int) -> str | None:
         """Name of a control token."""
         return self._names.get(token_id)
 
+    def _parts(self, text: str) -> Iterable[Part]:
+        """What holds a GUARD, as text that no one may take for a special token, and what stands between."""
+        end = 0
+        for found in self._guarded_spelling.finditer(text):
+            yield text[end : found.start()], True
+            yield found[0].replace(GUARD, ""), False
+            end = found.end()
+        yield text[end:], True
+
     @cached_property
-    def _names(self) -> dict[int, str]:
-        return {token_id: name for name, token_id in self.control_names.items()}
+    def _breakable(self) -> re.Pattern[str]:
+        return any_of(name for name in self.control_names if len(name) > 1)
+
+    @cached_property
+    def _guarded_spelling(self) -> re.Pattern[str]:
+        """A run of what guard() makes of names."""
+        longest = max(map(len, self.control_names), default=0)
+        return re.compile(f"(?s:.){GUARD}(?:(?!{self.spelling.pattern})(?s:.)){{0,{longest}}}")
 
 
 def any_of(names: Iterable[str]) -> re.Pattern[str]:
     """Finds any of the names, the longest first."""
     longest_first = sorted((name for name in names if name), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
-class _Fast(TextEncoder):
-    """A tokenizer.json, by the library that transformers uses."""
-
-    def __init__(self, document: dict[str, Any], names: tuple[str, ...]) -> None:
-        self._document = {**document, "truncation": None, "padding": None, "model": {**document["model"], "dropout": None}}
-        self._names_of_roles = names
-        self._whole = self._load(self._document)
-        added = self._whole.get_added_tokens_decoder()
-        self.control_names = {token.content: number for number, token in added.items() if token.special}
-
-    def encode(self, text: str) -> TextIds:
-        found = (self._guarded if GUARD in text else self._whole).encode(text, add_special_tokens=False)
-        ids = found.ids
-        control_ids, places = self.control_ids, []
-        for place, token_id in enumerate(ids):
-            if token_id in control_ids:
-                places.append(place)
-        offsets = found.offsets if places else []
-        return TextIds(ids, [Control(place, ids[place], offsets[place][0]) for place in places])
-
-    @cached_property
-    def _guarded(self) -> Any:
-        """The same tokenizer, which drops GUARD after it has looked for special tokens, and merges to none of them."""
-        document = self._document
-        special = set(self.control_names)
-        added = [
-            {**token, "normalized": False} if token["content"] in special else token
-            for token in document.get("added_tokens") or []
-        ]
-        model = dict(document["model"])
-        if model.get("merges"):
-            pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
-            model["merges"] = [list(pair) for pair in pairs if not special & {*pair, "".join(pair)}]
-        drop = {"type": "Replace", "pattern": {"String": GUARD}, "content": ""}
-        own = document.get("normalizer")
-        normalizer = {"type": "Sequence", "normalizers": [drop, own] if own else [drop]}
-        return self._load({**document, "added_tokens": added, "model": model, "normalizer": normalizer})
-
-    def _load(self, document: dict[str, Any]) -> Any:
-        import tokenizers
-
-        loaded = tokenizers.Tokenizer.from_str(json.dumps(document))
-        known = [name for name in self._names_of_roles if loaded.token_to_id(name) is not None]
-        loaded.add_special_tokens(known)
-        return loaded
-
-
-@dataclass(frozen=True)
-class _Piece:
-    text: str
-    control_id: int | None
-    begin: int
-
-
-class _SentencePiece(TextEncoder):
-    """A SentencePiece model: its control pieces are found in the text, and what stands between is encoded by itself."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        pieces = read_model_file(tokenizer.path.read_bytes()).pieces
-        self.control_names = {
-            piece.text.decode(errors="replace"): number for number, piece in enumerate(pieces) if piece.kind == CONTROL
-        }
-
-    def encode(self, text: str) -> TextIds:
-        pieces = list(self._pieces(text))
-        texts = iter(self._tokenizer.encode_batch([p.text.replace(GUARD, "") for p in pieces if p.control_id is None]))
-        ids: list[int] = []
-        controls = []
-        for piece in pieces:
-            if piece.control_id is None:
-                ids += next(texts)
-            else:
-                controls.append(Control(len(ids), piece.control_id, piece.begin))
-                ids.append(piece.control_id)
-        return TextIds(ids, controls)
-
-    def _pieces(self, text: str) -> Iterable[_Piece]:
-        end = 0
-        for found in self.spelling.finditer(text):
-            if found.start() > end:
-                yield _Piece(text[end : found.start()], None, end)
-            yield _Piece(found[0], self.control_names[found[0]], found.start())
-            end = found.end()
-        if end < len(text):
-            yield _Piece(text[end:], None, end)
