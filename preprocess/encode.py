@@ -15,8 +15,10 @@ from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTem
 from lumina_ds.data.conversation import TrainTurns
 from lumina_ds.data.shards.arrow_columns import column, list_column, numpy_dtype, repeated_text
 from lumina_ds.data.shards.writer import shard_schema
+from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import ROLES, Tokenizer
 from preprocess.layout import Documents, lay_out
+from preprocess.rendered import render_block
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block, Place
 
@@ -28,7 +30,9 @@ class EncodeOptions:
     eval_fraction: float = 0.0
     max_conversations: int | None = None
     train_turns: TrainTurns = "all"
-    template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE]  # not its name: another process may not know an added one
+    template: ChatTemplate | JinjaTemplate = TEMPLATES[
+        DEFAULT_TEMPLATE
+    ]  # not its name: another process may not know an added one
 
 
 @dataclass(frozen=True)
@@ -96,21 +100,25 @@ class EncodedBlock:
 def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = EncodeOptions()) -> EncodedBlock:
     """Encode the block's lines; at most `max_conversations` of them, as no output can need more."""
     rejections: list[Rejection] = []
-    conversations = read_conversations(block, rejections, options.max_conversations, options.train_turns)
     schema = shard_schema(tokenizer.vocab_size)
-    documents = lay_out(
-        conversations, tokenizer, numpy_dtype(schema.field("input_ids").type.value_type), options.template
-    )
-    lines = conversations.lines
-    if not options.eval_fraction:
+    id_dtype, fraction = numpy_dtype(schema.field("input_ids").type.value_type), options.eval_fraction
+    if isinstance(options.template, JinjaTemplate):
+        rows = render_block(block, rejections, tokenizer, options.template, id_dtype, options.train_turns)
+        documents, lines, other_keys = rows.documents, rows.lines, rows.other_keys
+        is_held_out = rows.shares < fraction
+    else:
+        conversations = read_conversations(block, rejections, options.max_conversations, options.train_turns)
+        documents = lay_out(conversations, tokenizer, id_dtype, options.template)
+        lines, other_keys = conversations.lines, conversations.other_keys
+        is_held_out = _are_held_out(conversations, fraction) if fraction else np.zeros(len(lines), bool)
+    if not fraction:
         train = _encoded_rows(documents, lines, block.source, schema)
-        return EncodedBlock(block.place, train, EncodedRows.none(), rejections, conversations.other_keys)
-    is_held_out = _are_held_out(conversations, options.eval_fraction)
+        return EncodedBlock(block.place, train, EncodedRows.none(), rejections, other_keys)
     train, held_out = (
         _encoded_rows(documents.where(chosen), lines[chosen], block.source, schema)
         for chosen in (~is_held_out, is_held_out)
     )
-    return EncodedBlock(block.place, train, held_out, rejections, conversations.other_keys)
+    return EncodedBlock(block.place, train, held_out, rejections, other_keys)
 
 
 def _are_held_out(conversations: Conversations, fraction: float) -> np.ndarray:

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
-from lumina_ds.data.conversation import Conversation, Turn
 from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import Conversation, Turn, to_messages
 from lumina_ds.errors import DataError
 
 _DEFAULT = TEMPLATES[DEFAULT_TEMPLATE]
@@ -34,7 +33,10 @@ def encode_conversations(
     """
     if isinstance(template, JinjaTemplate):
         writer = template.with_tokenizer(tokenizer)
-        rows = [writer.row(messages_of(c.turns), c.trained) for c in conversations]
+        rows = []
+        for conversation in conversations:
+            messages, tools = to_messages(conversation)
+            rows.append(writer.row(messages, conversation.trained, tools))
         return [(row.ids, row.mask) for row in rows]
     contents = iter(tokenizer.encode_batch([turn.content for c in conversations for turn in c.turns]))
     return [_layout(c.turns, c.trained, islice(contents, len(c.turns)), tokenizer, template) for c in conversations]
@@ -47,7 +49,7 @@ def encode_prompt(turns: Sequence[Turn], tokenizer: Tokenizer, template: Templat
     """
     if isinstance(template, JinjaTemplate):
         try:
-            return template.with_tokenizer(tokenizer).prompt(messages_of(turns))
+            return template.with_tokenizer(tokenizer).prompt(*to_messages(Conversation(tuple(turns))))
         except RejectedLine as refusal:
             raise DataError(refusal.reason) from None
     contents = iter(tokenizer.encode_batch([turn.content for turn in turns]))
@@ -60,11 +62,6 @@ def stop_ids(tokenizer: Tokenizer, template: Template = _DEFAULT) -> frozenset[i
     if isinstance(template, JinjaTemplate):
         return template.with_tokenizer(tokenizer).stop_ids
     return frozenset(tokenizer.ids_of([template.end_token]))
-
-
-def messages_of(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """The turns as a model's own template takes them."""
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
 def _layout(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
-from lumina_ds.data.chat_template import encode_prompt
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
+from lumina_ds.data.chat_template import Template, encode_prompt
 from lumina_ds.data.conversation import Turn
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError
@@ -17,7 +17,7 @@ class History:
         tokenizer: Tokenizer,
         context: int,
         system: str | None = None,
-        template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE],
+        template: Template = TEMPLATES[DEFAULT_TEMPLATE],
     ) -> None:
         self.turns: list[Turn] = []
         self._tokenizer = tokenizer

@@ -17,7 +17,9 @@ import yaml
 
 from lumina_ds import __version__
 from lumina_ds.checkpoint.format import step_folders
+from lumina_ds.config.chat_templates import AUTO_TEMPLATE
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.data.templates.find import STORED_TEMPLATE
 from lumina_ds.errors import ConfigError
 from lumina_ds.files import write_atomically
 
@@ -80,10 +82,13 @@ class RunFolder:
             write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def write_settings(self, config: dict[str, Any], deepspeed_json: dict[str, Any], tokenizer: Path) -> None:
-        """config.yaml, which starts the same run again, ds_config.json, and the tokenizer of the shards."""
+        """config.yaml, which starts the same run again, ds_config.json, and tokenizer and template of the shards."""
         write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         write_atomically(self.path / "ds_config.json", json.dumps(deepspeed_json, indent=2))
         shutil.copyfile(tokenizer, self.path / tokenizer.name)
+        template = tokenizer.with_name(STORED_TEMPLATE)
+        if template.is_file():
+            shutil.copyfile(template, self.path / template.name)
 
 
 def effective_config(config: RunConfig, rows: PackedRows, eval_rows: PackedRows | None) -> dict[str, Any]:
@@ -91,7 +96,8 @@ def effective_config(config: RunConfig, rows: PackedRows, eval_rows: PackedRows 
     # Every setting that shards are held to (preprocess/prepare.py), or this file would be refused with its own shards.
     manifest = rows.folder.manifest
     made = manifest.settings.model_dump(include={"packing", "overlong", "train_turns"})
-    made["chat_template"] = manifest.template.version
+    # A model's own lies beside the shards.
+    made["chat_template"] = AUTO_TEMPLATE if manifest.template.certificate else manifest.template.version
     shards = {"train_data": [], "eval_data": [], "eval_fraction": 0.0, "shards": str(rows.folder.path)}
     if eval_rows is not None:
         shards["eval_shards"] = str(eval_rows.folder.path)

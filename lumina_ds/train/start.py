@@ -92,7 +92,7 @@ def train(
     """
     from lumina_ds.data.loader import PackedRows
     from lumina_ds.data.shards.folder import ShardFolder
-    from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary
+    from lumina_ds.data.tokenizer.tokenizer import check_vocabulary
     from lumina_ds.model.device import device_and_precision
     from lumina_ds.train.precision_fallback import train_with_fallback
 
@@ -109,7 +109,7 @@ def train(
     ]
     verify_shards(folders, world)
     for folder in folders:
-        check_vocabulary(Tokenizer.load(folder.tokenizer_path), config.model.vocab_size)
+        check_vocabulary(folder.tokenizer(), config.model.vocab_size)
     if config.train.auto_micro_batch:
         if settle_batch is None:
             raise ConfigError("--batch-size auto needs trial steps, which are not to be had here; give it a number")

@@ -14,14 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
+from lumina_ds.data.chat_template import Template, stop_ids
 from lumina_ds.data.conversation import TrainTurns, Turn, parse_conversation, split_lines
+from lumina_ds.data.templates.find import certified_template, tokenizer_for
+from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from lumina_ds.report.data.distribution import Distribution
 from lumina_ds.report.data.visible import excerpt
-from preprocess.layout import lay_out
+from preprocess.layout import Documents, lay_out
 from preprocess.other_keys import add_other_keys, describe_other_keys
+from preprocess.rendered import render_block
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import BLOCK_BYTES, Block, resolve_inputs
 from preprocess.validation.duplicates import DuplicateFinder
@@ -51,7 +55,7 @@ def validate_files(
     *,
     num_examples: int = NUM_EXAMPLES,
     train_turns: TrainTurns = "all",
-    template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE],
+    chat_template: str = DEFAULT_TEMPLATE,
     on_progress: Progress | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Findings:
@@ -62,6 +66,10 @@ def validate_files(
     assert seq_length is None or tokenizer_path is not None
     files = resolve_inputs(patterns)
     tokenizer = Tokenizer.load(tokenizer_path) if tokenizer_path is not None else None
+    template: Template = TEMPLATES[DEFAULT_TEMPLATE]
+    if tokenizer is not None:
+        template = certified_template(chat_template, tokenizer).template
+        tokenizer = tokenizer_for(tokenizer, template)
     with DuplicateFinder() as duplicates:
         run = _Validation(tokenizer, seq_length, num_examples, duplicates, train_turns, template)
         for file in files:
@@ -86,7 +94,7 @@ class _Validation:
         num_examples: int,
         duplicates: DuplicateFinder,
         train_turns: TrainTurns,
-        template: ChatTemplate,
+        template: Template,
     ) -> None:
         self._template = template
         self._tokenizer = tokenizer
@@ -122,7 +130,9 @@ class _Validation:
             self._duplicates.add(turns, len(self.findings.inputs) - 1, line)
         self._measure_text([turns for _, turns in usable])
         if self._tokenizer and usable:
-            self._measure_tokens(usable, conversations, self._tokenizer)
+            usable, documents = self._laid_out(block, usable, conversations, self._tokenizer)
+            if usable:
+                self._measure_tokens(usable, documents, self._tokenizer)
 
     def finish(self) -> None:
         """Look for duplicates, which takes all conversations."""
@@ -165,13 +175,28 @@ class _Validation:
         findings.turns.add([len(turns) for turns in conversations])
         findings.characters.add(characters)
 
-    def _measure_tokens(
-        self, usable: list[tuple[int, list[Turn]]], conversations: Conversations, tokenizer: Tokenizer
-    ) -> None:
+    def _laid_out(
+        self, block: Block, usable: list[tuple[int, list[Turn]]], conversations: Conversations, tokenizer: Tokenizer
+    ) -> tuple[list[tuple[int, list[Turn]]], Documents]:
+        """The conversations that the template takes, and their rows; the others are counted as refused."""
+        if not isinstance(self._template, JinjaTemplate):
+            return usable, lay_out(conversations, tokenizer, np.dtype(np.uint32), self._template)
+        refused: list[Rejection] = []
+        rows = render_block(
+            block, refused, tokenizer, self._template, np.dtype(np.uint32), self._train_turns
+        )  # fmt: skip
+        turns_of = dict(usable)
+        for rejection in refused:
+            if rejection.line in turns_of:
+                self._count(rejection.rule, rejection.line, rejection.reason, describe(turns_of[rejection.line]))
+                self.findings.inputs[-1].conversations -= 1
+        return [(line, turns_of[line]) for line in rows.lines.tolist()], rows.documents
+
+    def _measure_tokens(self, usable: list[tuple[int, list[Turn]]], documents: Documents, tokenizer: Tokenizer) -> None:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
-        ids, mask, lengths, _ = lay_out(conversations, tokenizer, np.dtype(np.uint32), self._template)
-        (end_id,) = tokenizer.ids_of([self._template.end_token])
+        ids, mask, lengths, _ = documents
+        end_ids = np.array(sorted(stop_ids(tokenizer, self._template)))
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
         trained = np.add.reduceat(mask, starts, dtype=np.int64)
@@ -180,12 +205,12 @@ class _Validation:
         findings.trained_tokens += int(trained.sum())
         findings.inputs[-1].tokens += len(ids)
         # Nearly every conversation fits and ends with a trained end of turn; only the others are looked at closely.
-        ends_well = (mask[ends - 1] == 1) & (ids[ends - 1] == end_id)
+        ends_well = (mask[ends - 1] == 1) & np.isin(ids[ends - 1], end_ids)
         excess = np.maximum(0, lengths - (self._seq_length or np.iinfo(np.int32).max))
         for number in np.flatnonzero(~ends_well | (excess > 0)).tolist():
             line, turns = usable[number]
             begin, end = starts[number], ends[number]
-            for rule, reason in _row_faults(ids[begin:end], mask[begin:end], end_id, self._seq_length):
+            for rule, reason in _row_faults(ids[begin:end], mask[begin:end], end_ids, self._seq_length):
                 self._count(rule, line, reason, describe(turns))
         if findings.row_loss:
             findings.row_loss.conversations += int((excess > 0).sum())
@@ -198,14 +223,16 @@ class _Validation:
             entry.examples.append(Example(self.findings.inputs[-1].name, line, reason, shown))
 
 
-def _row_faults(ids: np.ndarray, mask: np.ndarray, end_id: int, seq_length: int | None) -> Iterator[tuple[str, str]]:
+def _row_faults(
+    ids: np.ndarray, mask: np.ndarray, end_ids: np.ndarray, seq_length: int | None
+) -> Iterator[tuple[str, str]]:
     """(rule, reason) for what a row of `seq_length` tokens (None: of any length) does to one conversation."""
     kept = len(ids) if seq_length is None else min(seq_length, len(ids))
     if kept < len(ids):
         yield OVERLONG, f"{len(ids):,} tokens, {len(ids) - kept:,} beyond {seq_length:,}"
     if not mask[:kept].any():
         yield NOTHING_TRAINED, f"the first trained token is number {int(mask.argmax()) + 1:,}"
-    elif not (mask[:kept] & (ids[:kept] == end_id)).any():
+    elif not (mask[:kept] & np.isin(ids[:kept], end_ids)).any():
         yield NO_TRAINED_END, f"no assistant turn ends within the first {kept:,} tokens"
 
 

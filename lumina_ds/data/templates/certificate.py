@@ -136,14 +136,13 @@ def certify(
 def _find_ends(found: Certificate, writer: TemplateWriter) -> None:
     """Fill in stops, ends_with_next and rewrites."""
     question = exchange("a", "b")
-    last = _first_after_reply(writer, question, 1)
+    last = _end_of_reply(writer, question)
     try:
-        middle = _first_after_reply(writer, [*question, *question], 1)
+        middle = _end_of_reply(writer, [*question, *question], may_be_next=last is None)
     except RejectedLine:
         middle = last
-    ends_with_next = last is None
     stops = tuple(dict.fromkeys(stop for stop in (last, middle) if stop is not None))
-    found.template = replace(found.template, stops=stops, ends_with_next=ends_with_next)
+    found.template = replace(found.template, stops=stops, ends_with_next=last is None and bool(stops))
     if not stops:
         reason = f"{found.template.name} writes no special token of this tokenizer after a reply, so none would end"
         found.counterexamples.append(Counterexample(ENDS, reason, question))
@@ -151,18 +150,26 @@ def _find_ends(found: Certificate, writer: TemplateWriter) -> None:
     found.template = replace(found.template, rewrites=len(stops) > 1 or _rewrites(writer))
 
 
-def _first_after_reply(writer: TemplateWriter, messages: list[dict[str, Any]], turn: int) -> str | None:
-    """Name of the first special token after the text of a turn, where nothing but white space may stand between when
-    it belongs to the next one."""
+def _end_of_reply(writer: TemplateWriter, messages: list[dict[str, Any]], may_be_next: bool = False) -> str | None:
+    """Name of the first special token after the first reply and before the next content.
+
+    may_be_next: it belongs to the next turn. Then nothing but white space may stand between, and it must not begin replies
+    too, or it would say nothing.
+    """
     text, encoded = writer.rendered(with_sentinels(messages), None)
-    own = sentinel(turn)
-    if own not in text:
-        raise RejectedLine(TEMPLATE_REFUSES, f"it drops the content of the {messages[turn]['role']}'s turn")
-    after = text.rfind(own) + len(own)
-    following = text.find(sentinel(turn + 1), after)
+    asked, own = sentinel(0), sentinel(1)
+    if asked not in text or own not in text:
+        raise RejectedLine(TEMPLATE_REFUSES, "it drops the content of a turn")
+    begin, after = text.find(own), text.rfind(own) + len(own)
+    following = text.find(sentinel(2), after)
     until = following if following >= 0 else len(text)
     control = next((one for one in encoded.controls if after <= one.begin < until), None)
-    return None if control is None else writer.encoder.name_of(control.id)
+    if control is None:
+        return None
+    header = {one.id for one in encoded.controls if text.find(asked) < one.begin < begin}
+    if may_be_next and (control.id in header or text[after : control.begin].strip()):
+        return None
+    return writer.encoder.name_of(control.id)
 
 
 def _rewrites(writer: TemplateWriter) -> bool:
@@ -210,7 +217,8 @@ def _try_forgery(found: Certificate, writer: TemplateWriter, sample: Sample, pla
     try:
         spelled, expected = (writer.row(one.messages, one.trained) for one in (sample, plain))
     except RejectedLine as fault:
-        found.counterexamples.append(Counterexample(FORGERY, fault.reason, sample.messages))
+        condition = fault.condition if isinstance(fault, Unproven) else FORGERY
+        found.counterexamples.append(Counterexample(condition, fault.reason, sample.messages))
         return
     control_ids = writer.encoder.control_ids
     found_ids, expected_ids = ([i for i in row.ids if i in control_ids] for row in (spelled, expected))

@@ -137,6 +137,20 @@ def read_template(folder: Path) -> JinjaTemplate | None:
     return JinjaTemplate(**values)
 
 
+def is_same(made: NamedTemplate, name: str) -> bool:
+    """Does `name`, of a table or a file, stand for the template that something was made with?"""
+    if isinstance(made.template, ChatTemplate):
+        return made.name == ALIASES.get(name, name)
+    if name in TEMPLATES:
+        return False
+    return made.template.source == (jinja_source(name) or _text(Path(name)))
+
+
+def tokenizer_for(tokenizer: Tokenizer, template: Template) -> Tokenizer:
+    """The tokenizer as the template needs it: a model's own has no use for our markers."""
+    return tokenizer.without_markers() if isinstance(template, JinjaTemplate) else tokenizer
+
+
 def template_of(folder: Path, digest: str) -> NamedTemplate | None:
     """The template with that digest, from the table or the folder; None where neither has it. Raises DataError."""
     name = name_of_digest(digest)

@@ -72,23 +72,17 @@ class TextEncoder:
         return self._names.get(token_id)
 
     def _parts(self, text: str) -> Iterable[Part]:
-        """What holds a GUARD, as text that no one may take for a special token, and what stands between."""
+        """The names of special tokens, and what stands between them as text that no one may take for one."""
         end = 0
-        for found in self._guarded_spelling.finditer(text):
-            yield text[end : found.start()], True
-            yield found[0].replace(GUARD, ""), False
+        for found in self.spelling.finditer(text):
+            yield text[end : found.start()].replace(GUARD, ""), False
+            yield found[0], True
             end = found.end()
-        yield text[end:], True
+        yield text[end:].replace(GUARD, ""), False
 
     @cached_property
     def _breakable(self) -> re.Pattern[str]:
         return any_of(name for name in self.control_names if len(name) > 1)
-
-    @cached_property
-    def _guarded_spelling(self) -> re.Pattern[str]:
-        """A run of what guard() makes of names."""
-        longest = max(map(len, self.control_names), default=0)
-        return re.compile(f"(?s:.){GUARD}(?:(?!{self.spelling.pattern})(?s:.)){{0,{longest}}}")
 
 
 def any_of(names: Iterable[str]) -> re.Pattern[str]:
