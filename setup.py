@@ -57,6 +57,7 @@ EXTRAS = {
     "test": [
         "pytest>=8.3",
         "pytest-timeout>=2.4",
+        "pytest-xdist>=3.8",
         "hypothesis>=6.100",
         "ruff==0.17.6",
         "mypy==2.4.1",

@@ -11,7 +11,7 @@ import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -62,9 +62,33 @@ def configuration_page() -> str:
             if not _is_section(info)
         ]
         if rows:
-            head = "| field | type and bounds | default | meaning |\n|---|---|---|---|"
-            parts.append("\n".join([f"## {title}", "", _escape(doc), "", head, *rows, ""]))
+            parts.append(_table(title, doc, rows))
+        parts += _entries(name, section)
     return "\n".join(parts)
+
+
+def _table(title: str, doc: str, rows: list[str]) -> str:
+    head = "| field | type and bounds | default | meaning |\n|---|---|---|---|"
+    return "\n".join([f"## {title}", "", _escape(doc), "", head, *rows, ""])
+
+
+def _entries(name: str, section: type[BaseModel]) -> Iterator[str]:
+    """A table of the fields of an entry, for every list in a section that has entries with fields."""
+    for field, info in section.model_fields.items():
+        entry = _entry_of(info)
+        if entry is not None:
+            doc = " ".join((entry.__doc__ or "").split())
+            yield _table(
+                f"An entry of {name}.{field}", doc, [_row(key, each, {}) for key, each in entry.model_fields.items()]
+            )
+
+
+def _entry_of(info: FieldInfo) -> type[BaseModel] | None:
+    inner = get_args(info.annotation)[:1] if get_origin(info.annotation) is list else ()
+    # Annotated[Entry, ...]
+    found = next((each for kind in inner for each in (kind, *get_args(kind))), None)
+    found = next((each for each in get_args(found) if isinstance(each, type)), found)
+    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
 
 
 def _sections(section: type[BaseModel], name: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -84,7 +108,7 @@ def _row(name: str, info: FieldInfo, flags: dict[str, str]) -> str:
     names = [f"`{name}`" for mark in info.metadata if isinstance(mark, NameOf) for name in mark.names()]
     kind = ", ".join(names or [_type_text(info.annotation), *_bounds(info)])
     default = info.get_default(call_default_factory=True)
-    shown = "unset" if default is None else f"`{_yaml(default)}`"
+    shown = "needed" if info.is_required() else "unset" if default is None else f"`{_yaml(default)}`"
     meaning = info.description or name.rpartition(".")[2].replace("_", " ")
     return f"| `{name}`{short} | {_escape(kind)} | {shown} | {_escape(meaning)} |"
 
@@ -99,6 +123,10 @@ def _type_text(annotation: Any) -> str:
     if get_origin(annotation) is list:
         [inner] = get_args(annotation)
         return "list of texts" if inner is str else f"list of {_type_text(inner)}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "entries"
+    if get_origin(annotation) is Annotated:
+        return _type_text(get_args(annotation)[0])
     parts = [_type_text(part) for part in get_args(annotation)]
     if not parts:
         raise TypeError(f"{annotation} has no words yet; add them to docs/references.py")

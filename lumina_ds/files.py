@@ -1,16 +1,42 @@
-"""Files written so that a crash leaves the old content or the new, digests of files, and the index of weight files."""
+"""Files written so that a crash leaves the old content or the new, digests of files, their names as text, and the index of
+weight files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 # Which safetensors file holds which tensor, in the form that Hugging Face's libraries write and read.
 WEIGHTS_INDEX = "model.safetensors.index.json"
+
+
+# Bytes that are no UTF-8, or that a terminal obeys.
+_NO_TEXT = re.compile("[\udc80-\udcff\x00-\x1f\x7f]")
+_ESCAPED = re.compile(r"\\x[0-9a-f]{2}")
+
+
+def shown_path(path: str | Path) -> str:
+    """The path as text that can be written anywhere: bytes of it that are no UTF-8, and control characters, as \\xe9.
+
+    path_of_text() gives the path back. Such a text has its other backslashes doubled, as has one that looks like it.
+    """
+    text = os.fsencode(path).decode("utf-8", "surrogateescape")  # whatever the locale's encoding
+    if not _NO_TEXT.search(text) and not _ESCAPED.search(text):
+        return text
+    return _NO_TEXT.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", text.replace("\\", "\\\\"))
+
+
+def path_of_text(text: str) -> str:
+    """The path that shown_path() wrote as `text`, as Python names such files."""
+    if not _ESCAPED.search(text):
+        return text
+    escape = re.compile(rb"\\(?:x([0-9a-f]{2})|\\)")
+    return os.fsdecode(escape.sub(lambda found: bytes.fromhex(found[1].decode()) if found[1] else b"\\", text.encode()))
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -39,12 +65,13 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read in pieces of 1 MiB."""
+def file_digest(*paths: Path) -> str:
+    """SHA-256 in hexadecimal of the content of one file, or of several one after the other, read in pieces of 1 MiB."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
+    for path in paths:
+        with open(path, "rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()
 
 

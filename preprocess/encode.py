@@ -21,6 +21,7 @@ from preprocess.layout import Documents, lay_out
 from preprocess.rendered import render_block
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block, Place
+from preprocess.text_check import BlockTextCheck, EncodedTexts, check_texts
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class EncodedBlock:
     held_out: EncodedRows
     rejections: list[Rejection]
     other_keys: Counter[str]  # places of keys that mean nothing here
+    text_check: BlockTextCheck
 
     @property
     def num_conversations(self) -> int:
@@ -94,7 +96,7 @@ class EncodedBlock:
         last = int(np.sort(np.concatenate([self.train.lines, self.held_out.lines]))[num_conversations - 1])
         rejections = [rejection for rejection in self.rejections if rejection.line <= last]
         train, held_out = (rows.until(last, schema) for rows in (self.train, self.held_out))
-        return EncodedBlock(self.place, train, held_out, rejections, self.other_keys)
+        return EncodedBlock(self.place, train, held_out, rejections, self.other_keys, self.text_check.until(last))
 
 
 def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = EncodeOptions()) -> EncodedBlock:
@@ -105,20 +107,22 @@ def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = En
     if isinstance(options.template, JinjaTemplate):
         rows = render_block(block, rejections, tokenizer, options.template, id_dtype, options.train_turns)
         documents, lines, other_keys = rows.documents, rows.lines, rows.other_keys
-        is_held_out = rows.shares < fraction
+        texts, first_turns, is_held_out = rows.texts, rows.first_turns, rows.shares < fraction
     else:
         conversations = read_conversations(block, rejections, options.max_conversations, options.train_turns)
         documents = lay_out(conversations, tokenizer, id_dtype, options.template)
         lines, other_keys = conversations.lines, conversations.other_keys
+        texts, first_turns = conversations.texts, conversations.first_turns
         is_held_out = _are_held_out(conversations, fraction) if fraction else np.zeros(len(lines), bool)
+    found = other_keys, check_texts(block.source, EncodedTexts(texts, first_turns, lines, *documents[:3]), tokenizer)
     if not fraction:
         train = _encoded_rows(documents, lines, block.source, schema)
-        return EncodedBlock(block.place, train, EncodedRows.none(), rejections, other_keys)
+        return EncodedBlock(block.place, train, EncodedRows.none(), rejections, *found)
     train, held_out = (
         _encoded_rows(documents.where(chosen), lines[chosen], block.source, schema)
         for chosen in (~is_held_out, is_held_out)
     )
-    return EncodedBlock(block.place, train, held_out, rejections, other_keys)
+    return EncodedBlock(block.place, train, held_out, rejections, *found)
 
 
 def _are_held_out(conversations: Conversations, fraction: float) -> np.ndarray:

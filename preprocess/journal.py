@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from lumina_ds.data.shards.manifest import ShardEntry
+from lumina_ds.data.shards.text_loss import TextLoss
 from lumina_ds.data.shards.writer import FilePosition, OpenShard
 from preprocess.sources import Block, Place
 
@@ -59,6 +60,7 @@ class SealedBlock(BaseModel):
     held_out: SplitPosition
     quarantine: QuarantinePosition
     other_keys: dict[str, int] = {}  # of all blocks so far
+    text_loss: TextLoss | None = None  # of all blocks so far
 
 
 class Journal:

@@ -16,6 +16,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from preprocess.progress import show_progress
 from preprocess.quarantine import Quarantine, is_too_many, nothing_accepted, too_many_rejected
 from preprocess.sources import BLOCK_BYTES, Block, InputFile, UnreadableInput, resolve_inputs
 from preprocess.split_writer import SplitWriter
+from preprocess.text_check import TextCheck, check_unknown
 from preprocess.workers import Workers, encode_blocks, local_workers
 
 log = logging.getLogger("lumina_ds.preprocess")
@@ -66,6 +68,7 @@ def preprocess_files(
     num_workers: int = 1,
     workers: Workers | None = None,
     max_rejected: int | float | None = None,
+    allow_unknown: bool = False,
     overwrite: bool = False,
     chat_template: str = DEFAULT_TEMPLATE,
     block_bytes: int = BLOCK_BYTES,
@@ -75,19 +78,20 @@ def preprocess_files(
     A finished folder of the same inputs and settings is kept as it is; one made otherwise needs `overwrite`.
     An unfinished one is gone on with. `workers`: processes to use instead of starting `num_workers`.
     Raises DataError: input missing or damaged, nothing to train in it, more than `max_rejected` lines
-    refused, or a folder in the way. ConfigError: another run is writing `out`, or no such chat template. MachineError: the output cannot be
+    refused, trained ids for unknown characters without `allow_unknown`, or a folder in the way. ConfigError: another run is writing `out`, or no such chat template. MachineError: the output cannot be
     written, or a worker was killed.
     """
+    limits = Limits(max_rejected, allow_unknown)
     files = resolve_inputs(inputs)
     tokenizer = Tokenizer.load(tokenizer_path)
     run = _Run(files, tokenizer, settings, chat_template, Path(out), block_bytes)
-    finished = run.find_finished(overwrite, max_rejected)
+    finished = run.find_finished(overwrite, limits)
     if finished is not None and not partial_folder(run.out).exists():
         return finished
     try:
         with staging_folder(run.out, keep_for=UnreadableInput) as staging:
             # A run may have ended between the look above and the lock, or been killed while it cleared up.
-            finished = run.find_finished(overwrite, max_rejected)
+            finished = run.find_finished(overwrite, limits)
             if finished is not None:
                 return finished
             pool: AbstractContextManager[Workers] = (
@@ -95,7 +99,7 @@ def preprocess_files(
             )
             with pool as encoders:
                 try:
-                    manifest = run.compile(staging, encoders, max_rejected)
+                    manifest = run.compile(staging, encoders, limits)
                 except UnreadableInput as error:
                     raise run.unfinished(staging, error) from error
             publish(staging / _RESULT, run.out)
@@ -106,10 +110,20 @@ def preprocess_files(
     return manifest
 
 
-def check_totals(totals: Totals, max_rejected: int | float | None, folder: Path) -> None:
-    """Raises DataError where the finished `folder` was made from more refused lines than are allowed now."""
+@dataclass(frozen=True)
+class Limits:
+    """What may be lost before a run ends with an error. It changes no byte of the output."""
+
+    max_rejected: int | float | None = None
+    allow_unknown: bool = False
+
+
+def check_totals(totals: Totals, limits: Limits, folder: Path) -> None:
+    """Raises DataError where the finished `folder` lost more than is allowed now."""
+    max_rejected = limits.max_rejected
     if max_rejected is not None and is_too_many(totals.rejected, totals.lines, max_rejected):
         raise too_many_rejected(totals, max_rejected, folder / REJECTED_FILE)
+    check_unknown(totals.text_loss, limits.allow_unknown, totals.lines, "of " + str(folder))
 
 
 class _Outputs:
@@ -130,6 +144,7 @@ class _Outputs:
             self.held_out.resume([block.held_out for block in sealed])
         self.quarantine = Quarantine(result / REJECTED_FILE, sealed[-1].quarantine if sealed else None)
         self.other_keys = Counter(sealed[-1].other_keys if sealed else {})
+        self.text_check = TextCheck(sealed[-1].text_loss if sealed else None)
 
     @property
     def num_conversations(self) -> int:
@@ -145,12 +160,14 @@ class _Outputs:
         self.train.add(block.train)
         self.held_out.add(block.held_out)
         add_other_keys(self.other_keys, block.other_keys)
+        self.text_check.add(block.text_check)
         return SealedBlock(
             place=block.place,
             train=self.train.position(),
             held_out=self.held_out.position(),
             quarantine=self.quarantine.position(),
             other_keys=dict(self.other_keys),
+            text_loss=self.text_check.loss(),
         )
 
     def sync(self) -> None:
@@ -189,9 +206,9 @@ class _Run:
         self.settings = settings
         self.out = out
         self.block_bytes = block_bytes
-        self.input_names = ", ".join(str(file.path or "standard input") for file in files)
+        self.input_names = ", ".join(file.shown for file in files)
 
-    def find_finished(self, overwrite: bool, max_rejected: int | float | None = None) -> Manifest | None:
+    def find_finished(self, overwrite: bool, limits: Limits) -> Manifest | None:
         """The manifest of an `out` that already is what this run would write. Raises DataError on anything else there."""
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return None
@@ -206,11 +223,11 @@ class _Run:
         if difference:
             raise DataError(f"{self.out} holds other shards ({difference}); use --overwrite or choose another --out")
         ShardFolder.open(self.out, force_streaming=True)  # sizes only: no shard is read
-        check_totals(manifest.totals, max_rejected, self.out)
+        check_totals(manifest.totals, limits, self.out)
         log.info("%s is up to date: same inputs, tokenizer and settings", self.out)
         return manifest
 
-    def compile(self, staging: Path, workers: Workers, max_rejected: int | float | None) -> Manifest:
+    def compile(self, staging: Path, workers: Workers, limits: Limits) -> Manifest:
         """Write everything into `staging`, manifests last."""
         journal = Journal(staging / _JOURNAL, self._journal_header())
         outputs, blocks = self._resume(staging, journal)
@@ -219,7 +236,7 @@ class _Run:
         options = EncodeOptions(self.settings.eval_fraction, limit, self.settings.train_turns, self.template)
         sizes = [file.size_bytes for file in self.files]
         total_bytes = None if None in sizes else sum(size or 0 for size in sizes)
-        self._check_rejected(outputs, max_rejected)
+        self._check_losses(outputs, limits)
         with closing(journal), show_progress(total_bytes) as progress:
             encoded = (
                 encode_blocks(blocks, self.tokenizer, options, workers)
@@ -230,12 +247,12 @@ class _Run:
                 if limit is not None:
                     block = block.first(limit - outputs.num_conversations, schema)
                 journal.add(outputs.add(block), outputs.sync)
-                self._check_rejected(outputs, max_rejected)
+                self._check_losses(outputs, limits)
                 progress.update(sum(file.bytes_read for file in self.files), outputs.num_tokens)
                 if outputs.num_conversations == limit:
                     break
             journal.seal(outputs.sync)
-        self._check_rejected(outputs, max_rejected, at_end=True)
+        self._check_losses(outputs, limits, at_end=True)
         return self._finish(outputs)
 
     def unfinished(self, staging: Path, error: UnreadableInput) -> DataError:
@@ -314,11 +331,16 @@ class _Run:
     def _totals(self, outputs: _Outputs) -> Totals:
         quarantine = outputs.quarantine
         return outputs.train.totals(
-            outputs.held_out.num_conversations, quarantine.by_rule, quarantine.first_by_rule, outputs.other_keys
-        )
+            outputs.held_out.num_conversations, quarantine.by_rule, quarantine.first_by_rule, outputs.other_keys,
+            outputs.text_check.loss(),
+        )  # fmt: skip
 
-    def _check_rejected(self, outputs: _Outputs, max_rejected: int | float | None, at_end: bool = False) -> None:
+    def _check_losses(self, outputs: _Outputs, limits: Limits, at_end: bool = False) -> None:
         """A number is checked on the way; of a share nobody knows before the end what it is a share of."""
+        loss = outputs.text_check.loss()
+        if loss.trained_unknown_ids and not limits.allow_unknown:
+            check_unknown(loss, False, self._totals(outputs).lines, str(self.tokenizer.path))
+        max_rejected = limits.max_rejected
         if max_rejected is None or not (at_end or isinstance(max_rejected, int)):
             return
         totals = self._totals(outputs)

@@ -26,8 +26,9 @@ from lumina_ds.data.shards.manifest import READING, VERSION, InputEntry, Manifes
 from lumina_ds.data.templates.find import certified_template, find_template, is_same, tokenizer_for
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
 from lumina_ds.errors import ConfigError, DataError
-from preprocess.pipeline import check_totals, preprocess_files
-from preprocess.sources import STDIN, resolve_inputs
+from lumina_ds.files import shown_path
+from preprocess.pipeline import Limits, check_totals, preprocess_files
+from preprocess.sources import STDIN, resolve_inputs, warn_of_shared_files
 from preprocess.summary import summary_lines, summary_record
 from preprocess.train_tokenizer import RECIPE, train_tokenizer
 
@@ -72,17 +73,25 @@ def preprocessing_record(data: PreparedData) -> dict[str, Any]:
     return {name: summary_record(folder) for name, folder in folders.items() if folder is not None}
 
 
+def tokenizer_of_run(config: RunConfig, cache: Path) -> Path:
+    """The configured model, or the one trained on data.train_data, which lies in `cache`."""
+    return _tokenizer(config, cache).path
+
+
 def check_sources(config: RunConfig) -> None:
     """Refuse data that is not named, named twice, or not there; nothing is read beyond a folder's manifest."""
     data = config.data
     if data.shards and data.train_data:
         raise ConfigError("both --data and --train-data are given; keep the one to train on")
     if not data.shards and not data.train_data:
-        raise ConfigError("no training data; give JSONL files with --train-data, or a shard folder with --data")
+        raise ConfigError(
+            "no training data; give JSONL files with --train-data, a shard folder with --data, or data.sources"
+        )
     for folder in filter(None, (data.shards, data.eval_shards)):
         _look_into(folder)
     for files in filter(None, (data.train_data, data.eval_data)):
         resolve_inputs(files)
+    warn_of_shared_files(data.train_data, data.eval_data)
 
 
 def _open_shards(config: RunConfig, cache: Path) -> PreparedData:
@@ -180,7 +189,9 @@ def _tokenizer(config: RunConfig, cache: Path) -> Tokenizer:
     with _locked(path):
         if path.is_file():
             return Tokenizer.load(path)
-        log.info("training a tokenizer of %d ids on %s", config.model.vocab_size, ", ".join(data.train_data))
+        log.info(
+            "training a tokenizer of %d ids on %s", config.model.vocab_size, ", ".join(map(shown_path, data.train_data))
+        )
         return train_tokenizer(data.train_data, config.model.vocab_size, path, max_conversations=data.max_conversations)
 
 
@@ -200,12 +211,13 @@ def _cached_shards(
             log.info("reusing the shards in %s", folder)
             manifest = read_manifest(folder)
             _show(folder, manifest)
-            check_totals(manifest.totals, data.max_rejected, folder)
+            check_totals(manifest.totals, Limits(data.max_rejected, data.allow_unknown), folder)
             return folder, True
-        log.info("preprocessing %s into %s", ", ".join(files), folder)
+        log.info("preprocessing %s into %s", ", ".join(map(shown_path, files)), folder)
         manifest = preprocess_files(
             files, tokenizer.path, folder, settings,
-            num_workers=data.num_workers, max_rejected=data.max_rejected, overwrite=True,
+            num_workers=data.num_workers, max_rejected=data.max_rejected,
+            allow_unknown=data.allow_unknown, overwrite=True,
             chat_template=data.chat_template,
         )  # fmt: skip
         _show(folder, manifest)

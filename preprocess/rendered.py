@@ -16,6 +16,7 @@ from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import is_blank, parse_conversation, split_lines
 from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.templates.jinja_template import JinjaTemplate
+from lumina_ds.data.tokenizer.flat import Texts
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.data.turns import Conversation, TrainTurns
 from preprocess.layout import Documents
@@ -27,7 +28,8 @@ class RenderedBlock(NamedTuple):
     """Rows of the good lines. shares: of each, a number from 0 to 1 by which it may be held out."""
 
     documents: Documents
-    conversations: list[Conversation]
+    texts: Texts  # contents of the turns
+    first_turns: np.ndarray  # [rows + 1] int64
     lines: np.ndarray  # [rows] int64
     shares: np.ndarray  # [rows] float64
     other_keys: Counter[str]
@@ -56,7 +58,8 @@ def render_block(
         lines.append(line)
     return RenderedBlock(
         _documents(rows, id_dtype),
-        conversations,
+        Texts.join([turn.content for conversation in conversations for turn in conversation.turns]),
+        np.cumsum([0, *(len(conversation.turns) for conversation in conversations)], dtype=np.int64),
         np.array(lines, np.int64),
         np.array([_share(conversation) for conversation in conversations], np.float64),
         Counter(key for conversation in conversations for key in conversation.other_keys),

@@ -1,4 +1,4 @@
-"""Inputs of the offline stage: paths, globs and standard input, plain or compressed, read in fixed blocks.
+"""Inputs of the offline stage: paths, globs, saved datasets and standard input, read in fixed blocks of lines.
 
 A block holds the lines that end within one stretch of BLOCK_BYTES of the (decompressed) input, so its
 boundaries depend on the input alone: never on the number of workers, which is what makes the output the
@@ -13,24 +13,33 @@ block and on all blocks before it, which is how an interrupted run finds the pla
 from __future__ import annotations
 
 import glob
-import hashlib
+import logging
 import lzma
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from lumina_ds.data.shards.manifest import InputEntry
 from lumina_ds.data.strict_json import LINE_TOO_LONG, MAX_LINE_BYTES
 from lumina_ds.errors import DataError
-from lumina_ds.files import file_digest
-from preprocess.containers import MAX_EXPANSION, LineStream, open_lines, read_fully
+from lumina_ds.files import file_digest, path_of_text, shown_path
+from preprocess.containers.compression import MAX_EXPANSION, read_fully
+from preprocess.containers.counting import CountingStream, open_in_turn
+from preprocess.containers.lines import LineStream, open_lines
+from preprocess.containers.rows import RowStream
+from preprocess.containers.saved_dataset import dataset_files
+
+log = logging.getLogger("lumina_ds.preprocess")
 
 STDIN = "-"
 BLOCK_BYTES = 4 << 20
 COMPRESSION_BOMB = "compression bomb"
+_LIKELY_ENDINGS = (".jsonl", ".parquet", ".arrow", ".json", ".csv", ".tsv", ".gz", ".zst", ".xz", ".bz2")
 
 
 class UnreadableInput(DataError):
@@ -82,17 +91,33 @@ class Block:
 class InputFile:
     """One input: opened once by blocks(), its digest known before (a file) or after (standard input).
 
-    blocks() hashes what it reads, so that the digest is that of the bytes which went into the output.
+    blocks() hashes what it reads, so that the digest is that of the bytes which went into the output. A saved dataset
+    is read as its files one after the other.
     """
 
-    def __init__(self, name: str, path: Path | None) -> None:
+    def __init__(self, name: str, path: Path | None, parts: Sequence[Path] | None = None) -> None:
+        """path: of the file or the dataset's folder, None for standard input; parts: the files that are read."""
         self.name = name
         self.path = path
-        self._raw: _CountingStream | None = None
+        self._parts = parts if parts is not None or path is None else [path]
+        self._raw: CountingStream | None = None
+
+    @property
+    def shown(self) -> str:
+        """The path as text, for messages."""
+        return shown_path(self.path) if self.path else "standard input"
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """The same for all names of a file, links too; None for standard input."""
+        if self.path is None:
+            return None
+        status = self.path.stat()
+        return status.st_dev, status.st_ino
 
     @property
     def size_bytes(self) -> int | None:
-        return self.path.stat().st_size if self.path else None
+        return None if self._parts is None else sum(part.stat().st_size for part in self._parts)
 
     @property
     def bytes_read(self) -> int:
@@ -101,48 +126,106 @@ class InputFile:
 
     def entry(self) -> InputEntry:
         """Name, size and SHA-256; for standard input, of what blocks() has read."""
-        if self.path is None or (self._raw is not None and self._raw.at_end):
+        if self._parts is None or (self._raw is not None and self._raw.at_end):
             assert self._raw is not None
             return InputEntry(name=self.name, size_bytes=self._raw.num_bytes, sha256=self._raw.digest.hexdigest())
         try:
-            return InputEntry(name=self.name, size_bytes=self.path.stat().st_size, sha256=file_digest(self.path))
+            return InputEntry(name=self.name, size_bytes=self.size_bytes or 0, sha256=file_digest(*self._parts))
         except OSError as error:
-            raise DataError(f"cannot read {self.path}: {error.strerror}") from error
+            raise DataError(f"cannot read {self.shown}: {error.strerror}") from error
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
         """Read the input. Raises UnreadableInput when it cannot be read or its compression is damaged."""
-        shown = self.path or "standard input"
         try:
-            with self.path.open("rb") if self.path else nullcontext(sys.stdin.buffer) as file:
-                self._raw = _CountingStream(file)
-                for block in read_blocks(open_lines(self._raw, shown), self.name, block_bytes):
+            with nullcontext(sys.stdin.buffer) if self._parts is None else open_in_turn(self._parts) as file:
+                self._raw = CountingStream(file)
+                for block in read_blocks(open_lines(self._raw, self.shown, self.name), self.name, block_bytes):
                     yield replace(block, input_digest=self._raw.digest.copy().hexdigest())
+                self._raw.check_unchanged()
         except (OSError, EOFError, lzma.LZMAError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
-            raise UnreadableInput(f"cannot read {shown}: {reason or error}") from error
+            raise UnreadableInput(f"cannot read {self.shown}: {reason or error}") from error
 
 
 def resolve_inputs(patterns: Sequence[str]) -> list[InputFile]:
-    """Files of paths, globs and `-` (standard input), in the order given, globs sorted. Raises DataError."""
-    paths: list[Path | None] = []
+    """Files of paths, globs, saved datasets and `-` (standard input), in the order given, globs sorted. Raises DataError.
+
+    A path may be written as shown_path() writes it. A file that is named twice, by whatever names, is read once.
+    """
+    found: list[InputFile] = []
     for pattern in patterns:
-        if pattern == STDIN:
-            paths.append(None)
-        elif Path(pattern).is_file():
-            paths.append(Path(pattern))
-        elif Path(pattern).is_dir():
-            raise DataError(f"{pattern} is a folder; name its files, for instance '{pattern}/*.jsonl'")
-        elif Path(pattern).exists():  # a pipe, such as <(...): it could not be read again for its digest
-            raise DataError(f"{pattern} is no ordinary file; write `- < {pattern}` to read it as standard input")
-        else:
-            matches = sorted(match for match in glob.glob(pattern, recursive=True) if Path(match).is_file())
-            if not matches:
-                raise DataError(f"no such file: {pattern}")
-            paths += map(Path, matches)
-    if paths.count(None) > 1:
+        found += [InputFile(STDIN, None)] if pattern == STDIN else _inputs_of(pattern)
+    if sum(file.path is None for file in found) > 1:
         raise DataError("standard input (-) is named twice; it can be read only once")
-    names = iter(_short_names([path for path in paths if path is not None]))
-    return [InputFile(STDIN if path is None else next(names), path) for path in paths]
+    files = _each_once(found)
+    paths = [file.path for file in files if file.path is not None]
+    names = dict(zip(paths, _short_names(paths), strict=True))
+    for file in files:
+        file.name = STDIN if file.path is None else names[file.path]
+    return files
+
+
+def _inputs_of(pattern: str) -> list[InputFile]:
+    """The inputs that a path or a glob names, each called by its path so far."""
+    if not os.path.lexists(pattern):
+        pattern = path_of_text(pattern)
+    path = Path(pattern)
+    if path.is_file():
+        return [InputFile("", path)]
+    if path.is_dir():
+        return [_saved_dataset(path)]
+    if path.exists():  # a pipe, such as <(...): it could not be read again for its digest
+        shown = shown_path(path)
+        raise DataError(f"{shown} is no ordinary file; write `- < {shown}` to read it as standard input")
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    inputs = [InputFile("", match) for match in matches if match.is_file()]
+    # A folder among them is taken where it is a dataset; others are passed over, as `**` meets many.
+    inputs += (
+        [_saved_dataset(match) for match in matches if match.is_dir() and dataset_files(match)] if not inputs else []
+    )
+    if not inputs:
+        raise DataError(f"no such file: {shown_path(pattern)}")
+    return inputs
+
+
+def _saved_dataset(path: Path) -> InputFile:
+    found = dataset_files(path)
+    if found is None:
+        endings = {each.suffix for each in sorted(path.iterdir()) if each.suffix and each.is_file()}
+        ending = next((each for each in _LIKELY_ENDINGS if each in endings), ".jsonl")
+        raise DataError(f"{shown_path(path)} is a folder; name its files, for instance '{shown_path(path)}/*{ending}'")
+    return InputFile("", *found)
+
+
+def _each_once(files: Sequence[InputFile]) -> list[InputFile]:
+    """The inputs without those that are the same file as one before: by path, link or overlapping patterns."""
+    first: dict[tuple[int, int] | None, InputFile] = {}
+    for file in files:
+        before = first.setdefault(file.identity, file)
+        if before is not file:
+            _warn_of_same_file(before.shown, file.shown)
+    return list(first.values())
+
+
+@cache
+def _warn_of_same_file(first: str, second: str) -> None:
+    """Once in a process: the inputs of a run are looked at several times."""
+    names = f"{first} is named twice" if first == second else f"{second} is the same file as {first}"
+    log.warning("%s; it is read once", names)
+
+
+def warn_of_shared_files(train: Sequence[str], evaluation: Sequence[str]) -> None:
+    """Say which files are both trained and evaluated on: such an evaluation tells what was learned by heart."""
+    trained = {file.identity: file.shown for file in resolve_inputs(train)}
+    for file in resolve_inputs(evaluation):
+        if file.identity in trained:
+            _warn_of_evaluation(file.shown, trained[file.identity])
+
+
+@cache
+def _warn_of_evaluation(evaluated: str, trained: str) -> None:
+    names = evaluated if evaluated == trained else f"{evaluated}, which is the same file as {trained},"
+    log.warning("%s is evaluated on and trained on too; --eval-fraction holds a part out instead", names)
 
 
 def read_blocks(stream: Any, source: str, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -167,40 +250,10 @@ def read_blocks(stream: Any, source: str, block_bytes: int = BLOCK_BYTES) -> Ite
         if len(pending) > MAX_LINE_BYTES:
             yield Block(source, line, offset, b"", is_oversized=True)
             offset, pending, skipping = offset + len(pending), b"", True
-    if isinstance(stream, LineStream) and stream.is_bomb:
+    if isinstance(stream, LineStream | RowStream) and stream.is_bomb:
         yield Block(source, line + skipping, offset, b"", is_oversized=True, is_bomb=True)
     elif pending:
         yield Block(source, line, offset, pending)
-
-
-class _CountingStream:
-    """A readable that counts and hashes the bytes that pass."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.num_bytes = 0
-        self.at_end = False
-        self.closed = False
-        self._ahead = b""
-
-    def peek(self, size: int) -> bytes:
-        """The next `size` bytes, fewer at the end alone; they are still to be read."""
-        self._ahead += read_fully(self._file, size - len(self._ahead))
-        return self._ahead[:size]
-
-    def read(self, size: int = -1) -> bytes:
-        if self._ahead and size >= 0:
-            data, self._ahead = self._ahead[:size], self._ahead[size:]
-        else:
-            data, self._ahead = self._ahead + self._file.read(size), b""
-        self.num_bytes += len(data)
-        self.digest.update(data)
-        self.at_end = not data
-        return data
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
@@ -210,4 +263,4 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     length = 1
     while len({part[-length:] for part in parts}) < num_different:
         length += 1
-    return ["/".join(part[-length:]) for part in parts]
+    return [shown_path("/".join(part[-length:])) for part in parts]

@@ -13,6 +13,7 @@ from lumina_ds.data.packing import pack
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import FileEntry, Manifest, Settings, ShardEntry, Totals, write_manifest
 from lumina_ds.data.shards.packing_file import packing_file, write_packing
+from lumina_ds.data.shards.text_loss import TextLoss
 from lumina_ds.data.shards.writer import HashingFile, ShardWriter, shard_schema
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
@@ -98,6 +99,7 @@ class SplitWriter:
         rejected_by_rule: Mapping[str, int] | None = None,
         first_rejected: Mapping[str, str] | None = None,
         other_keys: Mapping[str, int] | None = None,
+        text_loss: TextLoss | None = None,
     ) -> Totals:
         by_rule = dict(sorted((rejected_by_rule or {}).items()))
         num_rejected = sum(by_rule.values())
@@ -111,6 +113,7 @@ class SplitWriter:
             other_keys=dict(sorted((other_keys or {}).items())),
             tokens=self.num_tokens,
             trained_tokens=self.num_trained_tokens,
+            text_loss=text_loss,
         )
 
     def _write_packing(self, written: ShardFolder) -> FileEntry:

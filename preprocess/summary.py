@@ -9,6 +9,7 @@ from typing import Any
 from lumina_ds.data.shards.folder import EVAL_FOLDER
 from lumina_ds.data.shards.manifest import Manifest, read_manifest
 from lumina_ds.data.shards.packing_file import packing_file, read_packing
+from lumina_ds.data.shards.text_loss import describe_loss
 from lumina_ds.text import counted
 from preprocess.other_keys import describe_other_keys
 
@@ -32,6 +33,8 @@ def summary_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
         f"{counted(totals.tokens, 'token')}, {totals.trained_tokens / totals.tokens:.1%} trained; "
         f"{counted(plan.num_rows, 'row')} of {plan.seq_length}, {plan.fullness:.1%} full"
     )
+    for line in describe_loss(totals.text_loss, totals.tokens, totals.trained_tokens):
+        yield f"  {line}"
     losses = plan.describe_losses(totals.tokens)
     if losses:
         yield f"  {losses}"

@@ -21,7 +21,7 @@ from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.tokenizer.sentencepiece_file import SPACE_SYMBOL
 from lumina_ds.data.tokenizer.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
 from lumina_ds.errors import ConfigError, DataError, MachineError
-from lumina_ds.files import write_atomically
+from lumina_ds.files import shown_path, write_atomically
 from lumina_ds.text import counted
 from preprocess.quarantine import common_fault
 from preprocess.sources import InputFile, resolve_inputs
@@ -67,7 +67,7 @@ def train_tokenizer(
     sample = _Sample(resolve_inputs(files), max_conversations, sample_bytes)
     sentences = list(sample.sentences())
     if not sample.num_conversations:
-        raise DataError(common_fault(set(sample.refused_by_rule), ", ".join(files)))
+        raise DataError(common_fault(set(sample.refused_by_rule), ", ".join(map(shown_path, files))))
     sample.report_refused()
     model = _train(sentences, vocab_size, model_type)
     try:

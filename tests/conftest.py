@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rank_server import start_rank
 from tiny_corpus import write_conversations
 
 from lumina_ds.cli.main import cli, run_command
@@ -38,11 +39,35 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     return os.environ | {name: str(value) for name, value in values.items()}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start ranks are slow, but for the one spawn that --quick keeps."""
+# (file, names of its marks) of every test that was collected, deselected ones too.
+_COLLECTED = pytest.StashKey[list[tuple[Path, set[str]]]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that start ranks are slow, but for the one spawn that --quick keeps; files of slow tests run first.
+
+    Where two workers share the files (tests/run.sh), none is left alone with a long one at the end.
+    """
     for item in items:
         if "run_ranks" in getattr(item, "fixturenames", ()) and item.get_closest_marker("quick") is None:
             item.add_marker(pytest.mark.slow)
+    config.stash[_COLLECTED] = [(item.path, {mark.name for mark in item.iter_markers()}) for item in items]
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """What stays until the end is left out of every later collection."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def collected(pytestconfig: pytest.Config) -> list[tuple[Path, set[str]]]:
+    """(file, names of its marks) of every test that was collected, deselected ones too."""
+    return pytestconfig.stash[_COLLECTED]
 
 
 @pytest.fixture
@@ -70,35 +95,26 @@ def run_ranks(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         from lumina_ds.engine.world import free_port  # torch: not for tests that need none
 
         port = free_port()
-        ranks, logs = [], []
-        for rank in range(world_size):
-            log = open(tmp_path / f"rank-{rank}.log", "w+")
-            logs.append(log)
-            ranks.append(
-                subprocess.Popen(
-                    [sys.executable, str(script), str(result), *arguments],
-                    env=rank_environment(rank, world_size, port),
-                    cwd=CHECKOUT,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
+        logs = [tmp_path / f"rank-{rank}.log" for rank in range(world_size)]
+        ranks = [
+            start_rank(script, [str(result), *arguments], rank_environment(rank, world_size, port), CHECKOUT, log)
+            for rank, log in enumerate(logs)
+        ]
+        ends = time.monotonic() + timeout
         try:
-            codes = [process.wait(timeout) for process in ranks]
-        except subprocess.TimeoutExpired:
-            codes = ["timeout"]
+            for process in ranks:
+                process.join(max(0.0, ends - time.monotonic()))
+            codes = [process.exitcode for process in ranks]
         finally:
             for process in ranks:
-                if process.poll() is None:
+                if process.is_alive():
                     os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-        if any(codes):
+                    process.join()
+        if any(code != 0 for code in codes):
             shown = []
             for rank, log in enumerate(logs):
-                log.seek(0)
-                shown.append(f"--- rank {rank} ---\n{log.read()[-4000:]}")
-            pytest.fail(f"ranks ended with {codes}\n" + "\n".join(shown))
+                shown.append(f"--- rank {rank} ---\n{log.read_text()[-4000:]}")
+            pytest.fail(f"ranks ended with {codes} (None: at the limit of {timeout} s)\n" + "\n".join(shown))
         return json.loads(result.read_text())
 
     return run

@@ -32,12 +32,13 @@ start=$SECONDS
 prepare_environment test
 times+=("$(printf '%-12s %4ds  ok' environment $((SECONDS - start)))")
 
-# One thread per process: ranks of a test share the cores, and sums are the same on every machine.
+# One thread per process: ranks of a test share the cores, and sums are the same on every machine. Two workers share the
+# test files, since many tests wait for processes that start; a file stays whole, with the runs that its tests share.
 export OMP_NUM_THREADS=1
 check ruff ruff check .
 check format ruff format --check .
 check mypy mypy
-check pytest python -m pytest --durations 10 "${chosen[@]}" "$@"
+check pytest python -m pytest --durations 10 --numprocesses 2 --dist loadfile --no-loadscope-reorder "${chosen[@]}" "$@"
 
 printf '%s\n' "" "${times[@]}"
 exit "$status"

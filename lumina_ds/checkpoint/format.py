@@ -135,13 +135,17 @@ def set_aside_later_steps(checkpoints: Path, step: int) -> None:
 
 
 def _best_of(folders: list[Path]) -> Path | None:
-    """The one with the lowest evaluation loss, of those that have one and can be read."""
-    losses = {}
+    """The one with the lowest evaluation loss on the set that the newest was judged by, of those that can be read."""
+    losses: dict[str | None, dict[Path, float]] = {}
+    newest = None
     for folder in folders:
         with contextlib.suppress(CheckpointError):
-            if (loss := read_manifest(folder).eval_loss) is not None:
-                losses[folder] = loss
-    return min(losses, key=lambda folder: losses[folder], default=None)
+            manifest = read_manifest(folder)
+            if manifest.eval_loss is not None:
+                newest = manifest.eval_set
+                losses.setdefault(newest, {})[folder] = manifest.eval_loss
+    comparable = losses.get(newest, {})
+    return min(comparable, key=lambda folder: comparable[folder], default=None)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from lumina_ds.config.schema import ModelConfig, RunConfig, ZeroStage
+from lumina_ds.data.mixture.state import MixtureState
 from lumina_ds.data.templates.find import NamedTemplate, template_of
 from lumina_ds.errors import CheckpointError
 
@@ -100,14 +101,20 @@ class SavedConfig(_Part):
 
 class SavedRun(RunIdentity):
     """What the training says of itself at a step: `filled` are positions of `rows` in which no row stood, since a life
-    ended inside a step. Checkpoints of before this field go on as they did: with the rows that follow the whole step."""
+    ended inside a step. Checkpoints of before this field go on as they did: with the rows that follow the whole step.
+
+    `mixture` is how far a run on several sources has come in each, and by which weights; `eval_set` names the evaluation
+    set of `eval_loss`, None for the only one.
+    """
 
     step: NonNegativeInt
     tokens: NonNegativeInt
     skipped: NonNegativeInt
     rows: NonNegativeInt
     filled: list[Interval] = []
+    mixture: MixtureState | None = None
     eval_loss: FiniteFloat | None
+    eval_set: str | None = None
     config: SavedConfig
     health: SavedHealth
 
@@ -165,7 +172,8 @@ class Manifest(SavedRun):
 
     def sealed(self) -> str:
         """The content of the file, with the digest by which a change is noticed."""
-        content = self.model_dump()
+        later = {"mixture", "eval_set"}  # only where a run has them, as in earlier versions
+        content = {name: value for name, value in self.model_dump().items() if value is not None or name not in later}
         return json.dumps(content | {"digest": manifest_digest(content)}, indent=1)
 
 

@@ -46,7 +46,7 @@ def publish(staging: Path, manifest: Manifest, keep: int, newest: bool = True) -
     sync_folder(final.parent)
     if newest:
         write_atomically(final.parent / "latest", final.name)
-    if manifest.eval_loss is not None and manifest.eval_loss < best_loss(final.parent):
+    if manifest.eval_loss is not None and manifest.eval_loss < best_loss(final.parent, manifest.eval_set):
         write_atomically(final.parent / "best", final.name)
     shutil.rmtree(replaced, ignore_errors=True)
     prune(final.parent, keep)
@@ -84,14 +84,17 @@ def prune(checkpoints: Path, keep: int) -> None:
             logger.warning("%s cannot be deleted as a whole; its rest is %s", folder.name, doomed.name)
 
 
-def best_loss(checkpoints: Path) -> float:
-    """Evaluation loss of the checkpoint that `best` names; infinite when there is none that can be read."""
+def best_loss(checkpoints: Path, eval_set: str | None = None) -> float:
+    """Evaluation loss of the checkpoint that `best` names; infinite when there is none that can be read, or its loss is
+    on another set than `eval_set`."""
     best = pointer_target(checkpoints, "best")
     try:
-        loss = read_manifest(best).eval_loss if best is not None else None
+        manifest = read_manifest(best) if best is not None else None
     except CheckpointError:
-        loss = None
-    return math.inf if loss is None else loss
+        manifest = None
+    if manifest is None or manifest.eval_loss is None or manifest.eval_set != eval_set:
+        return math.inf
+    return manifest.eval_loss
 
 
 def _any_sound(folders: list[Path]) -> bool:

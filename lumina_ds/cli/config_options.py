@@ -16,6 +16,7 @@ from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_
 from lumina_ds.config.options import SHORT_OPTIONS, ShortOption
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
+from lumina_ds.files import shown_path
 from lumina_ds.text import nearest
 
 
@@ -85,11 +86,11 @@ def resolve(ctx: click.Context) -> ResolvedConfig:
             overrides.append(Override(option.field, "off", _negation(option)))
     return load_config(
         ctx.params["config"],
-        overrides + _dotted(ctx.args, [flag for option in ctx.command.params for flag in option.opts]),
+        overrides + _dotted(ctx.args, [flag for option in ctx.command.params for flag in option.opts], ctx),
     )
 
 
-def _dotted(args: list[str], known: list[str]) -> list[Override]:
+def _dotted(args: list[str], known: list[str], ctx: click.Context) -> list[Override]:
     overrides = []
     rest = list(args)
     while rest:
@@ -97,13 +98,24 @@ def _dotted(args: list[str], known: list[str]) -> list[Override]:
         name, equals, value = flag.removeprefix("--").partition("=")
         if not flag.startswith("--") or "." not in name:
             kind = "option" if flag.startswith("-") else "argument"
-            raise ConfigError(f"unknown {kind} {flag}{nearest(flag, known)}")
+            hint = _hint_to_repeat(flag, ctx.meta["arguments"]) or nearest(flag, known)
+            raise ConfigError(f"unknown {kind} {shown_path(flag)}{hint}")
         if not equals:
             if not rest:
                 raise ConfigError(f"{flag} needs a value")
             value = rest.pop(0)
         overrides.append(Override(name.replace("-", "_"), value, f"--{name}"))
     return overrides
+
+
+def _hint_to_repeat(word: str, arguments: list[str]) -> str:
+    """How to give several values where `word` is a further one after an option that takes one each time, else nothing."""
+    before = arguments[: arguments.index(word)] if word in arguments else []
+    place = next((number for number in reversed(range(len(before))) if before[number].startswith("-")), None)
+    flag = None if place is None else before[place]
+    if word.startswith("-") or flag not in {option.flag for option in SHORT_OPTIONS if option.kind == "many"}:
+        return ""
+    return f"; {flag} takes one path each time: {flag} A {flag} B, or a glob in quotes: {flag} 'chats/*.jsonl'"
 
 
 def _negation(option: ShortOption) -> str:

@@ -38,8 +38,10 @@ def command() -> None:
 )
 @_JSON
 def formats(as_json: bool) -> None:
-    """List the kinds of JSONL lines that are read. The keys of a line tell its kind."""
+    """List the kinds of lines that are read, and the containers of lines. The keys of a line tell its kind, and the first
+    bytes of a file its container (of CSV and TSV, the names of the columns or of the file)."""
     from lumina_ds.data.formats import FORMATS
+    from preprocess.containers.lines import CONTAINERS
 
     if as_json:
         found = {name: {"meaning": form.meaning, "example": form.example} for name, form in FORMATS.items()}
@@ -47,6 +49,9 @@ def formats(as_json: bool) -> None:
         return
     for name, form in FORMATS.items():
         click.echo(f"{name}: {form.meaning}\n  {json.dumps(form.example, ensure_ascii=False)}")
+    click.echo("\nContainers of such lines:")
+    for name, meaning in CONTAINERS.items():
+        click.echo(f"  {name}: {meaning}")
 
 
 @command.command(epilog="Example: lumina data stats shards/train --html shards.html", short_help="count what is in it")

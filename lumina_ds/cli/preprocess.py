@@ -77,6 +77,11 @@ def _max_rejected(ctx: click.Context, parameter: click.Parameter, value: str) ->
     callback=_max_rejected,
     help="Fail above this many refused lines, or this share of all lines, such as 0.05 or 5% (exit code 3).",
 )
+@click.option(
+    "--allow-unknown",
+    is_flag=True,
+    help="Train on ids for characters that the tokenizer cannot spell (else exit code 3).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a shard folder made with other settings.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as one JSON document.")
 @click.pass_context
@@ -89,13 +94,15 @@ def command(
     mpi: bool,
     as_json: bool,
     max_rejected: int | float,
+    allow_unknown: bool,
     overwrite: bool,
     chat_template: str,
     **settings: object,
 ) -> None:
     """Tokenize, mask and pack the conversations of FILES.
 
-    FILES are names, globs, or - for standard input: JSONL or JSON arrays, plain or packed by gzip, zstd, bzip2 or xz.
+    FILES are names, globs, saved datasets, or - for standard input: JSONL, JSON arrays, Parquet, Arrow, CSV or TSV, plain
+    or packed by gzip, zstd, bzip2 or xz.
     A run that was killed leaves OUT.partial; the same command goes on from there.
     """
     from lumina_ds.data.shards.manifest import Settings
@@ -123,6 +130,7 @@ def command(
             num_workers=num_workers,
             workers=workers,
             max_rejected=max_rejected,
+            allow_unknown=allow_unknown,
             overwrite=overwrite,
             chat_template=chat_template,
         )

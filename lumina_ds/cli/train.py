@@ -114,6 +114,7 @@ def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
     from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size
     from lumina_ds.train.resume import check_resume
     from lumina_ds.train.run_folder import RunFolder
+    from preprocess.run_data import iter_folders
 
     check_deepspeed_version()
     check_run(config, planned_world_size(complete_runner_arguments(runner)))
@@ -122,8 +123,8 @@ def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
     configure_logging()
     config = _with_shards(config)
     # A plan for a new row length is made once here, not by every rank at the same time.
-    assert config.data.shards is not None
-    ShardFolder.open(config.data.shards, config.data.force_streaming).packing(config.seq_length)
+    for folder in iter_folders(config):
+        ShardFolder.open(folder, config.data.force_streaming).packing(config.seq_length)
     return config
 
 
@@ -133,17 +134,13 @@ def _with_shards(config: RunConfig, keep_record: bool = True) -> RunConfig:
     `keep_record`: preprocessing.json in the run folder says what became of them.
     """
     from lumina_ds.train.run_folder import RunFolder
-    from preprocess.prepare import prepare_training_data, preprocessing_record
+    from preprocess.run_data import prepare_run_data
 
-    data = prepare_training_data(config, Path(config.run.runs_dir) / ".data")
-    if config.data.train_data and keep_record:
+    data = prepare_run_data(config, Path(config.run.runs_dir) / ".data")
+    if data.record and keep_record:
         fresh = config.run.resume == "none"
-        RunFolder.of(config).write_preprocessing(preprocessing_record(data), fresh)
-    changed = config.model_copy(deep=True)
-    # Naming the source of the shards as well would be a contradiction.
-    changed.data.train_data, changed.data.shards = [], str(data.shards)
-    changed.data.eval_shards = None if data.eval_shards is None else str(data.eval_shards)
-    return changed
+        RunFolder.of(config).write_preprocessing(data.record, fresh)
+    return data.config
 
 
 def _train_what_is_handed_over(path: Path, digest: str) -> NoReturn:
@@ -168,24 +165,28 @@ def _run(config: RunConfig) -> NoReturn:
     from lumina_ds.measure.batch_size import settle_batch
     from lumina_ds.train.start import run_rank
 
-    data = config.data
-    assert data.shards is not None
-    run_rank(config, Path(data.shards), None if data.eval_shards is None else Path(data.eval_shards), settle_batch)
+    shards, eval_shards = (
+        None if path is None else Path(path) for path in (config.data.shards, config.data.eval_shards)
+    )
+    run_rank(config, shards, eval_shards, settle_batch)
 
 
 def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
     """Print the configuration with origins, the DeepSpeed JSON, the memory plan, and the command that starts it."""
     from lumina_ds.cli.plan.render import plan_record
+    from lumina_ds.cli.plan.sources import sources_record
     from lumina_ds.plan.memory import plan_memory
     from lumina_ds.ranks.check_run import check_run
     from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size, shown_start
-    from preprocess.prepare import check_sources
+    from preprocess.mixture_forecast import forecast_sources
+    from preprocess.run_data import check_run_data
 
     config, runner = resolved.config, complete_runner_arguments(runner)
     world_size = planned_world_size(runner)
     checked = check_run(config, world_size)
-    check_sources(config)
+    check_run_data(config)
     plan = plan_memory(config, world_size, checked.precision, checked.device, checked.deepspeed_json)
+    sources = forecast_sources(config, world_size // config.deepspeed.sequence_parallel_size)
     tree = config.model_dump()
     values = {name: reduce(getitem, name.split("."), tree) for name in resolved.origins}
     started = [word for word in arguments if word not in ("--dry-run", "--json")]
@@ -199,22 +200,23 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
             "attention": {"value": checked.attention.backend, "reason": checked.attention.reason},
             "fused_kernels": {"value": list(checked.kernels.names), "reason": checked.kernels.reason},
             "command": command,
-        }
+        } | sources_record(config, sources)
         click.echo(json.dumps(document, indent=2))
     else:
-        _print_dry_run(resolved, values, checked, plan, command)
+        _print_dry_run(resolved, values, (checked, plan, sources), command)
 
 
 def _print_dry_run(
-    resolved: ResolvedConfig, values: Mapping[str, Any], checked: RunCheck, plan: MemoryPlan, command: str
+    resolved: ResolvedConfig, values: Mapping[str, Any], found: tuple[RunCheck, MemoryPlan, Any], command: str
 ) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from lumina_ds.cli.plan.render import render_plan
+    from lumina_ds.cli.plan.sources import render_sources
     from lumina_ds.plan.duration import checkpoint_bytes, describe_saves
 
-    console, config, origins = Console(), resolved.config, resolved.origins
+    console, config, origins, (checked, plan, sources) = Console(), resolved.config, resolved.origins, found
     table = Table(box=None, pad_edge=False)
     table.add_column("field", no_wrap=True)
     table.add_column("value")
@@ -232,6 +234,7 @@ def _print_dry_run(
     render_plan(plan, console)
     if config.train.auto_micro_batch:
         console.print("The micro-batch is chosen and tried when the ranks start; planned here is the configured one.")
+    render_sources(config, sources, console)
     saves = describe_saves(config.train, checkpoint_bytes(config, checked.precision).total)
     console.print(f"Checkpoints: {saves}.", highlight=False)
     console.print("Command (started from this folder; the data is prepared first):")

@@ -38,6 +38,7 @@ EXAMPLES = """Examples:
     type=click.Choice(["all", "last", "marked"]),
     help="Assistant turns that are labels, as in lumina preprocess.",
 )
+@click.option("--allow-unknown", is_flag=True, help="Let trained ids for characters that the tokenizer lacks pass.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a self-contained HTML page.")
 @click.option("--examples", "num_examples", default=3, show_default=True, type=click.IntRange(0, 100), help="Per rule.")
 @click.option("--strict", is_flag=True, help="Let warnings fail too (exit code 3).")
@@ -48,6 +49,7 @@ def command(
     chat_template: str,
     seq_length: int | None,
     train_turns: TrainTurns,
+    allow_unknown: bool,
     report: Path | None,
     num_examples: int,
     strict: bool,
@@ -55,10 +57,12 @@ def command(
 ) -> None:
     """Check the conversations of FILES.
 
-    FILES are names, globs, or - for standard input: JSONL or JSON arrays, plain or packed by gzip, zstd, bzip2 or xz.
+    FILES are names, globs, saved datasets, or - for standard input: JSONL, JSON arrays, Parquet, Arrow, CSV or TSV, plain
+    or packed by gzip, zstd, bzip2 or xz.
     Errors are lines that `lumina preprocess` refuses; with one or more the exit code is 3. Warnings are lines
     that it takes but that are rarely meant so.
     """
+    from preprocess.text_check import check_unknown
     from preprocess.validation.findings import to_json
     from preprocess.validation.page import write_report
     from preprocess.validation.validate import validate_files
@@ -90,6 +94,8 @@ def command(
     if findings.num_errors:
         rules = ", ".join(entry.rule for entry in findings.sorted_rules() if entry.level == "error")
         raise DataError(f"{findings.num_errors:,} of {findings.lines:,} lines cannot be used: {rules}")
+    if findings.text_check is not None:
+        check_unknown(findings.text_check.loss(), allow_unknown, findings.lines, str(tokenizer_path))
     if strict and findings.num_warnings:
         raise DataError(f"{findings.num_warnings:,} warnings, and --strict allows none")
 

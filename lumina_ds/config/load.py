@@ -14,6 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lumina_ds.config.checks import attention_faults, data_faults, kernel_faults, model_faults, sequence_faults
+from lumina_ds.config.mixture_checks import mixture_faults
+from lumina_ds.config.mixtures import EvalSetConfig, SourceConfig
 from lumina_ds.config.schema import ModelConfig, RunConfig, Section
 from lumina_ds.config.tensors import num_parameters
 from lumina_ds.errors import ConfigError
@@ -23,6 +25,9 @@ PRESET_FOLDER = Path(__file__).parent / "presets"
 MAX_YAML_BYTES = 1 << 20
 # A few lines of aliases of aliases would fill any memory.
 MAX_YAML_VALUES = 100_000
+
+# Lists whose entries have fields of their own.
+_ENTRIES: dict[str, type[BaseModel]] = {"data.sources": SourceConfig, "data.eval_sets": EvalSetConfig}
 
 # (below so many parameters, share of the steps)
 _WARMUP_RATIOS = ((10e6, 0.1), (500e6, 0.05), (5e9, 0.03), (25e9, 0.02), (float("inf"), 0.01))
@@ -81,7 +86,7 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
         raise ConfigError(f"--config is missing; give a YAML file or a preset ({', '.join(preset_names())})")
     config = _validate(values, origins)
     faults = model_faults(config) + attention_faults(config) + kernel_faults(config)
-    faults += sequence_faults(config) + data_faults(config)
+    faults += sequence_faults(config) + data_faults(config) + mixture_faults(config)
     if faults:
         raise ConfigError.from_faults(faults)
     if "train.warmup_ratio" not in origins:
@@ -281,6 +286,9 @@ def _nearest_field(name: str) -> str:
     section, _, word = name.rpartition(".")
     if not section and (hint := nearest(name, RunConfig.model_fields)):
         return hint
+    entries = _ENTRIES.get(re.sub(r"\.\d+$", "", section))
+    if entries is not None:
+        return nearest(word, entries.model_fields) or f"; it takes {', '.join(entries.model_fields)}"
     fields = dotted_fields(RunConfig)
     siblings = [field for field in fields if field.startswith(f"{section}.")] if section else []
     for candidates in (siblings, fields):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from lumina_ds.config.attention import ATTENTION_BACKENDS
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, OTHER_TEMPLATES, TEMPLATE_SUFFIX, TEMPLATES
 from lumina_ds.config.choices import NameOf
+from lumina_ds.config.mixtures import EvalSet, PathList, Source, as_list
 from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.router_scores import ROUTER_SCORES
 from lumina_ds.config.schedules import SCHEDULES
@@ -38,16 +39,6 @@ ZeroStage = Literal[0, 1, 2, 3]
 Offload = Literal["none", "optimizer", "optimizer+params"]
 
 
-def _as_list(value: Any) -> Any:
-    """Accept one path, or several separated by commas, where a list of paths is wanted."""
-    if isinstance(value, str):
-        return [part for part in value.split(",") if part]
-    return value
-
-
-PathList = Annotated[list[str], BeforeValidator(_as_list)]
-
-
 def as_max_rejected(value: Any) -> Any:
     """A number of lines (int), or a share of them (float), also written as `5%`. Raises ValueError on anything else."""
     if isinstance(value, str):
@@ -67,7 +58,7 @@ def _as_kernels(value: Any) -> Any:
     """One of auto, on and off (which YAML reads as booleans), or names as a list or separated by commas."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return value if value in ("auto", "on", "off") else _as_list(value)
+    return value if value in ("auto", "on", "off") else as_list(value)
 
 
 FusedKernels = Annotated[Literal["auto", "on", "off"] | list[FusedKernel], BeforeValidator(_as_kernels)]
@@ -151,12 +142,19 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the conversations come from: JSONL that is preprocessed once, or finished shards."""
+    """Where the conversations come from: JSONL that is preprocessed once, finished shards, or a mixture of both."""
 
     train_data: PathList = Field(default_factory=list, description="JSONL files, preprocessed once before training")
     eval_data: PathList = Field(default_factory=list, description="JSONL files for evaluation")
     shards: str | None = Field(None, description="folder of preprocessed shards to train on")
     eval_shards: str | None = Field(None, description="folder of preprocessed shards to evaluate on")
+    sources: list[Source] = Field(
+        default_factory=list, description="sources of a mixture, in place of train_data and shards"
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="shares of the sources by their tokens to the power of 1/temperature; 1: by their size"
+    )
+    eval_sets: list[EvalSet] = Field(default_factory=list, description="named evaluation sets, each measured by itself")
     tokenizer: str = Field("auto", description="SentencePiece model; auto trains one of model.vocab_size")
     chat_template: ChatTemplateName = Field(
         DEFAULT_TEMPLATE,
@@ -174,6 +172,9 @@ class DataConfig(Section):
     )
     max_rejected: MaxRejected = Field(
         0.05, description="refused lines of train_data or eval_data above which a run ends: a number, or a share (5%)"
+    )
+    allow_unknown: bool = Field(
+        False, description="train on ids that stand for characters which the tokenizer cannot spell"
     )
     shard_size_mb: int = Field(256, ge=1, description="size at which a new shard file begins")
     disable_sharding: bool = Field(False, description="write one shard file whatever its size")
@@ -258,6 +259,10 @@ class TrainConfig(Section):
     log_every_n_batches: int = Field(1, ge=1, description="steps between two metrics records")
     eval_every_n_batches: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates before and after")
     eval_max_rows: int | None = Field(None, ge=1, description="evaluate on the first so many rows only")
+    best_by: str | None = Field(
+        None,
+        description="evaluation set whose loss chooses the checkpoint `best`; unset or mean: the weighted mean of all",
+    )
     save_every_n_batches: int = Field(
         0, ge=0, description="steps between checkpoints, beside those by minutes; 0: none"
     )

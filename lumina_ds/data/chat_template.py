@@ -15,7 +15,7 @@ from itertools import islice
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from lumina_ds.data.strict_json import RejectedLine
-from lumina_ds.data.templates.jinja_template import JinjaTemplate
+from lumina_ds.data.templates.jinja_template import JinjaTemplate, TemplateWriter
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.data.turns import Conversation, Turn, to_messages
 from lumina_ds.errors import DataError
@@ -35,9 +35,13 @@ def encode_conversations(
         writer = template.with_tokenizer(tokenizer)
         rows = []
         for conversation in conversations:
+            if conversation.is_text:
+                rows.append(_document(conversation.turns[0].content, tokenizer, writer))
+                continue
             messages, tools = to_messages(conversation)
-            rows.append(writer.row(messages, conversation.trained, tools))
-        return [(row.ids, row.mask) for row in rows]
+            row = writer.row(messages, conversation.trained, tools)
+            rows.append((row.ids, row.mask))
+        return rows
     contents = iter(tokenizer.encode_batch([turn.content for c in conversations for turn in c.turns]))
     return [_layout(c.turns, c.trained, islice(contents, len(c.turns)), tokenizer, template) for c in conversations]
 
@@ -62,6 +66,15 @@ def stop_ids(tokenizer: Tokenizer, template: Template = _DEFAULT) -> frozenset[i
     if isinstance(template, JinjaTemplate):
         return template.with_tokenizer(tokenizer).stop_ids
     return frozenset(tokenizer.ids_of([template.end_token]))
+
+
+def _document(text: str, tokenizer: Tokenizer, writer: TemplateWriter) -> tuple[list[int], list[int]]:
+    """A text for continued pretraining: BOS, where the tokenizer puts one, the text, and the end of a text."""
+    names = dict(writer.template.special_tokens)
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    end = writer.encoder.control_names.get(names.get("eos_token", ""), min(writer.stop_ids))
+    content = tokenizer.encode_plain(text)
+    return [*begin, *content, end], [*(0 for _ in begin), *(1 for _ in content), 1]
 
 
 def _layout(

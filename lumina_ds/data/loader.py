@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -42,6 +43,17 @@ class MicroBatch:
     row_ids: tuple[int, ...]  # packed-row number per row, -1 for a filler
     padding_mask: np.ndarray  # [B, S] bool, True where a real token stands
     row_seeds: tuple[int, ...] | None = None  # of the routers' noise, per row; None where there is none
+    row_sources: tuple[int, ...] | None = None  # of a mixture, per row, -1 for a filler; None where there is one source
+    num_sources: int = 0
+
+    @cached_property
+    def labels_by_source(self) -> list[int]:
+        """Label tokens of each source of a mixture; none without one."""
+        found = [0] * self.num_sources
+        for source, labels in zip(self.row_sources or (), self.labels, strict=self.row_sources is not None):
+            if source >= 0:
+                found[source] += int(np.count_nonzero(labels != IGNORED_LABEL))
+        return found
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,25 @@ class PackedRows:
                 f"{folder.path} gives no row of {seq_length} tokens: its conversations are longer; "
                 "raise --seq-length, or preprocess with --overlong split"
             )
+
+    @property
+    def folders(self) -> list[ShardFolder]:
+        """The one folder."""
+        return [self.folder]
+
+    @property
+    def digest(self) -> str:
+        """What a checkpoint knows these rows by."""
+        return self.folder.digest
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return int(self._plan.lengths.sum(dtype=np.int64))
+
+    def row_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [rows]: the tokens in each of some rows."""
+        return self._plan.row_tokens(rows)
 
     def describe_losses(self) -> str | None:
         """One sentence on conversations cut or dropped at this row length; None for nothing."""

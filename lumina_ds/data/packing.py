@@ -84,14 +84,19 @@ class PackingPlan:
             f"tokens, which loses {lost:.1%} of the tokens; --overlong split keeps them"
         )
 
+    def row_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [rows]: the tokens in each of some rows."""
+        _, _, lengths, counts = self.segments(rows)
+        return np.add.reduceat(lengths, np.cumsum(counts) - counts) if len(rows) else np.zeros(0, np.int64)
+
     def row(self, index: int) -> list[Segment]:
         begin, end = int(self.row_offsets[index]), int(self.row_offsets[index + 1])
         columns = (self.documents[begin:end], self.starts[begin:end], self.lengths[begin:end])
         return list(map(Segment, *(column.tolist() for column in columns)))
 
-    def segments(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def segments(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(documents, starts, lengths) of the segments of some rows, one row after the other, and how many each has."""
-        chosen = np.array(rows, np.int64)
+        chosen = np.asarray(rows, np.int64)
         begins = self.row_offsets[chosen].astype(np.int64)
         counts = self.row_offsets[chosen + 1] - begins
         places = np.repeat(begins - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))

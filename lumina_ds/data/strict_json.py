@@ -18,6 +18,9 @@ LINE_TOO_LONG = "line too long"
 # Rules that a line breaks before it is JSON at all.
 NOT_JSON_RULES = frozenset({INVALID_JSON, INVALID_UTF8, BYTE_ORDER_MARK, LINE_TOO_LONG})
 
+# What a reader of tables writes in place of a row that is none, with the reason after it. No JSON begins so.
+UNREADABLE_ROW = b"\0unreadable row: "
+
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -45,6 +48,8 @@ def parse_object(line: bytes) -> dict[str, Any]:
 def _parse_json(line: bytes) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise RejectedLine(LINE_TOO_LONG, f"longer than {MAX_LINE_BYTES} bytes")
+    if line.startswith(UNREADABLE_ROW):
+        raise RejectedLine("unreadable row", line.removeprefix(UNREADABLE_ROW).decode("utf-8", "backslashreplace"))
     if line.startswith(b"\xef\xbb\xbf"):
         raise RejectedLine(BYTE_ORDER_MARK, "starts with a byte order mark")
     try:

@@ -178,25 +178,32 @@ class CausalLM(nn.Module):
         padding_mask: Tensor | None = None,
         caches: Sequence[LayerCache] | None = None,
         row_seeds: tuple[int, ...] | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor, Tensor]:
+        row_groups: Tensor | None = None,
+        num_groups: int = 0,
+    ) -> Tensor | tuple[Tensor, ...]:
         """Logits [B, S, V] without labels; with labels [B, S] (-100: not trained) a tuple of
 
         summed negative log-likelihood (fp32 scalar), load-balancing loss and router z-loss (sums over real tokens,
         means over the MoE layers), and what the routers measured [MoE layers, 2E + 4]. One forward serves both so
         that DeepSpeed's hooks, which sit on it, see every use. `row_seeds`, one per row, give the routers' noise in
-        training.
+        training. With `row_groups` [B], a number below `num_groups` for every row with labels, the first sum of each
+        group, fp64 [groups] without a gradient, follows the four.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         hidden_BSD, router_outputs = self.model(input_ids, position_ids, documents, padding_mask, caches, row_seeds)
         if labels is None:
             return self.lm_head(hidden_BSD)
-        loss = self.lm_head(hidden_BSD, labels)
+        by_group: tuple[Tensor, ...] = ()
+        if row_groups is None:
+            loss = self.lm_head(hidden_BSD, labels)
+        else:
+            loss, *by_group = self.lm_head(hidden_BSD, labels, row_groups, num_groups)
         if not router_outputs:
             zero = loss.new_zeros(())
-            return loss, zero, zero, loss.new_zeros((0, 0))
+            return loss, zero, zero, loss.new_zeros((0, 0)), *by_group
         balance, z_loss, measured = (torch.stack(parts) for parts in zip(*router_outputs, strict=True))
-        return loss, balance.mean(), z_loss.mean(), measured
+        return loss, balance.mean(), z_loss.mean(), measured, *by_group
 
 
 def routing_context(

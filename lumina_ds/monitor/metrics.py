@@ -14,6 +14,16 @@ Section = Literal["loss", "course", "health", "experts"]
 
 
 @dataclass(frozen=True)
+class SourceFacts:
+    """Of each source of a mixture: the share of the tokens that it is to have, the passes over its rows and its tokens
+    in the run so far, those passed over with them."""
+
+    shares: Mapping[str, float]
+    passes: Mapping[str, float]
+    tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class StepFacts:
     """What the loop knows when a step is done; every metric of the step is made from it.
 
@@ -37,6 +47,7 @@ class StepFacts:
     config: RunConfig
     machine: Mapping[str, Any] = field(default_factory=dict)
     samples: Sequence[int] | None = None
+    sources: SourceFacts | None = None
 
 
 @dataclass(frozen=True)

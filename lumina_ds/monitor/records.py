@@ -10,6 +10,7 @@ before a report of it is written.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -191,6 +192,27 @@ class StepRecord:
         plot=Plot("Capacity factor", "highest layer", "experts"),
         layers=PerLayer("capacity factor", "{:.3f}", max),
     )
+    source_loss: dict[str, float | None] | None = _entry(
+        "mean loss of the label tokens by source; null for one without any in the step",
+        lambda step: _losses_by_source(step),
+        "nats per token",
+        figure=lambda losses: _figure_by_source(losses),
+    )
+    source_trained_tokens: dict[str, int] | None = _entry(
+        "label tokens by source", lambda step: step.sources and _by_source(step, step.counts.labels_by_source), "tokens"
+    )
+    source_tokens: dict[str, int] | None = _entry(
+        "tokens of the run so far by source, those passed over with them",
+        lambda step: step.sources and dict(step.sources.tokens),
+        "tokens",
+    )
+    source_epochs: dict[str, float] | None = _entry(
+        "passes over each source's rows so far", lambda step: step.sources and dict(step.sources.passes)
+    )
+    source_shares: dict[str, float] | None = _entry(
+        "share of the tokens that each source is to have in the step; a change is seen where it begins",
+        lambda step: step.sources and dict(step.sources.shares),
+    )
     samples: list[int] | None = _entry("packed rows of all ranks", lambda step: step.samples, is_tracked=False)
     # Added metrics, and keys that a file of another version has.
     others: dict[str, Any] = field(default_factory=dict)
@@ -224,12 +246,16 @@ class StepRecord:
 
 @dataclass
 class EvaluationRecord:
-    """The evaluation after `step` steps: mean loss of the label tokens in nats, and how many there were."""
+    """The evaluation after `step` steps: mean loss of the label tokens in nats, and how many there were.
+
+    `name` is that of the set where there are several, or `mean` for the mean of all.
+    """
 
     step: int
     loss: float
     perplexity: float = math.nan
     trained_tokens: int = 0
+    name: str | None = None
 
     @classmethod
     def read(cls, values: Any) -> EvaluationRecord | None:
@@ -237,18 +263,20 @@ class EvaluationRecord:
         step = step_of(values)
         if step is None:
             return None
-        numbers = (_number(values.get(name)) for name in ("loss", "perplexity", "trained_tokens"))
-        return cls(step, *numbers)
+        loss, perplexity, trained = (_number(values.get(key)) for key in ("loss", "perplexity", "trained_tokens"))
+        name = values.get("name")
+        return cls(step, loss, perplexity, trained, name if isinstance(name, str) else None)
 
     def values(self) -> dict[str, Any]:
         """Keys and values as a line of evaluations.jsonl has them."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 # Every metric by its name, in the order of the keys.
 METRICS: dict[str, Metric] = {one.name: one.metadata["metric"] for one in fields(StepRecord) if one.metadata}
 _OWN = tuple(METRICS)
 _LISTS = {one.name for one in fields(StepRecord) if str(one.type).startswith("list[")}
+_BY_SOURCE = {one.name for one in fields(StepRecord) if str(one.type).startswith("dict[")} - {"others"}
 
 
 def add_metric(name: str, metric: Metric) -> None:
@@ -269,6 +297,28 @@ def _loss(step: StepFacts) -> float:
     return step.outcome.loss if step.counts.trained_tokens else math.nan
 
 
+def _by_source(step: StepFacts, values: Sequence[Any]) -> dict[str, Any]:
+    """Values in the order of the sources' names, by name."""
+    assert step.sources is not None
+    return dict(zip(step.sources.shares, values, strict=True))
+
+
+def _losses_by_source(step: StepFacts) -> dict[str, float | None] | None:
+    if step.sources is None:
+        return None
+    sums = zip(step.outcome.losses_by_source, step.counts.labels_by_source, strict=True)
+    return _by_source(step, [_finite(loss / count) if count else None for loss, count in sums])
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _figure_by_source(losses: dict[str, float | None]) -> str:
+    shown = (f"{name} {'none' if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
+    return f"by source {', '.join(shown)}"
+
+
 def _can_overflow(step: StepFacts) -> bool:
     return step.config.model.overflow_policy != "dropless"
 
@@ -277,6 +327,8 @@ def _typed(name: str, value: Any) -> Any:
     """The value as its metric has it: NaN for a number that is null or damaged; None for a list that is none."""
     if name not in METRICS:
         return value
+    if name in _BY_SOURCE:
+        return {key: _number(each) for key, each in value.items()} if isinstance(value, dict) else None
     if name in _LISTS:
         return value if isinstance(value, list) else None
     return _number(value) if name in _OWN or value is None else value

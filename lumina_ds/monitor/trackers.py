@@ -51,7 +51,8 @@ def scalars_of(record: StepRecord | EvaluationRecord) -> dict[str, float]:
     """Numbers as train/NAME or eval/NAME; a list with a number per layer as layers/NAME/LL. Others are left out."""
     if isinstance(record, EvaluationRecord):
         numbers = {name: value for name, value in record.values().items() if name != "step"}
-        return {f"eval/{name}": float(value) for name, value in numbers.items() if _is_number(value)}
+        place = "eval" if record.name is None else f"eval/{record.name}"
+        return {f"{place}/{name}": float(value) for name, value in numbers.items() if _is_number(value)}
     scalars: dict[str, float] = {}
     for name, metric in METRICS.items():
         value = record.value(name)
@@ -59,6 +60,8 @@ def scalars_of(record: StepRecord | EvaluationRecord) -> dict[str, float]:
             continue
         if _is_number(value):
             scalars[f"train/{name}"] = float(value)
+        elif isinstance(value, Mapping):
+            scalars |= {f"sources/{key}/{name}": float(each) for key, each in value.items() if _is_number(each)}
         elif isinstance(value, Sequence) and value and all(_is_number(each) for each in value):
             scalars |= {f"layers/{name}/{layer:02d}": float(each) for layer, each in enumerate(value)}
     return scalars

@@ -17,6 +17,7 @@ from lumina_ds.errors import Interrupted, LuminaError, UnstableError
 from lumina_ds.monitor.metrics import StepFacts
 from lumina_ds.monitor.records import StepRecord
 from lumina_ds.train.evaluate import evaluate
+from lumina_ds.train.evaluation_sets import evaluate_sets, judged_loss
 from lumina_ds.train.guarded_step import GuardedStep, StepFailed, StopBetweenBatches
 from lumina_ds.train.health import Verdict
 from lumina_ds.train.outputs import Outputs
@@ -98,6 +99,7 @@ class TrainingLoop:
             save_due=self.saves.minutes_are_over(),
             failed=failure is not None,
             slow=self.step_is_slow,
+            num_sources=self.setting.num_sources,
         )
         if counts.stop_requested or counts.failed:
             self._save_and_stop(failure, counts.failed)
@@ -159,6 +161,7 @@ class TrainingLoop:
             config=self.config,
             machine=self.watchdog.metrics,
             samples=state.step_rows(rows_per_step) if self.config.run.record_samples else None,
+            sources=state.sources(rows_per_step),
         )
         self.outputs.record(StepRecord.of(facts))
 
@@ -206,8 +209,8 @@ class TrainingLoop:
             self.saves.save(self.engine, self._saved_run(eval_loss))
 
     def _evaluate(self, to_its_end: bool = False) -> float | None:
-        """The loss on the evaluation rows; None without any, or when a stop was asked for meanwhile."""
-        if self.setting.eval_rows is None:
+        """The loss by which checkpoints are judged; None without a set, or when a stop was asked for meanwhile."""
+        if not self.setting.eval_sets:
             return None
         train, step = self.config.train, self.state.step
 
@@ -218,18 +221,15 @@ class TrainingLoop:
 
         try:
             with self.steps.guard.unchanged(step, random_state()):
-                result = evaluate(
-                    *(self.engine, self.setting.eval_rows, train.micro_batch_size, self.world, train.eval_max_rows),
-                    on_batch,
-                )
+                how = (train.micro_batch_size, self.world, train.eval_max_rows, on_batch)
+                results = evaluate_sets(self.setting.eval_sets, lambda rows: evaluate(self.engine, rows, *how))
         except StopBetweenBatches:
             return None
-        self.outputs.evaluation(step, result)
-        return result["loss"]
+        self.outputs.evaluations(step, results)
+        return judged_loss(results, train.best_by)
 
     def _saved_run(self, eval_loss: float | None) -> SavedRun:
-        setting = self.setting
-        return self.state.saved(setting.identity, setting.effective_config, setting.length.rows_per_step, eval_loss)
+        return self.state.saved(*self.setting.of_checkpoints, eval_loss)
 
     def _save_unless_saved(self) -> None:
         if self.saves.step != self.state.step:

@@ -57,12 +57,15 @@ class Outputs:
             self._metrics.write(record)
             self._console.show(record)
 
-    def evaluation(self, step: int, result: Mapping[str, float]) -> None:
-        """Write and show an evaluation."""
-        if self._metrics is not None:
+    def evaluations(self, step: int, results: Mapping[str | None, Mapping[str, float]]) -> None:
+        """Write and show evaluations, each under the name of its set, if it has one."""
+        if self._metrics is None:
+            return
+        for name, result in results.items():
             counted = int(result["trained_tokens"])
-            self._metrics.write_evaluation(EvaluationRecord(step, result["loss"], result["perplexity"], counted))
-            self.say(f"evaluation at step {step}: loss {result['loss']:.4f}, PPL {result['perplexity']:.2f}")
+            self._metrics.write_evaluation(EvaluationRecord(step, result["loss"], result["perplexity"], counted, name))
+            of = "" if name is None else f" of {name}"
+            self.say(f"evaluation{of} at step {step}: loss {result['loss']:.4f}, PPL {result['perplexity']:.2f}")
 
     def go_back(self, step: int) -> None:
         """Take out what was recorded after `step`."""

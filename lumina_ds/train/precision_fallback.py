@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch.distributed as dist
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.mixture.rows import MixedRows
 from lumina_ds.engine.build import release
 from lumina_ds.engine.world import World
 from lumina_ds.errors import CheckpointError, MachineError, UnstableError
 from lumina_ds.files import write_atomically
 from lumina_ds.model.device import device_and_precision
+from lumina_ds.train.evaluation_sets import EvaluationSet
 from lumina_ds.train.run import TrainingRun
 from lumina_ds.train.run_folder import RunFolder
 
@@ -29,7 +32,9 @@ RECORD = "precision.json"
 _SAFER = {"fp16": ("mixed_bf16", "fp32"), "bf16": ("mixed_bf16", "fp32"), "mixed_bf16": ("fp32",)}
 
 
-def train_with_fallback(config: RunConfig, rows: PackedRows, eval_rows: PackedRows | None, world: World) -> None:
+def train_with_fallback(
+    config: RunConfig, rows: PackedRows | MixedRows, eval_sets: Sequence[EvaluationSet], world: World
+) -> None:
     """Train; on UnstableError, with train.precision_fallback, again in the next safer precision until none is left."""
     record = RunFolder.of(config).path / RECORD
     if config.train.precision_fallback and (remembered := read_record(record)) is not None:
@@ -37,7 +42,7 @@ def train_with_fallback(config: RunConfig, rows: PackedRows, eval_rows: PackedRo
     # Not by one rank while another has yet to read it.
     dist.barrier()
     while True:
-        run = TrainingRun(config, rows, eval_rows, world)
+        run = TrainingRun(config, rows, eval_sets, world)
         try:
             run.run()
             return

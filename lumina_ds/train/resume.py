@@ -19,8 +19,10 @@ from lumina_ds.checkpoint.manifest import (
 )
 from lumina_ds.checkpoint.publish import restore_replaced
 from lumina_ds.config.schema import ModelConfig, RunConfig, ZeroStage
+from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.mixture.order import MIXTURE_VERSION
+from lumina_ds.data.mixture.rows import MixedRows
 from lumina_ds.data.sampler import ORDER_VERSION
-from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import CheckpointError
 from lumina_ds.train.run_folder import RunFolder
@@ -32,10 +34,15 @@ LAYOUT = tuple(f"topology.{name}" for name in Topology.model_fields)
 
 
 def run_identity(
-    config: RunConfig, world_size: int, zero_stage: ZeroStage, precision: str, shards: ShardFolder, rows_per_step: int
+    config: RunConfig,
+    world_size: int,
+    zero_stage: ZeroStage,
+    precision: str,
+    rows: PackedRows | MixedRows,
+    rows_per_step: int,
 ) -> RunIdentity:
     """What a checkpoint must share with the run that resumes from it."""
-    train = config.train
+    train, made = config.train, rows.folder.manifest
     return RunIdentity(
         topology=Topology(
             world_size=world_size,
@@ -50,13 +57,13 @@ def run_identity(
             betas=[train.adam_beta1, train.adam_beta2],
             epsilon=train.adam_epsilon,
         ),
-        tokenizer=Digest(sha256=shards.manifest.tokenizer.digest),
-        template=Digest(sha256=shards.manifest.template.digest),
+        tokenizer=Digest(sha256=made.tokenizer.digest),
+        template=Digest(sha256=made.template.digest),
         data=SavedData(
-            sha256=shards.digest,
+            sha256=rows.digest,
             seq_length=config.seq_length,
             seed=train.seed,
-            order=ORDER_VERSION,
+            order=f"{ORDER_VERSION} {MIXTURE_VERSION}" if isinstance(rows, MixedRows) else ORDER_VERSION,
         ),
         schedule=Schedule(rows_per_step=rows_per_step),
     )

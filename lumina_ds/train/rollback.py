@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lumina_ds.checkpoint.format import newest_valid, set_aside_later_steps
 from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.mixture.rows import MixedRows
 from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import UnstableError
@@ -45,7 +46,7 @@ def checkpoint_before(checkpoints: Path, first_bad_step: int, world: World) -> P
 
 
 def pass_over_samples(
-    order: TrainingOrder, rows: PackedRows, steps: tuple[int, int], rows_per_step: int, record: Path | None
+    order: TrainingOrder, rows: PackedRows | MixedRows, steps: tuple[int, int], rows_per_step: int, record: Path | None
 ) -> str:
     """Take the rows of steps first..last (counted from 1) out of the order; returns a line that names them.
 

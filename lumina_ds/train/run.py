@@ -6,6 +6,7 @@ train/outputs.py and `on_rank_0`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,10 +16,12 @@ from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.checkpoint.state import load_checkpoint
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import PackedRows, Prefetcher
+from lumina_ds.data.mixture.rows import MixedRows
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.monitor.console import TrainingConsole
 from lumina_ds.plan.duration import describe_saves
+from lumina_ds.train.evaluation_sets import EvaluationSet
 from lumina_ds.train.loop import TrainingLoop
 from lumina_ds.train.outputs import Outputs
 from lumina_ds.train.resume import changed_settings, checkpoint_to_resume, layout_changes
@@ -34,8 +37,10 @@ from lumina_ds.train.watch.watchdog import Watchdog
 class TrainingRun:
     """One run from its configuration to its last checkpoint."""
 
-    def __init__(self, config: RunConfig, rows: PackedRows, eval_rows: PackedRows | None, world: World) -> None:
-        self.setting = Setting.of(config, rows, eval_rows, world)
+    def __init__(
+        self, config: RunConfig, rows: PackedRows | MixedRows, eval_sets: Sequence[EvaluationSet], world: World
+    ) -> None:
+        self.setting = Setting.of(config, rows, eval_sets, world)
         self.folder = RunFolder.of(config)
         self.state = self.setting.fresh_state()
         self.outputs = Outputs(self._console(), leads=world.rank == 0)
@@ -95,8 +100,8 @@ class TrainingRun:
             lambda step: check_disk_space(checkpoints, train, setting.checkpoint_bytes, last_step - step),
         )
         if resume_from is not None:
-            filled = on_rank_0(world, lambda: read_manifest(resume_from).filled)
-            self.setting = setting = setting.after_filling(sum(count for _, count in filled))
+            saved = on_rank_0(world, lambda: read_manifest(resume_from))
+            self.setting = setting = setting.going_on(self.state, saved.filled, saved.mixture)
         if world.rank == 0:
             tokenizer = setting.rows.folder.tokenizer_path
             self.folder.write_settings(setting.effective_config, setting.deepspeed_json, tokenizer)
@@ -123,6 +128,8 @@ class TrainingRun:
         saves.step = saved.step
         for change in changed_settings(saved, self.setting.config):
             self.outputs.say(f"changed since the checkpoint: {change}")
+        for change in self.setting.changes_of_mixture:
+            self.outputs.say(f"changed from step {saved.step + 1} on: {change}")
         for change in layout_changes(saved, self.setting.identity):
             self.outputs.say(f"the state is divided anew: {change}")
 

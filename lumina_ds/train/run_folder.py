@@ -24,8 +24,12 @@ from lumina_ds.errors import ConfigError
 from lumina_ds.files import write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lumina_ds.data.loader import PackedRows
+    from lumina_ds.data.mixture.rows import MixedRows
     from lumina_ds.engine.world import World
+    from lumina_ds.train.evaluation_sets import EvaluationSet
 
 LIBRARIES = ("torch", "deepspeed", "numpy", "pyarrow", "sentencepiece", "safetensors", "flash-attn")
 
@@ -91,18 +95,27 @@ class RunFolder:
             shutil.copyfile(template, self.path / template.name)
 
 
-def effective_config(config: RunConfig, rows: PackedRows, eval_rows: PackedRows | None) -> dict[str, Any]:
-    """The configuration with the data as it really is."""
-    # Every setting that shards are held to (preprocess/prepare.py), or this file would be refused with its own shards.
-    manifest = rows.folder.manifest
-    made = manifest.settings.model_dump(include={"packing", "overlong", "train_turns"})
-    # A model's own lies beside the shards.
-    made["chat_template"] = AUTO_TEMPLATE if manifest.template.certificate else manifest.template.version
-    shards = {"train_data": [], "eval_data": [], "eval_fraction": 0.0, "shards": str(rows.folder.path)}
-    if eval_rows is not None:
-        shards["eval_shards"] = str(eval_rows.folder.path)
+def effective_config(
+    config: RunConfig, rows: PackedRows | MixedRows, eval_sets: Sequence[EvaluationSet]
+) -> dict[str, Any]:
+    """The configuration with the data as it really is; sources and named evaluation sets are shard folders by now."""
     values = config.model_dump()
-    return {**values, "data": {**values["data"], **shards, **made}}
+    folders = rows.folders
+    data = values["data"] | {"train_data": [], "eval_data": [], "eval_fraction": 0.0}
+    data["shards"] = None if config.data.sources else str(rows.folder.path)
+    named = {entry.name for entry in config.data.eval_sets}
+    for plain in (each for each in eval_sets if each.name not in named):
+        data["eval_shards"] = str(plain.rows.folder.path)
+    # Every setting that shards are held to (preprocess/prepare.py), or this file would be refused with its own shards.
+    for name in ("packing", "overlong", "train_turns"):
+        made = {getattr(folder.manifest.settings, name) for folder in folders}
+        data[name] = made.pop()
+        if made:  # folders that were made differently are held to no setting
+            del data[name]
+    template = rows.folder.manifest.template
+    # A model's own lies beside the shards.
+    data["chat_template"] = AUTO_TEMPLATE if template.certificate else template.version
+    return values | {"data": data}
 
 
 def write_environment(folder: Path, world: World, num_steps: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,11 +11,15 @@ from lumina_ds.checkpoint.manifest import RunIdentity
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.schema import RunConfig, ZeroStage
 from lumina_ds.data.loader import PackedRows
+from lumina_ds.data.mixture.order import MixtureOrder
+from lumina_ds.data.mixture.rows import MixedRows
+from lumina_ds.data.mixture.state import MixtureState
 from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.engine.world import World
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.plan.duration import checkpoint_bytes
 from lumina_ds.text import counted
+from lumina_ds.train.evaluation_sets import EvaluationSet, judged_by
 from lumina_ds.train.health import StepHealth
 from lumina_ds.train.resume import run_identity
 from lumina_ds.train.run_folder import effective_config
@@ -26,30 +31,54 @@ class Setting:
     """Fixed for the life of a run. `why_precision` is for its first line."""
 
     config: RunConfig
-    rows: PackedRows
-    eval_rows: PackedRows | None
+    rows: PackedRows | MixedRows
+    eval_sets: tuple[EvaluationSet, ...]
     world: World
     precision: str
     why_precision: str
     deepspeed_json: dict[str, Any]
     length: RunLength
+    changes_of_mixture: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: RunConfig, rows: PackedRows, eval_rows: PackedRows | None, world: World) -> Setting:
+    def of(
+        cls, config: RunConfig, rows: PackedRows | MixedRows, eval_sets: Sequence[EvaluationSet], world: World
+    ) -> Setting:
         """Raises ConfigError, or MachineError for a precision that this machine does not have."""
         _, precision, why = device_and_precision(config.train.precision, config.model)
         deepspeed_json = compose_deepspeed(config, world.size, precision)
-        length = RunLength.of(config, rows.num_rows, world.share.size)
-        return cls(config, rows, eval_rows, world, precision, why, deepspeed_json, length)
+        readers = world.share.size
+        if isinstance(rows, MixedRows):
+            length = RunLength.of_mixture(config, _mixture_order(config, rows), readers)
+        else:
+            length = RunLength.of(config, rows.num_rows, readers)
+        return cls(config, rows, tuple(eval_sets), world, precision, why, deepspeed_json, length)
 
-    def after_filling(self, num_filled: int) -> Setting:
-        """That of a life which goes on after shorter ones that trained so many empty rows."""
-        return replace(self, length=self.length.after_filling(num_filled))
+    def going_on(self, state: RunState, filled: Sequence[Sequence[int]], mixture: MixtureState | None) -> Setting:
+        """That of a life which goes on after a checkpoint whose manifest says `filled` and `mixture`: shorter lives may
+        have trained empty rows, and sources may have other weights from here on. `state` gets the order of this life.
+        """
+        length, changes = self.length, []
+        if isinstance(state.order, MixtureOrder) and mixture is not None:
+            changes = state.order.go_on_from(mixture)
+            length = RunLength.of_mixture(self.config, state.order, self.world.share.size)
+        length = length.after_filling(sum(count for _, count in filled))
+        return replace(self, length=length, changes_of_mixture=tuple(changes))
 
     def fresh_state(self) -> RunState:
         """That of a run which has not begun."""
-        order = TrainingOrder(self.rows.num_rows, self.config.train.seed, self.length.total_rows)
-        return RunState(order, StepHealth(self.config.health))
+        config, rows = self.config, self.rows
+        order = (
+            _mixture_order(config, rows)
+            if isinstance(rows, MixedRows)
+            else TrainingOrder(rows.num_rows, config.train.seed, self.length.total_rows)
+        )
+        return RunState(order, StepHealth(config.health))
+
+    @property
+    def num_sources(self) -> int:
+        """Sources of a mixture; 0 for training data without a name."""
+        return len(self.rows.names) if isinstance(self.rows, MixedRows) else 0
 
     def last_step(self, state: RunState) -> int:
         """Where this process ends: with the run, or before, at train.stop_at_step."""
@@ -78,15 +107,26 @@ class Setting:
     @cached_property
     def effective_config(self) -> dict[str, Any]:
         """The configuration with the data as it really is."""
-        return effective_config(self.config, self.rows, self.eval_rows)
+        return effective_config(self.config, self.rows, self.eval_sets)
 
     @cached_property
     def identity(self) -> RunIdentity:
         """What a checkpoint must share with this run."""
         layout = (self.world.size, self.zero_stage, self.precision)
-        return run_identity(self.config, *layout, self.rows.folder, self.length.rows_per_step)
+        return run_identity(self.config, *layout, self.rows, self.length.rows_per_step)
+
+    @cached_property
+    def of_checkpoints(self) -> tuple[RunIdentity, dict[str, Any], int, str | None]:
+        """What every checkpoint says alike: identity, configuration, rows of a step, what its loss is one of."""
+        judged = judged_by(self.config.train.best_by, self.eval_sets)
+        return self.identity, self.effective_config, self.length.rows_per_step, judged
 
     @property
     def checkpoint_bytes(self) -> int:
         """What a checkpoint takes on the disk, all ranks together."""
         return checkpoint_bytes(self.config, self.precision).total
+
+
+def _mixture_order(config: RunConfig, rows: MixedRows) -> MixtureOrder:
+    train = config.train
+    return rows.order(config.data, train.seed, None if train.max_steps is not None else train.epochs)

@@ -31,9 +31,9 @@ MAX_VERIFIED_BYTES = 4 << 30
 
 
 def run_rank(
-    config: RunConfig, shards: Path, eval_shards: Path | None, settle_batch: SettleBatch | None = None
+    config: RunConfig, shards: Path | None, eval_shards: Path | None, settle_batch: SettleBatch | None = None
 ) -> NoReturn:
-    """Train as one rank and end the process: 0, or the error's exit code. `settle_batch` as for train().
+    """Train as one rank and end the process: 0, or the error's exit code. The arguments are those of train().
 
     A user's mistake is one line on rank 0; every rank finds the same one. Anything unexpected keeps its traceback.
     """
@@ -80,20 +80,22 @@ def run_as_rank(body: Callable[[World], None], rendezvous_seconds: float) -> NoR
 
 def train(
     config: RunConfig,
-    shards: Path,
+    shards: Path | None,
     eval_shards: Path | None,
     world: World,
     settle_batch: SettleBatch | None = None,
 ) -> None:
     """Open the shards and train, in a process group that exists already. A collective.
 
+    Without `shards`, data.sources are trained, each a shard folder by now; data.eval_sets are evaluated beside
+    `eval_shards`.
+
     `settle_batch` chooses the micro-batch where the configuration leaves it open; ConfigError when it is needed and not
     given.
     """
-    from lumina_ds.data.loader import PackedRows
-    from lumina_ds.data.shards.folder import ShardFolder
     from lumina_ds.data.tokenizer.tokenizer import check_vocabulary
     from lumina_ds.model.device import device_and_precision
+    from lumina_ds.train.opened_data import OpenedData
     from lumina_ds.train.precision_fallback import train_with_fallback
 
     faults = world_faults(config, world.size) + device_faults(
@@ -102,20 +104,15 @@ def train(
     if faults:
         raise ConfigError.from_faults(faults)
     world = replace(world, sequence_parallel_size=config.deepspeed.sequence_parallel_size)
-    folders = [
-        ShardFolder.open(path, force_streaming=config.data.force_streaming)
-        for path in (shards, eval_shards)
-        if path is not None
-    ]
-    verify_shards(folders, world)
-    for folder in folders:
+    data = OpenedData.of(config, shards, eval_shards)
+    verify_shards(data.folders, world)
+    for folder in data.folders:
         check_vocabulary(folder.tokenizer(), config.model.vocab_size)
     if config.train.auto_micro_batch:
         if settle_batch is None:
             raise ConfigError("--batch-size auto needs trial steps, which are not to be had here; give it a number")
         config = settle_batch(config, world)
-    rows = [PackedRows(folder, config.seq_length) for folder in folders]
-    train_with_fallback(config, rows[0], rows[1] if len(rows) > 1 else None, world)
+    train_with_fallback(config, data.rows(config.seq_length), data.evaluation_sets(config), world)
 
 
 def verify_shards(folders: Sequence[ShardFolder], world: World) -> None:

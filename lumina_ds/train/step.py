@@ -31,6 +31,7 @@ class StepCounts:
     save_due: bool
     failed: bool
     slow: bool = False
+    labels_by_source: tuple[int, ...] = ()  # label tokens of each source of a mixture
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class StepOutcome:
     routing: RoutingMetrics
     grad_norm: float
     skipped: bool
+    losses_by_source: tuple[float, ...] = ()  # sums over the label tokens of each source of a mixture
 
 
 class Rows(Protocol):
@@ -73,8 +75,13 @@ def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
         name: torch.from_numpy(getattr(batch, name)).to(device, non_blocking=True)
         for name in ("input_ids", "position_ids", "labels", "padding_mask")
     }
-    inputs = tensors | {"documents": DocumentLayout.from_lengths(batch.document_lengths, device)}
-    return inputs if batch.row_seeds is None else inputs | {"row_seeds": batch.row_seeds}
+    inputs: dict[str, Any] = tensors | {"documents": DocumentLayout.from_lengths(batch.document_lengths, device)}
+    if batch.row_seeds is not None:
+        inputs["row_seeds"] = batch.row_seeds
+    if batch.row_sources is not None:
+        inputs["row_groups"] = torch.tensor(batch.row_sources, device=device)
+        inputs["num_groups"] = batch.num_sources
+    return inputs
 
 
 def agree(
@@ -84,11 +91,13 @@ def agree(
     save_due: bool = False,
     failed: bool = False,
     slow: bool = False,
+    num_sources: int = 0,
 ) -> StepCounts:
     """Sum token counts over ranks, and learn whether any was asked to stop, finds a save due, has failed, or is slow.
 
-    A collective.
+    A collective: `num_sources` is that of the run, also on a rank without a batch.
     """
+    labels_by_source = [sum(batch.labels_by_source[number] for batch in batches) for number in range(num_sources)]
     counts = torch.tensor(
         [
             sum(batch.num_trained_tokens for batch in batches),
@@ -97,13 +106,15 @@ def agree(
             int(save_due),
             int(failed),
             int(slow),
+            *labels_by_source,
         ],
         dtype=torch.int64,
         device=world.torch_device,
     )
     dist.all_reduce(counts)
-    trained, tokens, *flags = counts.tolist()
-    return StepCounts(trained, tokens, *(flag > 0 for flag in flags))
+    trained, tokens, *rest = counts.tolist()
+    stop, save, fail, is_slow = (flag > 0 for flag in rest[:4])
+    return StepCounts(trained, tokens, stop, save, fail, is_slow, labels_by_source=tuple(rest[4:]))
 
 
 def any_rank(flag: bool, world: World) -> bool:
@@ -152,7 +163,7 @@ def run_step(
     for index, batch in enumerate(batches):
         if index:
             between_batches()
-        loss_sum, balance_sum, z_sum, measured = engine(**model_inputs(batch, device))
+        loss_sum, balance_sum, z_sum, measured, *by_source = engine(**model_inputs(batch, device))
         router_loss = model.router_aux_loss_coef * balance_sum + model.router_z_loss_coef * z_sum
         total = world.size * (loss_sum / max(1, counts.trained_tokens) + router_loss / max(1, counts.tokens))
         if gate is not None and index == len(batches) - 1:
@@ -161,7 +172,7 @@ def run_step(
             if gate.refuses_loss(float(so_far) / max(1, counts.trained_tokens)):
                 total = total * float("nan")
         engine.backward(total, scale_wrt_gas=False)
-        parts = torch.cat([torch.stack([loss_sum, z_sum]).detach().double(), measured.double().flatten()])
+        parts = torch.cat([torch.stack([loss_sum, z_sum]).detach().double(), *by_source, measured.double().flatten()])
         sums = parts if sums is None else sums + parts
         if index == len(batches) - 1 and not clips_by_itself(engine):
             norm, sound = clip_gradients(engine, max_norm, *([gate.refuses_norm] if gate is not None else []))
@@ -172,12 +183,13 @@ def run_step(
     dist.all_reduce(sums)
     if clips_by_itself(engine):
         sound = engine.skipped_steps == skipped_before
+    first = 2 + batches[0].num_sources
     if sound and model.num_experts:
-        on_device = RoutingTotals(sums[2:].view(measured.shape), model.num_experts)
+        on_device = RoutingTotals(sums[first:].view(measured.shape), model.num_experts)
         update_balance(engine.module, on_device.assignments_LE, on_device.overflow_L)
     reported = engine.get_global_grad_norm() if clips_by_itself(engine) else norm
     totals, norm = _read(sums, 0.0 if reported is None else reported)
-    routing = RoutingTotals(totals[2:].view(measured.shape), model.num_experts)
+    routing = RoutingTotals(totals[first:].view(measured.shape), model.num_experts)
     return StepOutcome(
         loss=float(totals[0]) / max(1, counts.trained_tokens),
         load_balancing_loss=routing.load_balancing_loss,
@@ -185,6 +197,7 @@ def run_step(
         routing=routing.metrics(capacity_factors(engine.module)),
         grad_norm=norm,
         skipped=not sound,
+        losses_by_source=tuple(totals[2:first].tolist()),
     )
 
 

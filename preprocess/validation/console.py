@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lumina_ds.report.data.distribution import Bin, Distribution
 from preprocess.other_keys import describe_other_keys
-from preprocess.validation.findings import Findings, RuleCount
+from preprocess.validation.findings import Findings, RuleCount, loss_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +58,8 @@ def _totals(findings: Findings) -> Iterator[tuple[str, str]]:
         yield "other keys", describe_other_keys(findings.other_keys)
     if findings.tokens:
         yield "tokens", f"{findings.tokens.sum:,}; {findings.trained_share:.1%} trained"
+    for line in loss_lines(findings):
+        yield "tokenizer", line
     if loss := findings.row_loss:
         assert findings.tokens is not None
         lost = loss.tokens / max(1, findings.tokens.sum)

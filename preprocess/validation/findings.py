@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lumina_ds.data.shards.text_loss import describe_loss
 from lumina_ds.report.data.distribution import Distribution
+from preprocess.text_check import TextCheck
 from preprocess.validation.duplicates import Repeat
 from preprocess.validation.rules import WARNINGS, Level, level_of
 
@@ -74,6 +76,7 @@ class Findings:
     trained_percent: Distribution | None = None  # of a conversation's tokens
     trained_tokens: int = 0
     row_loss: RowLoss | None = None  # at seq_length
+    text_check: TextCheck | None = None
     repeats: list[Repeat] = field(default_factory=list)
     other_keys: Counter[str] = field(default_factory=Counter)  # places of keys that mean nothing here
 
@@ -122,9 +125,18 @@ class Findings:
         return f"{self.inputs[place[0]].name} line {place[1]}"
 
 
+def loss_lines(findings: Findings) -> list[str]:
+    """What the tokenizer loses of the texts, in words; nothing without one."""
+    if findings.text_check is None or findings.tokens is None:
+        return []
+    loss = findings.text_check.loss()
+    return list(describe_loss(loss, findings.tokens.sum, findings.trained_tokens))
+
+
 def to_json(findings: Findings) -> dict[str, Any]:
     """The findings as one JSON document."""
     loss = findings.row_loss
+    text_loss = findings.text_check.loss().model_dump() if findings.text_check else None
     return {
         "lines": findings.lines,
         "conversations": findings.conversations,
@@ -156,6 +168,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
         "trained_tokens": findings.trained_tokens if findings.tokens else None,
         "trained_share": findings.trained_share,
         "assistant_character_share": findings.assistant_share,
+        "text_loss": text_loss,
         "seq_length": findings.seq_length,
         "overlong": loss and {"conversations": loss.conversations, "tokens_lost": loss.tokens},
         "truncation": [

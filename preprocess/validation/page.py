@@ -8,7 +8,7 @@ from pathlib import Path
 from lumina_ds.report.data.shard_page import shard_page
 from lumina_ds.report.data.svg import figure
 from lumina_ds.report.page import details, escape, page, section, table, tiles, write_page
-from preprocess.validation.findings import Findings, RuleCount
+from preprocess.validation.findings import Findings, RuleCount, loss_lines
 from preprocess.validation.rules import WARNINGS
 
 
@@ -37,6 +37,8 @@ def validation_page(findings: Findings) -> str:
 def _sections(findings: Findings) -> Iterator[str]:
     yield tiles(_tiles(findings))
     yield section("Rules", _rules(findings))
+    if lines := loss_lines(findings):
+        yield section("Tokenizer", "\n".join(f"<p>{escape(line)}</p>" for line in lines))
     if findings.conversations:
         yield section("Lengths", *_lengths(findings))
     if findings.tokens:

@@ -30,6 +30,8 @@ OVERLONG = "longer than a row"
 NO_TRAINED_END = "no trained end of turn"
 NOTHING_TRAINED = "no trained token in its row"
 OTHER_KEYS = "keys without a meaning"
+UNKNOWN_IDS = "unknown ids"
+CHANGED_TEXT = "text does not come back"
 
 WARNINGS: dict[str, str] = {
     SYSTEM_NOT_FIRST: "a system turn stands after the first turn",
@@ -45,6 +47,8 @@ WARNINGS: dict[str, str] = {
     OVERLONG: "more tokens than --seq-length; truncation loses the rest",
     NO_TRAINED_END: "training sees no end of an assistant turn, so the model does not learn to stop",
     OTHER_KEYS: "preprocessing ignores keys that it does not know; what they say is not trained",
+    UNKNOWN_IDS: "the tokenizer cannot spell a character and has one id for all such",
+    CHANGED_TEXT: "a turn that was tried does not decode to its text: the tokenizer changes or drops characters",
     NOTHING_TRAINED: "every trained token lies beyond --seq-length; truncation drops the conversation",
 }
 

@@ -23,19 +23,23 @@ from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from lumina_ds.report.data.distribution import Distribution
 from lumina_ds.report.data.visible import excerpt
-from preprocess.layout import Documents, lay_out
+from lumina_ds.text import counted
+from preprocess.layout import lay_out
 from preprocess.other_keys import add_other_keys, describe_other_keys
 from preprocess.rendered import render_block
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import BLOCK_BYTES, Block, resolve_inputs
+from preprocess.text_check import BlockTextCheck, EncodedTexts, TextCheck, check_texts
 from preprocess.validation.duplicates import DuplicateFinder
 from preprocess.validation.findings import Example, Findings, InputCount, RowLoss, RuleCount
 from preprocess.validation.rules import (
+    CHANGED_TEXT,
     DUPLICATE,
     NO_TRAINED_END,
     NOTHING_TRAINED,
     OTHER_KEYS,
     OVERLONG,
+    UNKNOWN_IDS,
     conversation_faults,
     describe,
 )
@@ -80,7 +84,7 @@ def validate_files(
                     on_progress(sum(each.bytes_read for each in files))
         run.finish()
     if not run.findings.lines:
-        raise DataError(f"{', '.join(str(file.path or 'standard input') for file in files)} holds no line to validate")
+        raise DataError(f"{', '.join(file.shown for file in files)} holds no line to validate")
     return run.findings
 
 
@@ -105,6 +109,7 @@ class _Validation:
         self.findings = Findings(str(tokenizer.path) if tokenizer else None, seq_length)
         if tokenizer:
             self.findings.tokens, self.findings.trained_percent = Distribution(), Distribution()
+            self.findings.text_check = TextCheck()
         if seq_length:
             self.findings.row_loss = RowLoss(seq_length, 0, 0)
 
@@ -130,9 +135,9 @@ class _Validation:
             self._duplicates.add(turns, len(self.findings.inputs) - 1, line)
         self._measure_text([turns for _, turns in usable])
         if self._tokenizer and usable:
-            usable, documents = self._laid_out(block, usable, conversations, self._tokenizer)
+            usable, encoded = self._laid_out(block, usable, conversations, self._tokenizer)
             if usable:
-                self._measure_tokens(usable, documents, self._tokenizer)
+                self._measure_tokens(usable, encoded, self._tokenizer)
 
     def finish(self) -> None:
         """Look for duplicates, which takes all conversations."""
@@ -177,25 +182,29 @@ class _Validation:
 
     def _laid_out(
         self, block: Block, usable: list[tuple[int, list[Turn]]], conversations: Conversations, tokenizer: Tokenizer
-    ) -> tuple[list[tuple[int, list[Turn]]], Documents]:
+    ) -> tuple[list[tuple[int, list[Turn]]], EncodedTexts]:
         """The conversations that the template takes, and their rows; the others are counted as refused."""
         if not isinstance(self._template, JinjaTemplate):
-            return usable, lay_out(conversations, tokenizer, np.dtype(np.uint32), self._template)
+            documents = lay_out(conversations, tokenizer, np.dtype(np.uint32), self._template)
+            found = conversations.texts, conversations.first_turns, conversations.lines
+            return usable, EncodedTexts(*found, *documents[:3])
         refused: list[Rejection] = []
-        rows = render_block(
-            block, refused, tokenizer, self._template, np.dtype(np.uint32), self._train_turns
-        )  # fmt: skip
+        rows = render_block(block, refused, tokenizer, self._template, np.dtype(np.uint32), self._train_turns)
         turns_of = dict(usable)
         for rejection in refused:
             if rejection.line in turns_of:
                 self._count(rejection.rule, rejection.line, rejection.reason, describe(turns_of[rejection.line]))
                 self.findings.inputs[-1].conversations -= 1
-        return [(line, turns_of[line]) for line in rows.lines.tolist()], rows.documents
+        taken = [(line, turns_of[line]) for line in rows.lines.tolist()]
+        return taken, EncodedTexts(rows.texts, rows.first_turns, rows.lines, *rows.documents[:3])
 
-    def _measure_tokens(self, usable: list[tuple[int, list[Turn]]], documents: Documents, tokenizer: Tokenizer) -> None:
+    def _measure_tokens(
+        self, usable: list[tuple[int, list[Turn]]], encoded: EncodedTexts, tokenizer: Tokenizer
+    ) -> None:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
-        ids, mask, lengths, _ = documents
+        ids, mask, lengths = encoded.ids, encoded.mask, encoded.lengths
+        self._count_losses(check_texts(findings.inputs[-1].name, encoded, tokenizer), dict(usable))
         end_ids = np.array(sorted(stop_ids(tokenizer, self._template)))
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
@@ -215,6 +224,15 @@ class _Validation:
         if findings.row_loss:
             findings.row_loss.conversations += int((excess > 0).sum())
             findings.row_loss.tokens += int(excess.sum())
+
+    def _count_losses(self, found: BlockTextCheck, turns: dict[int, list[Turn]]) -> None:
+        assert self.findings.text_check is not None
+        self.findings.text_check.add(found)
+        for entry in found.unknown:
+            reason = f"{counted(entry.num_ids, 'unknown id')}, {entry.num_trained} of them trained: {entry.example}"
+            self._count(UNKNOWN_IDS, entry.line, reason, describe(turns[entry.line]))
+        for line, changed in sorted({entry.line: entry for entry in reversed(found.changed)}.items()):
+            self._count(CHANGED_TEXT, line, changed.reason, describe(turns[line]))
 
     def _count(self, rule: str, line: int, reason: str, shown: str) -> None:
         entry = self.findings.rules.setdefault(rule, RuleCount(rule))

@@ -31,6 +31,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
     return process.returncode, json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_who_misses_one_another_says_so_within_the_time() -> None:
     """All cases at the same time: a start costs seconds."""
     with socket.create_server(("", 0)) as taken:

@@ -151,6 +151,9 @@ def test_hostfile_example_is_one_that_deepspeed_reads() -> None:
     assert fetch_hostfile(str(LAUNCH / "hostfile.example")) == {"node-1": 8, "node-2": 8}
 
 
+WORKERS = "--durations 10 --numprocesses 2 --dist loadfile --no-loadscope-reorder"
+
+
 def test_run_sh_runs_every_check_and_keeps_the_first_failure(tmp_path: Path) -> None:
     """With tools that only note their calls, in an environment that looks installed."""
     checkout, environment = tmp_path / "checkout", tmp_path / "environment"
@@ -170,7 +173,7 @@ def test_run_sh_runs_every_check_and_keeps_the_first_failure(tmp_path: Path) -> 
     done = run('bash "$0/.ci/run" -k "two words"'.replace("$0", str(checkout)), cwd=tmp_path, **variables)
     assert done.returncode == 3
     assert f"mypy in {checkout}, threads=1: \n" in done.stdout
-    assert f"python in {checkout}, threads=1: -m pytest --durations 10 -k two words\n" in done.stdout
+    assert f"python in {checkout}, threads=1: -m pytest {WORKERS} -k two words\n" in done.stdout
     assert [line.split()[2:] for line in done.stdout.splitlines()[-5:]] == [
         ["ok"],
         ["failed", "(3)"],
@@ -179,7 +182,7 @@ def test_run_sh_runs_every_check_and_keeps_the_first_failure(tmp_path: Path) -> 
         ["ok"],
     ]
     quick = run('bash "$0/.ci/run" --quick -x'.replace("$0", str(checkout)), cwd=tmp_path, **variables)
-    assert "threads=1: -m pytest --durations 10 -m not slow and not faults -x\n" in quick.stdout
+    assert f"threads=1: -m pytest {WORKERS} -m not slow and not faults -x\n" in quick.stdout
 
 
 @pytest.mark.parametrize(("there", "code"), [(False, 0), (False, 100), (True, 0)])

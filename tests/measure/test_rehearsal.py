@@ -26,7 +26,6 @@ CASES = [
 ]
 
 
-@pytest.mark.quick
 def test_rehearsed_checkpoints_equal_those_of_two_ranks(run_ranks, tmp_path):
     path = tmp_path / "cases.json"
     path.write_text(json.dumps(CASES))
@@ -42,6 +41,7 @@ def test_rehearsed_checkpoints_equal_those_of_two_ranks(run_ranks, tmp_path):
         assert rehearsed == written and len(written) == 2
 
 
+@pytest.mark.slow
 def test_what_deepspeed_refuses_is_the_finding():
     config = RunConfig.model_validate({"model": MODEL, "deepspeed": {"zero_stage": 2}})
     composed = compose_deepspeed(config, 4, "bf16")
@@ -84,6 +84,7 @@ def test_substitutes_keep_bytes_and_are_named():
     assert len(notes) == 3
 
 
+@pytest.mark.slow
 def test_b300_on_256_ranks_from_the_command_line(capsys):
     words = ["plan", "rehearse", "--config", "b300", "--nodes", "32", "--gpus", "8", "--zero", "3"]
     assert run_command(cli, [*words, "--expert-parallel", "16", "--gpu", "l4-24", "--json"]) == 2

@@ -64,6 +64,7 @@ COLUMNS = [
 ]
 
 
+@pytest.mark.quick
 def test_a_metric_from_outside_is_recorded_and_drawn(run_ranks, corpus, tmp_path):
     """Real steps in a process of its own, in which alone the metric exists."""
     runs = tmp_path / "runs"

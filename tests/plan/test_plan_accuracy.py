@@ -32,6 +32,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 def test_planned_memory_of_two_ranks():
     pytest.importorskip("deepspeed")
     chosen = [bench_memory.case(preset, stage, precision, **options) for preset, stage, precision, options in CASES]

@@ -17,7 +17,7 @@ import pytest
 
 from lumina_ds.data.shards.manifest import Manifest, Settings
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
-from preprocess import containers
+from preprocess.containers import compression
 from preprocess.pipeline import preprocess_files
 from preprocess.sources import resolve_inputs
 from preprocess.validation.validate import validate_files
@@ -74,7 +74,7 @@ def test_row_27_memory_is_flat_and_a_giant_line_adds_little(
 
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(containers, "EXPANSION_FREE_BYTES", 8 << 20)
+    monkeypatch.setattr(compression, "EXPANSION_FREE_BYTES", 8 << 20)
     return 8 << 20
 
 

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lumina_ds.data.shards.manifest import Settings, read_manifest
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
-from preprocess import json_array
+from preprocess.containers import json_array
 from preprocess.pipeline import preprocess_files
 from preprocess.sources import resolve_inputs
 from preprocess.train_tokenizer import train_tokenizer
@@ -249,31 +248,42 @@ def test_a_pipe_that_gives_its_bytes_one_by_one(
 
 
 def archive(path: Path, kind: str) -> None:
-    import pyarrow as pa
-    from pyarrow import feather, parquet
-
     member = path.parent / "member.jsonl"
     member.write_text("{}")
     if kind == "tar":
         with tarfile.open(path, "w") as tar:
             tar.add(member)
-    elif kind == "zip":
+    else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.write(member)
-    elif kind == "parquet":
-        parquet.write_table(pa.table({"a": [1]}), path)
-    else:
-        feather.write_feather(pa.table({"a": np.arange(3)}), str(path))
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"),
-    [("tar", "is a tar archive; unpack it"), ("zip", "is a zip archive; unzip it"), ("parquet", "is a Parquet file; write it as JSONL"), ("feather", "is an Arrow file; write it as JSONL")],
-)  # fmt: skip
-def test_archives_and_tables_are_named(kind: str, says: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    ("kind", "says"), [("tar", "is a tar archive; unpack it"), ("zip", "is a zip archive; unzip it")]
+)
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_archives_are_named(
+    kind: str, says: str, compress: Callable[[bytes], bytes], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     archive(tmp_path / "data", kind)
+    (tmp_path / "data").write_bytes(compress((tmp_path / "data").read_bytes()))
     with pytest.raises(DataError, match=says):
         preprocess_files([str(tmp_path / "data")], tokenizer.path, tmp_path / "out", Settings(seq_length=64))
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"), (b"Rar!\x1a\x07", "a rar archive; unpack it"),
+        (b"\x04\x22\x4d\x18", "compressed by lz4; decompress it first"), (b"PARE", "an encrypted Parquet file"),
+        (b"ORC\n", "an ORC file"), (b"Obj\x01", "an Avro file"), (b"SQLite format 3\0", "an SQLite database"),
+        (b"\x89HDF\r\n", "an HDF5 file"), (b"PK\x05\x06", "a zip archive"), ("{}\n".encode("utf-16"), "UTF-16: it starts with"),
+    ],
+)  # fmt: skip
+def test_other_files_are_named(head: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(head + bytes(600))
+    with pytest.raises(DataError, match=f"{tmp_path}/data is {says}"):
+        read_all(tmp_path / "data")
 
 
 def read_all(path: Path) -> bytes:

@@ -132,7 +132,9 @@ def test_eval_split_is_by_content(chats: Path, tokenizer: Tokenizer, tmp_path: P
 
 @pytest.mark.parametrize("limit", [1, 7, 119, 500])
 def test_max_conversations(mixed: Path, tokenizer: Tokenizer, tmp_path: Path, limit: int) -> None:
-    totals = run([mixed, mixed], tokenizer, tmp_path / "out", max_conversations=limit, block_bytes=3000).totals
+    again = mixed.with_name("again.jsonl")
+    again.write_bytes(mixed.read_bytes())
+    totals = run([mixed, again], tokenizer, tmp_path / "out", max_conversations=limit, block_bytes=3000).totals
     assert totals.conversations == min(limit, 240) == ShardFolder.open(tmp_path / "out").num_documents
     # lines after the last accepted one are not read, so not counted
     assert totals.rejected == {1: 0, 7: 4, 119: 24, 500: 48}[limit]

@@ -178,7 +178,9 @@ def test_refusals(shards: Path, chats: Path, tokenizer: Tokenizer, cache: Path) 
         prepare_training_data(config(size - 1, shards=str(shards)), cache)
     with pytest.raises(ConfigError, match=too_small):
         prepare_training_data(config(size - 1, train_data=[str(chats)], tokenizer=str(tokenizer.path)), cache)
-    with pytest.raises(ConfigError, match=r"no training data; give JSONL files with --train-data, or .* --data"):
+    with pytest.raises(
+        ConfigError, match=r"no training data; give JSONL files with --train-data, .* --data, or data\.sources"
+    ):
         prepare_training_data(config(), cache)
     with pytest.raises(ConfigError, match="both --data and --train-data"):
         prepare_training_data(config(train_data=[str(chats)], shards=str(shards)), cache)

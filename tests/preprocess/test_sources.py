@@ -128,8 +128,6 @@ def test_globs_and_names(tmp_path: Path) -> None:
     # as many parts as tell them apart, and no more: the same names wherever the tree lies
     assert [file.name for file in resolve_inputs([f"{tmp_path}/*/x.jsonl"])] == ["a/x.jsonl", "b/x.jsonl"]
     assert [file.name for file in resolve_inputs([f"{tmp_path}/a/[z].jsonl"])] == ["[z].jsonl"]
-    twice = [f"{tmp_path}/a/x.jsonl"] * 2
-    assert [file.name for file in resolve_inputs(twice)] == ["x.jsonl", "x.jsonl"]
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_runs_own_configuration_is_accepted_with_its_shards(
     assert preprocess(tenth, tokenizer, "--max-rejected", "10%", *options) == 0
     folder = ShardFolder.open(tenth.parent / "out")
     begun = config(tenth, train_data=[], shards=str(folder.path))
-    written = effective_config(begun, PackedRows(folder, 64), None)
+    written = effective_config(begun, PackedRows(folder, 64), ())
     assert {name: written["data"][name] for name in settings} == settings
     again = RunConfig.model_validate(json.loads(json.dumps(written)))
     assert prepare_training_data(again, tmp_path / "cache").shards == folder.path

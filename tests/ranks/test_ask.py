@@ -60,6 +60,7 @@ def test_a_users_mistake_there_is_one_line_and_its_code(tmp_path):
     assert not answered.exists()
 
 
+@pytest.mark.slow
 def test_ranks_answer_as_one_or_fail_with_their_code(capfd):
     assert ask_ranks(Question("test_ask.share", {"factor": 3}), ["--num_gpus", "2"]) == ([0, 2, 6], 0)
     assert ask_ranks(Question("test_ask.refuse"), ["--num_gpus", "1"]) == (None, DataError.exit_code)

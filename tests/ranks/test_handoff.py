@@ -77,6 +77,7 @@ def tiny(tmp_path, corpus):
     return path
 
 
+@pytest.mark.slow
 def test_every_process_settles_its_options_once(count, tiny, tmp_path):
     train = ["-m", "lumina_ds", "train", "--config", tiny, "--expert-parallel", "2", "--experiment-name", "handed"]
     runner = ["--", "--num_gpus", "2"]

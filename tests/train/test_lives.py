@@ -46,7 +46,7 @@ class Life:
 
     def saved(self) -> Manifest:
         """Its checkpoint, read from JSON as the next life reads it."""
-        run = self.state.saved(IDENTITY, CONFIG, self.batch, None)
+        run = self.state.saved(IDENTITY, CONFIG, self.batch, None, None)
         sealed = make_manifest(**run.model_dump(exclude={"config"})).model_dump_json()
         return Manifest.model_validate_json(sealed)
 

@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from lumina_ds.data.conversation import TrainTurns
 from lumina_ds.data.packing import Overlong, Packing
+from lumina_ds.data.shards.text_loss import TextLoss
 from lumina_ds.errors import DataError
 
 MANIFEST_FILE = "manifest.json"
@@ -95,6 +97,11 @@ class Totals(_Entry):
     other_keys: dict[str, int] = {}  # keys that mean nothing here: places where they stand
     tokens: int
     trained_tokens: int
+    text_loss: TextLoss | None = None  # of held out conversations too; absent in an eval folder
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in write(self).items() if name != "text_loss" or value is not None}
 
 
 class Manifest(_Entry):

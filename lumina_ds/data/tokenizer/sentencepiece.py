@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from lumina_ds.data.tokenizer.chunks import ChunkEncoder
 from lumina_ds.data.tokenizer.flat import Texts, flatten
+from lumina_ds.data.tokenizer.sentencepiece_file import read_model_file
 from lumina_ds.data.tokenizer.spans import Part, Spans, joined, split_special
 from lumina_ds.errors import DataError
 
@@ -57,6 +59,13 @@ class SentencePieceModel:
         kinds = processor.is_control(list(range(self.num_ids)))
         self.special_tokens = {pieces[i]: i for i in range(self.num_ids) if kinds[i]}
         self.added_tokens: dict[str, int] = {}
+
+    @cached_property
+    def loses_nothing(self) -> bool:
+        try:
+            return read_model_file(self._content).loses_nothing
+        except (KeyError, IndexError, ValueError):  # SentencePiece has read it, so only its form is unusual
+            return False
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         # One thread: parallelism is the offline stage's, by processes, and --num-workers says how much of it.

@@ -49,6 +49,14 @@ class ModelFile:
         return bool(charsmap or removes_spaces or not escapes)
 
     @property
+    def loses_nothing(self) -> bool:
+        """Does every text come back? Each character is a piece or spelled in bytes, and nothing changes it before."""
+        bytes_there = sum(piece.kind == BYTE for piece in self.pieces) == 256
+        has_space = any(piece.kind == NORMAL and piece.text == SPACE_SYMBOL.encode() for piece in self.pieces)
+        is_altered = self.is_normalized or self.has_space_suffix
+        return self.has_byte_fallback and bytes_there and has_space and not is_altered
+
+    @property
     def adds_dummy_prefix(self) -> bool:
         return bool(self.normalizer.get(3, 1))
 

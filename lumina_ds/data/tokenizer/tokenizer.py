@@ -42,6 +42,10 @@ class Model(Protocol):
     special_tokens: dict[str, int]  # by name: no text becomes one
     added_tokens: dict[str, int]  # not special, found in text by their name
 
+    @property
+    def loses_nothing(self) -> bool:
+        """Is it proven that every text comes back?"""
+
     def encode_template(self, text: str) -> list[int]: ...
 
     def encode_parts(self, parts: Sequence[Part]) -> Spans: ...
@@ -119,6 +123,11 @@ class Tokenizer:
     def unknown_id(self) -> int | None:
         """The id that stands for what the model cannot spell, or None."""
         return self._model.unknown_id
+
+    @property
+    def loses_nothing(self) -> bool:
+        """Is it proven that every text comes back, decode(encode(text)) == text?"""
+        return self._model.loses_nothing
 
     @property
     def special_tokens(self) -> dict[str, int]:

@@ -84,6 +84,7 @@ class TokenizerJson:
     """See tokenizer.Model."""
 
     file_name = "tokenizer.json"
+    loses_nothing = False  # normalizers, pre-tokenizers and decoders may do anything
 
     def __init__(self, document: dict[str, Any], ids: dict[str, int], path: Path) -> None:
         self._document = document
@@ -96,7 +97,8 @@ class TokenizerJson:
         self.added_tokens = {name: ids[name] for name in added if name not in self.special_tokens}
         self._special_ids = np.array(sorted(self.special_tokens.values()), np.uint32)
         unknown = document["model"].get("unk_token")
-        self.unknown_id: int | None = ids.get(unknown) if unknown is not None else None
+        # A special one is reached by no text: all characters can be spelled.
+        self.unknown_id: int | None = None if unknown in self.special_tokens else ids.get(unknown)
         with library_faults(path, "is a damaged tokenizer.json"):
             self._plain = _library(without_special_tokens(document))
             self._plain.encode_special_tokens = True

@@ -10,6 +10,7 @@ import numpy as np
 
 from lumina_ds.data.packing import PackingPlan
 from lumina_ds.data.shards.folder import EVAL_FOLDER, REJECTED_FILE, ShardFolder
+from lumina_ds.data.shards.text_loss import describe_loss
 from lumina_ds.errors import DataError
 from lumina_ds.report.data.distribution import Distribution
 from lumina_ds.report.data.svg import figure
@@ -41,6 +42,8 @@ def _sections(folder: ShardFolder, plan: PackingPlan) -> Iterator[str]:
     )
     yield section("Packing", *_packing(folder, plan))
     yield section("Refused lines", _rejected(folder))
+    if folder.manifest.split == "train":
+        yield section("Tokenizer", _text_loss(folder))
     yield section("How it was made", _facts(folder))
 
 
@@ -68,6 +71,13 @@ def _packing(folder: ShardFolder, plan: PackingPlan) -> Iterator[str]:
     tokens = np.add.reduceat(plan.lengths, plan.row_offsets[:-1])
     yield figure("Fullness of a row", Distribution(tokens * 100 // plan.seq_length), "percent")
     yield figure("Pieces of conversations in a row", Distribution(np.diff(plan.row_offsets)), "pieces")
+
+
+def _text_loss(folder: ShardFolder) -> str:
+    totals = folder.manifest.totals
+    level = "good" if totals.text_loss and not totals.text_loss.is_any else "warning"
+    lines = describe_loss(totals.text_loss, totals.tokens, totals.trained_tokens)
+    return "\n".join(f'<p class="{level}">{escape(line)}.</p>' for line in lines)
 
 
 def _rejected(folder: ShardFolder) -> str:
