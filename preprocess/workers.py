@@ -128,12 +128,12 @@ def _finished(block: EncodedBlock) -> Future[EncodedBlock]:
 
 
 def _encode_elsewhere(path: Path, digest: str, options: EncodeOptions, block: Block) -> EncodedBlock:
-    return encode_block(block, _tokenizer(path, digest, options.template), options)
+    return encode_block(block, tokenizer_for(_tokenizer(path, digest), options.template), options)
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(path: Path, digest: str, template: Template) -> Tokenizer:
+def _tokenizer(path: Path, digest: str) -> Tokenizer:
     tokenizer = Tokenizer.load(path)
     if tokenizer.digest != digest:
         raise DataError(f"{path} on {platform.node()} is another file than where this run began; copy it there")
-    return tokenizer_for(tokenizer, template)
+    return tokenizer

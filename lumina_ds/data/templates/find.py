@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -148,7 +149,13 @@ def is_same(made: NamedTemplate, name: str) -> bool:
 
 def tokenizer_for(tokenizer: Tokenizer, template: Template) -> Tokenizer:
     """The tokenizer as the template needs it: a model's own has no use for our markers."""
-    return tokenizer.without_markers() if isinstance(template, JinjaTemplate) else tokenizer
+    return _without_markers(tokenizer) if isinstance(template, JinjaTemplate) else tokenizer
+
+
+@lru_cache(maxsize=4)
+def _without_markers(tokenizer: Tokenizer) -> Tokenizer:
+    """One object for each, by which its other readers are found again."""
+    return tokenizer.without_markers() if tokenizer.role_ids else tokenizer
 
 
 def template_of(folder: Path, digest: str) -> NamedTemplate | None:
