@@ -58,10 +58,7 @@ def check(
     tokenizer = Tokenizer.load(tokenizer_path)
     found = find_template(template, tokenizer)
     if not isinstance(found.template, JinjaTemplate):
-        raise ConfigError(
-            f"{found.name} is our own template, made of ids around each content: its masks hold for every tokenizer and "
-            "need no certificate"
-        )
+        return _check_entry(found, tokenizer, _own(files, max_conversations), html, as_json)
     tokenizer = tokenizer_for(tokenizer, found.template)
     certificate = certify(found.template, tokenizer, _own(files, max_conversations))
     if html:
@@ -78,6 +75,33 @@ def check(
     if not certificate.holds:
         first = certificate.counterexamples[0]
         raise DataError(f"{found.name} has no certificate for {tokenizer_path}: {first.condition}: {first.reason}")
+
+
+def _check_entry(found: Any, tokenizer: Any, own: Iterator[Any], html: Path | None, as_json: bool) -> None:
+    """A template of the table is made of ids, which the same conditions are tried on; it needs no certificate."""
+    from lumina_ds.data.templates.certificate import CONDITIONS
+    from lumina_ds.data.templates.own_check import try_entry
+
+    name, digest = found.name, found.digest
+    if html:
+        raise ConfigError(f"{name} is made of ids around each content and renders no text to show; leave --html out")
+    plain = [messages for messages, _, _ in own if all(message.keys() == {"role", "content"} for message in messages)]
+    num_tried, faults = try_entry(found.template, tokenizer, plain)
+    failed = {fault.condition for fault in faults}
+    if as_json:
+        conditions = [
+            {"condition": each, "meaning": meaning, "holds": each not in failed} for each, meaning in CONDITIONS.items()
+        ]
+        document = {"template": name, "template_digest": digest, "tokenizer_digest": tokenizer.digest}
+        click.echo(json.dumps({**document, "certified": not faults, "conditions": conditions, "tried": num_tried}))
+    else:
+        click.echo(
+            f"chat template  {name}, digest {digest[:12]}\ntried on       {num_tried} conversations, {len(plain)} of yours without tools and reasoning\n"
+        )
+        for each, meaning in CONDITIONS.items():
+            click.echo(f"  {'FAILS ' if each in failed else 'proven'}  {each:<8}  {meaning}")
+    if faults:
+        raise DataError(f"{name}: {faults[0].condition}: {faults[0].reason}")
 
 
 def _own(files: tuple[str, ...], most: int) -> Iterator[tuple[Any, Any, Any]]:

@@ -18,6 +18,8 @@ from lumina_ds.config.chat_templates import (
     AUTO_TEMPLATE,
     DEFAULT_TEMPLATE,
     END_MARKER,
+    OTHER_TEMPLATES,
+    TEMPLATE_SUFFIX,
     TEMPLATES,
     ChatTemplate,
     jinja_source,
@@ -30,7 +32,8 @@ from lumina_ds.data.templates.render import DATE_FUNCTION, check_source, today
 from lumina_ds.data.templates.text_ids import GUARD
 from lumina_ds.data.tokenizer.model_folder import CONFIG_FILE
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
-from lumina_ds.errors import DataError
+from lumina_ds.errors import ConfigError, DataError
+from lumina_ds.text import nearest
 
 STORED_TEMPLATE = "chat_template.json"
 _MOST_BYTES = 4 << 20
@@ -79,8 +82,13 @@ def find_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
     else:
         source = jinja_source(name)
         if source is None:
-            source = _text(Path(name))
-            name = Path(name).name
+            path = Path(name)
+            if path.suffix != TEMPLATE_SUFFIX and not path.is_file():
+                names = [*OTHER_TEMPLATES, *TEMPLATES]
+                raise ConfigError(
+                    f"there is no chat template {name}{nearest(name, names)}; use {', '.join(names)} or a file"
+                )
+            source, name = _text(path), path.name
     return NamedTemplate(name, jinja_template(name, source, tokenizer))
 
 
