@@ -217,8 +217,8 @@ def test_a_state_that_contradicts_itself_is_refused(damage, message):
 
 def test_the_forecast_is_what_comes_to_within_a_row():
     capped = {"chats": {"weight": 1.0}, "code": {"weight": 1.0, "cap": 1.5}, "few": {"weight": 0.2, "cap": 2}}
-    for given in ({}, WEIGHTED, capped):
-        order = mixture(given)
+    for sources in ({}, WEIGHTED, capped):
+        order = mixture(sources)
         reached = order.reached(800)
         for each in forecast(order, 800):
             # Rows differ in length, so the mean row is an estimate within a pass.
