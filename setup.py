@@ -35,6 +35,8 @@ REQUIREMENTS = [
     "psutil>=5.9",
     # Renders chat templates; torch brings it too. Older ones can be left by a template that is not to be trusted.
     "jinja2>=3.1.6",
+    # Checks arguments of tool calls against the definitions in `lumina validate`; nothing is fetched for a schema.
+    "jsonschema>=4.18",
 ]
 
 TRANSFORMERS = "transformers>=5.2,<6"

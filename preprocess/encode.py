@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
-from lumina_ds.data.conversation import TrainTurns
+from lumina_ds.data.rendering import RENDERED_ROLES
 from lumina_ds.data.shards.arrow_columns import column, list_column, numpy_dtype, repeated_text
 from lumina_ds.data.shards.writer import shard_schema
 from lumina_ds.data.templates.jinja_template import JinjaTemplate
-from lumina_ds.data.tokenizer.tokenizer import ROLES, Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import TrainReasoning, TrainTurns
 from preprocess.layout import Documents, lay_out
-from preprocess.rendered import render_block
+from preprocess.rendered import render_rows
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block, Place
 from preprocess.text_check import BlockTextCheck, EncodedTexts, check_texts
@@ -31,9 +32,10 @@ class EncodeOptions:
     eval_fraction: float = 0.0
     max_conversations: int | None = None
     train_turns: TrainTurns = "all"
-    template: ChatTemplate | JinjaTemplate = TEMPLATES[
-        DEFAULT_TEMPLATE
-    ]  # not its name: another process may not know an added one
+    train_reasoning: TrainReasoning = "yes"
+    format_name: str | None = None
+    # Not its name: another process may not know an added one.
+    template: ChatTemplate | JinjaTemplate = TEMPLATES[DEFAULT_TEMPLATE]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class EncodedBlock:
     held_out: EncodedRows
     rejections: list[Rejection]
     other_keys: Counter[str]  # places of keys that mean nothing here
+    notes: Counter[str]  # what is to be said of conversations, and how often it is true
     text_check: BlockTextCheck
 
     @property
@@ -96,7 +99,9 @@ class EncodedBlock:
         last = int(np.sort(np.concatenate([self.train.lines, self.held_out.lines]))[num_conversations - 1])
         rejections = [rejection for rejection in self.rejections if rejection.line <= last]
         train, held_out = (rows.until(last, schema) for rows in (self.train, self.held_out))
-        return EncodedBlock(self.place, train, held_out, rejections, self.other_keys, self.text_check.until(last))
+        return EncodedBlock(
+            self.place, train, held_out, rejections, self.other_keys, self.notes, self.text_check.until(last)
+        )
 
 
 def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = EncodeOptions()) -> EncodedBlock:
@@ -104,17 +109,23 @@ def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = En
     rejections: list[Rejection] = []
     schema = shard_schema(tokenizer.vocab_size)
     id_dtype, fraction = numpy_dtype(schema.field("input_ids").type.value_type), options.eval_fraction
+    is_own = isinstance(options.template, JinjaTemplate)
+    conversations = read_conversations(
+        block, rejections, None if is_own else options.max_conversations, options.train_turns,
+        options.train_reasoning, options.format_name,
+    )  # fmt: skip
+    is_held_out = _are_held_out(conversations, fraction) if fraction else np.zeros(len(conversations.lines), bool)
     if isinstance(options.template, JinjaTemplate):
-        rows = render_block(block, rejections, tokenizer, options.template, id_dtype, options.train_turns)
-        documents, lines, other_keys = rows.documents, rows.lines, rows.other_keys
-        texts, first_turns, is_held_out = rows.texts, rows.first_turns, rows.shares < fraction
+        rows = render_rows(
+            block, conversations, rejections, tokenizer, options.template, id_dtype, options.train_reasoning
+        )
+        documents, is_held_out = rows.documents, is_held_out[rows.kept]
+        lines = conversations.lines[rows.kept]
+        turns = EncodedTexts(rows.texts, rows.first_turns, lines, *documents[:3])
     else:
-        conversations = read_conversations(block, rejections, options.max_conversations, options.train_turns)
-        documents = lay_out(conversations, tokenizer, id_dtype, options.template)
-        lines, other_keys = conversations.lines, conversations.other_keys
-        texts, first_turns = conversations.texts, conversations.first_turns
-        is_held_out = _are_held_out(conversations, fraction) if fraction else np.zeros(len(lines), bool)
-    found = other_keys, check_texts(block.source, EncodedTexts(texts, first_turns, lines, *documents[:3]), tokenizer)
+        documents, lines = lay_out(conversations, tokenizer, id_dtype, options.template), conversations.lines
+        turns = EncodedTexts(conversations.texts, conversations.first_turns, lines, *documents[:3])
+    found = conversations.other_keys, conversations.notes, check_texts(block.source, turns, tokenizer)
     if not fraction:
         train = _encoded_rows(documents, lines, block.source, schema)
         return EncodedBlock(block.place, train, EncodedRows.none(), rejections, *found)
@@ -133,7 +144,7 @@ def _are_held_out(conversations: Conversations, fraction: float) -> np.ndarray:
     for num_turns in np.diff(conversations.first_turns).tolist():
         digest = hashlib.blake2b(digest_size=8)
         for role, content in islice(contents, num_turns):
-            digest.update(f"{ROLES[role]} {len(content)} ".encode())
+            digest.update(f"{RENDERED_ROLES[role]} {len(content)} ".encode())
             digest.update(content)
         held_out.append(int.from_bytes(digest.digest(), "big") < fraction * 2**64)
     return np.array(held_out, bool)

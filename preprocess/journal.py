@@ -60,6 +60,7 @@ class SealedBlock(BaseModel):
     held_out: SplitPosition
     quarantine: QuarantinePosition
     other_keys: dict[str, int] = {}  # of all blocks so far
+    notes: dict[str, int] = {}  # likewise
     text_loss: TextLoss | None = None  # of all blocks so far
 
 

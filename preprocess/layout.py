@@ -6,14 +6,16 @@ A test holds both equal. One loop over plain arrays, compiled by numba where tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
-from lumina_ds.data.tokenizer.tokenizer import ROLES, Tokenizer
+from lumina_ds.data.chat_template import num_context_tokens
+from lumina_ds.data.rendering import RENDERED_ROLES
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from preprocess.scan import Conversations
 
 log = logging.getLogger("lumina_ds.preprocess")
@@ -41,7 +43,9 @@ def lay_out(
 ) -> Documents:
     """Tokenize and lay out conversations, each with at least one trained turn."""
     contents, offsets = tokenizer.encode_utf8(conversations.texts, conversations.has_space_symbol)
-    before, after = (_flat_ids(tokens, tokenizer) for tokens in (template.before, template.after))
+    before, after = (
+        _flat_ids(tokens, tokenizer) for tokens in zip(*(template.around(role) for role in RENDERED_ROLES), strict=True)
+    )
     bos_id = tokenizer.bos_id if template.bos and tokenizer.bos_id is not None else -1
     count = conversations.num_conversations
     num_added = (np.diff(before[1]) + np.diff(after[1]))[conversations.roles].sum() + (bos_id >= 0) * count
@@ -52,12 +56,39 @@ def lay_out(
     )  # fmt: skip
     turns = (contents, offsets, conversations.roles, conversations.trained, conversations.first_turns)
     _loop()(*turns, *before, *after, bos_id, *documents)
+    _switch_off_contexts(conversations, offsets, before[1], after[1], bos_id, tokenizer, documents)
     return documents
 
 
-def _flat_ids(tokens: Mapping[str, tuple[str, ...]], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def _switch_off_contexts(
+    conversations: Conversations,
+    offsets: np.ndarray,
+    before_offsets: np.ndarray,
+    after_offsets: np.ndarray,
+    bos_id: int,
+    tokenizer: Tokenizer,
+    documents: Documents,
+) -> None:
+    """Take the labels from the first tokens of turns that begin with context. Such turns are few."""
+    if not conversations.context_bytes:
+        return
+    roles, first_turns = conversations.roles, conversations.first_turns
+    num_before, num_after = np.diff(before_offsets)[roles], np.diff(after_offsets)[roles]
+    sizes = np.diff(offsets) + num_before + num_after
+    ends = np.cumsum(documents.lengths, dtype=np.int64)
+    for turn, num_bytes in conversations.context_bytes.items():
+        row = int(np.searchsorted(first_turns, turn, "right")) - 1
+        begin = int(ends[row]) - int(documents.lengths[row])
+        first = begin + (bos_id >= 0) + int(sizes[first_turns[row] : turn].sum()) + int(num_before[turn])
+        ids = documents.ids[first : first + int(offsets[turn + 1] - offsets[turn])].tolist()
+        text = conversations.texts.data[conversations.texts.offsets[turn] + 1 :][:num_bytes].tobytes().decode()
+        documents.mask[first : first + num_context_tokens(ids, text, tokenizer)] = 0
+        documents.first_trained[row] = int(documents.mask[begin : ends[row]].argmax())
+
+
+def _flat_ids(tokens: Sequence[tuple[str, ...]], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """(ids of all roles' special tokens, where each role's begin): int64 [tokens] and [roles + 1]."""
-    by_role = [tokenizer.ids_of(tokens[role]) for role in ROLES]
+    by_role = [tokenizer.ids_of(names) for names in tokens]
     flat = np.array([token for ids in by_role for token in ids], np.int64)
     return flat, np.cumsum([0, *map(len, by_role)], dtype=np.int64)
 
@@ -108,7 +139,7 @@ def _fill(
                 ids[to], mask[to] = before[special], 0
                 to += 1
             if is_trained and first_trained[row] < 0:
-                first_trained[row] = to - begin
+                first_trained[row] = max(to - begin, 1)
             count = offsets[turn + 1] - offsets[turn]
             ids[to : to + count] = contents[offsets[turn] : offsets[turn + 1]]
             mask[to : to + count] = is_trained
@@ -116,4 +147,7 @@ def _fill(
             for special in range(after_offsets[role], after_offsets[role + 1]):
                 ids[to], mask[to] = after[special], is_trained
                 to += 1
+        # Nothing predicts a first token, which is one of a text where the tokenizer has no BOS.
+        if to > begin:
+            mask[begin] = 0
         lengths[row] = to - begin

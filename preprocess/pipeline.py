@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE
+from lumina_ds.data.formats import check_format
 from lumina_ds.data.shards.folder import EVAL_FOLDER, REJECTED_FILE, ShardFolder
 from lumina_ds.data.shards.manifest import (
     MANIFEST_FILE,
@@ -36,6 +37,7 @@ from lumina_ds.data.shards.manifest import (
     Totals,
     describe_difference,
     read_manifest,
+    reading_of,
 )
 from lumina_ds.data.shards.writer import partial_folder, publish, shard_schema, staging_folder
 from lumina_ds.data.templates.find import STORED_TEMPLATE, certified_template, stored_text, tokenizer_for
@@ -81,6 +83,7 @@ def preprocess_files(
     refused, trained ids for unknown characters without `allow_unknown`, or a folder in the way. ConfigError: another run is writing `out`, or no such chat template. MachineError: the output cannot be
     written, or a worker was killed.
     """
+    check_format(settings.format)
     limits = Limits(max_rejected, allow_unknown)
     files = resolve_inputs(inputs)
     tokenizer = Tokenizer.load(tokenizer_path)
@@ -144,6 +147,7 @@ class _Outputs:
             self.held_out.resume([block.held_out for block in sealed])
         self.quarantine = Quarantine(result / REJECTED_FILE, sealed[-1].quarantine if sealed else None)
         self.other_keys = Counter(sealed[-1].other_keys if sealed else {})
+        self.notes = Counter(sealed[-1].notes if sealed else {})
         self.text_check = TextCheck(sealed[-1].text_loss if sealed else None)
 
     @property
@@ -160,6 +164,7 @@ class _Outputs:
         self.train.add(block.train)
         self.held_out.add(block.held_out)
         add_other_keys(self.other_keys, block.other_keys)
+        self.notes.update(block.notes)
         self.text_check.add(block.text_check)
         return SealedBlock(
             place=block.place,
@@ -167,6 +172,7 @@ class _Outputs:
             held_out=self.held_out.position(),
             quarantine=self.quarantine.position(),
             other_keys=dict(self.other_keys),
+            notes=dict(self.notes),
             text_loss=self.text_check.loss(),
         )
 
@@ -233,7 +239,10 @@ class _Run:
         outputs, blocks = self._resume(staging, journal)
         limit = self.settings.max_conversations
         schema = shard_schema(self.tokenizer.vocab_size)
-        options = EncodeOptions(self.settings.eval_fraction, limit, self.settings.train_turns, self.template)
+        options = EncodeOptions(
+            self.settings.eval_fraction, limit, self.settings.train_turns, self.settings.train_reasoning,
+            self.settings.format, self.template,
+        )  # fmt: skip
         sizes = [file.size_bytes for file in self.files]
         total_bytes = None if None in sizes else sum(size or 0 for size in sizes)
         self._check_losses(outputs, limits)
@@ -314,7 +323,7 @@ class _Run:
         """The manifest of this run, still without its files."""
         return Manifest(
             split=split,
-            reading=READING,
+            reading=reading_of(totals) if totals else READING,
             settings=self.settings,
             tokenizer=TokenizerEntry(digest=self.tokenizer.digest, vocab_size=self.tokenizer.vocab_size),
             template=self.template_entry,
@@ -332,7 +341,7 @@ class _Run:
         quarantine = outputs.quarantine
         return outputs.train.totals(
             outputs.held_out.num_conversations, quarantine.by_rule, quarantine.first_by_rule, outputs.other_keys,
-            outputs.text_check.loss(),
+            outputs.notes, outputs.text_check.loss(),
         )  # fmt: skip
 
     def _check_losses(self, outputs: _Outputs, limits: Limits, at_end: bool = False) -> None:

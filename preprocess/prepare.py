@@ -139,7 +139,7 @@ def _check_folder(folder: ShardFolder, data: DataConfig) -> None:
     """Refuse settings that the shards cannot follow: the template, and packing where it was set explicitly."""
     _check_template(folder, data)
     manifest = folder.manifest
-    for name in ("packing", "overlong", "train_turns"):
+    for name in ("packing", "overlong", "train_turns", "train_reasoning"):
         made, wanted = getattr(manifest.settings, name), getattr(data, name)
         if name in data.model_fields_set and made != wanted:
             raise ConfigError(
@@ -170,6 +170,8 @@ def _settings(config: RunConfig, max_conversations: int | None = None, eval_frac
         max_conversations=max_conversations,
         eval_fraction=eval_fraction,
         train_turns=data.train_turns,
+        train_reasoning=data.train_reasoning,
+        format=data.format,
     )
 
 
@@ -178,12 +180,13 @@ def _tokenizer(config: RunConfig, cache: Path) -> Tokenizer:
     data = config.data
     if data.tokenizer != AUTO:
         return Tokenizer.load(data.tokenizer)
-    key = {
+    key: dict[str, object] = {
         "recipe": RECIPE,
         "sentencepiece": version("sentencepiece"),
         "inputs": _input_digests(data.train_data),
         "vocab_size": config.model.vocab_size,
         "max_conversations": data.max_conversations,
+        **({"format": data.format} if data.format else {}),
     }
     path = cache / "tokenizers" / f"{_key_digest(key)}.model"
     with _locked(path):
@@ -192,7 +195,13 @@ def _tokenizer(config: RunConfig, cache: Path) -> Tokenizer:
         log.info(
             "training a tokenizer of %d ids on %s", config.model.vocab_size, ", ".join(map(shown_path, data.train_data))
         )
-        return train_tokenizer(data.train_data, config.model.vocab_size, path, max_conversations=data.max_conversations)
+        return train_tokenizer(
+            data.train_data,
+            config.model.vocab_size,
+            path,
+            max_conversations=data.max_conversations,
+            format_name=data.format,
+        )
 
 
 def _cached_shards(

@@ -3,7 +3,8 @@ the named evaluation sets. Each is prepared as if it were alone (prepare.py), wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from preprocess.prepare import (
     preprocessing_record,
     tokenizer_of_run,
 )
+from preprocess.sources import resolve_inputs, warn_of_shared_files
 from preprocess.summary import summary_record
+
+log = logging.getLogger("lumina_ds.preprocess")
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,25 @@ def check_run_data(config: RunConfig) -> None:
         check_sources(_alone(config, train_data=data.train_data, shards=data.shards))
     for source in data.sources:
         check_sources(_alone(config, **_of_entry(source), **plain))
+    _warn_of_files_in_two_places(data)
     for entry in data.eval_sets:
         one = {"eval_data": entry.paths, "eval_shards": entry.shards}
         named = _of_entry(data.sources[0]) if data.sources else {"train_data": data.train_data, "shards": data.shards}
         check_sources(_alone(config, **named, **one))
+
+
+def _warn_of_files_in_two_places(data: DataConfig) -> None:
+    """Say which file two sources share, and which is evaluated on too: both may be meant, and neither is by accident."""
+    readers: dict[Hashable, str] = {}
+    for source in data.sources:
+        for file in resolve_inputs(source.paths) if source.paths else ():
+            first = readers.setdefault(file.identity, source.name)
+            if first != source.name:
+                log.warning("%s is in the sources %s and %s, and is trained in both", file.shown, first, source.name)
+    trained = [path for source in data.sources for path in source.paths] or data.train_data
+    evaluated = [*data.eval_data, *(path for entry in data.eval_sets for path in entry.paths)]
+    if trained and evaluated:
+        warn_of_shared_files(trained, evaluated)
 
 
 def evaluation_set_names(config: RunConfig) -> list[str]:

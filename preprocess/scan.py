@@ -11,15 +11,17 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from itertools import islice
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lumina_ds.data.conversation import Conversation, TrainTurns, Turn, is_blank, parse_conversation
+from lumina_ds.data.conversation import is_blank, parse_conversation
+from lumina_ds.data.rendering import RENDERED_ROLES, is_plain, render
 from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.tokenizer.flat import Texts
 from lumina_ds.data.tokenizer.tokenizer import ROLES
+from lumina_ds.data.turns import Conversation, TrainReasoning, TrainTurns, Turn
 from preprocess.sources import Block
 
 log = logging.getLogger("lumina_ds.preprocess")
@@ -43,33 +45,44 @@ class Rejection(NamedTuple):
 
 
 class Conversations(NamedTuple):
-    """Turns of many conversations: conversation i has turns first_turns[i] .. first_turns[i + 1] - 1."""
+    """Turns of many conversations: conversation i has turns first_turns[i] .. first_turns[i + 1] - 1.
+
+    A turn is here what rendering.py makes of one, with its tools and reasoning in its text.
+    """
 
     texts: Texts  # of the turns
-    roles: np.ndarray  # [turns] uint8, places in ROLES
+    roles: np.ndarray  # [turns] uint8, places in RENDERED_ROLES
     trained: np.ndarray  # [turns] uint8, 1 where the turn is a label
     first_turns: np.ndarray  # [conversations + 1] int64
     lines: np.ndarray  # [conversations] int64
     has_space_symbol: bool  # a literal U+2581 in some text
     other_keys: Counter[str]  # places of keys that mean nothing here
     num_with_other_keys: int  # conversations that hold such keys
+    context_bytes: dict[int, int]  # turn: its first bytes, without the space before it, that are no labels
+    rendered: dict[int, Conversation]  # those whose turns are not what stands here
+    notes: Counter[str]  # what is to be said of conversations, and how often it is true
 
     @property
     def num_conversations(self) -> int:
         return len(self.lines)
 
-    def turns(self) -> Iterator[list[Turn]]:
-        """The turns of every conversation."""
-        turns = (Turn(ROLES[role], text) for role, text in zip(self.roles.tolist(), self.texts.split(), strict=True))
-        for count in np.diff(self.first_turns).tolist():
-            yield list(islice(turns, count))
+    def whole(self) -> Iterator[Conversation]:
+        """Every conversation as it was read, but for its other keys and notes where it is a plain one."""
+        texts, roles, trained = self.texts.split(), self.roles.tolist(), self.trained.tolist()
+        for number, (begin, end) in enumerate(pairwise(self.first_turns.tolist())):
+            if number in self.rendered:
+                yield self.rendered[number]
+                continue
+            turns = tuple(Turn(ROLES[roles[turn]], texts[turn]) for turn in range(begin, end))
+            yield Conversation(turns, tuple(map(bool, trained[begin:end])))
 
     def first(self, count: int) -> Conversations:
-        """The first `count`; their other keys are not counted apart from those of the rest."""
+        """The first `count`; their other keys and notes are not counted apart from those of the rest."""
         num_turns = self.first_turns[count]
         texts = Texts(self.texts.data, self.texts.offsets[: num_turns + 1])
         return self._replace(
             texts=texts, roles=self.roles[:num_turns], trained=self.trained[:num_turns],
+            context_bytes={turn: size for turn, size in self.context_bytes.items() if turn < num_turns},
             first_turns=self.first_turns[: count + 1], lines=self.lines[:count],
         )  # fmt: skip
 
@@ -79,6 +92,8 @@ def read_conversations(
     rejections: list[Rejection],
     max_conversations: int | None = None,
     train_turns: TrainTurns = "all",
+    train_reasoning: TrainReasoning = "yes",
+    format_name: str | None = None,
 ) -> Conversations:
     """The good lines of a block, at most `max_conversations`; the others before the last of these go to `rejections`."""
     if block.fault is not None:
@@ -86,7 +101,7 @@ def read_conversations(
     data = b"" if block.is_blank else block.data
     if data and not data.endswith(b"\n"):
         data += b"\n"
-    scan = _Scan(data, block.first_line, train_turns)
+    scan = _Scan(data, block.first_line, train_turns, train_reasoning, format_name)
     while not scan.go_on():
         begin, line = scan.position, scan.line
         end = data.find(b"\n", begin)
@@ -94,7 +109,7 @@ def read_conversations(
         text = data[begin : end - 1 if end > begin and data[end - 1] == 0x0D else end]
         if not is_blank(text):
             try:
-                scan.add(parse_conversation(text, train_turns))
+                scan.add(parse_conversation(text, train_turns, train_reasoning, format_name))
             except RejectedLine as fault:
                 rejections.append(Rejection(block.source, line, block.byte_offset + begin, fault.rule, fault.reason))
         scan.pass_line(end + 1)
@@ -114,10 +129,19 @@ def can_scan() -> bool:
 class _Scan:
     """The arrays that are filled while a block is read, and how far it is read."""
 
-    def __init__(self, data: bytes, first_line: int, train_turns: TrainTurns) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        first_line: int,
+        train_turns: TrainTurns,
+        train_reasoning: TrainReasoning,
+        format_name: str | None,
+    ) -> None:
         # Only flags mark turns, and lines with flags are for the strict parser anyway.
-        self._kernel = _kernel() if train_turns != "marked" else None
+        can_scan = train_turns != "marked" and format_name is None
+        self._kernel = _kernel() if can_scan else None
         self._train_turns = train_turns
+        self._train_reasoning = train_reasoning
         self._bytes = data
         self._data = np.frombuffer(data, np.uint8)
         # Room for all that the compiled scanner may find; a text never grows.
@@ -131,6 +155,9 @@ class _Scan:
         self._keys = np.empty((64, 2), np.int64)
         self._scanned_keys = np.zeros((32, 4), np.int64)
         self._other_keys: Counter[str] = Counter()
+        self._context_bytes: dict[int, int] = {}
+        self._rendered: dict[int, Conversation] = {}
+        self._notes: Counter[str] = Counter()
 
     @property
     def position(self) -> int:
@@ -154,18 +181,24 @@ class _Scan:
 
     def add(self, conversation: Conversation) -> None:
         """Append the conversation that stands in the current line."""
+        pieces = render(conversation, self._train_reasoning)
         _, line, num_bytes, num_turns, num_rows, num_symbols, _, num_lines = self._progress.tolist()
-        contents = [b" " + turn.content.encode() for turn in conversation.turns]
+        contents = [b" " + piece.text.encode() for piece in pieces]
         self._reserve(num_bytes + sum(map(len, contents)), num_turns + len(contents), num_rows + 1)
-        for turn, encoded, is_trained in zip(conversation.turns, contents, conversation.trained, strict=True):
+        for piece, encoded in zip(pieces, contents, strict=True):
             num_symbols += SPACE_SYMBOL in encoded
             self._text[num_bytes : num_bytes + len(encoded)] = np.frombuffer(encoded, np.uint8)
-            self._roles[num_turns], self._trained[num_turns] = ROLES.index(turn.role), is_trained
+            self._roles[num_turns], self._trained[num_turns] = RENDERED_ROLES.index(piece.role), piece.is_trained
+            if piece.context_bytes:
+                self._context_bytes[num_turns] = piece.context_bytes
             num_bytes, num_turns = num_bytes + len(encoded), num_turns + 1
             self._offsets[num_turns] = num_bytes
         self._lines[num_rows] = line
         self._first_turns[num_rows + 1] = num_turns
         self._progress[2:6] = num_bytes, num_turns, num_rows + 1, num_symbols
+        if not is_plain(conversation):
+            self._rendered[num_rows] = conversation
+        self._notes.update(dict(conversation.notes))
         self._other_keys.update(conversation.other_keys)
         self._progress[7] = num_lines + bool(conversation.other_keys)
 
@@ -188,7 +221,10 @@ class _Scan:
         np.copyto(trained, _trained(roles, first_turns, self._train_turns), where=trained == _AS_ROLES_SAY)
         for begin, end, count, _ in self._scanned_keys[:num_keys].tolist():
             self._other_keys[self._bytes[begin:end].decode()] += count
-        return Conversations(texts, roles, trained, first_turns, lines, num_symbols > 0, self._other_keys, num_lines)
+        return Conversations(
+            texts, roles, trained, first_turns, lines, num_symbols > 0, self._other_keys, num_lines,
+            self._context_bytes, self._rendered, self._notes,
+        )  # fmt: skip
 
 
 def _with_room(array: np.ndarray, needed: int, filler: int = 0) -> np.ndarray:

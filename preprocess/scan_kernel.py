@@ -1,7 +1,8 @@
 """The compiled scanner of scan.py: lines of JSON to the UTF-8 of their turns, without a Python object on the way.
 
 It knows all of JSON, and accepts a line only where nothing about it is unusual: no key with an escape or twice, no
-number that could be out of range, no lone surrogate, nothing nested deeply, no key of turn_keys.py. Where it meets
+number that could be out of range, no lone surrogate, nothing nested deeply, no key of turn_keys.py, no role of tools,
+no part of a content. Where it meets
 anything else it gives up on the line, and the strict parser of lumina_ds.data.conversation says what is the matter, so
 it needs no reasons.
 
@@ -15,7 +16,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from lumina_ds.data.conversation import MESSAGE_ROLES, SHAREGPT_ROLES, TOP_LEVEL_KEYS
+from lumina_ds.data.conversation import TOP_LEVEL_KEYS
+from lumina_ds.data.messages import MESSAGE_ROLES, SHAREGPT_ROLES
 from lumina_ds.data.strict_json import MAX_LINE_BYTES
 from lumina_ds.data.tokenizer.tokenizer import ROLES
 from lumina_ds.data.turn_keys import TURN_KEYS

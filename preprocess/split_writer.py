@@ -99,6 +99,7 @@ class SplitWriter:
         rejected_by_rule: Mapping[str, int] | None = None,
         first_rejected: Mapping[str, str] | None = None,
         other_keys: Mapping[str, int] | None = None,
+        notes: Mapping[str, int] | None = None,
         text_loss: TextLoss | None = None,
     ) -> Totals:
         by_rule = dict(sorted((rejected_by_rule or {}).items()))
@@ -111,6 +112,7 @@ class SplitWriter:
             rejected_by_rule=by_rule,
             first_rejected=dict(first_rejected or {}),  # in the order of the input
             other_keys=dict(sorted((other_keys or {}).items())),
+            notes=dict(sorted((notes or {}).items())),
             tokens=self.num_tokens,
             trained_tokens=self.num_trained_tokens,
             text_loss=text_loss,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lumina_ds.data.remedies import remedy
 from lumina_ds.data.shards.folder import EVAL_FOLDER
 from lumina_ds.data.shards.manifest import Manifest, read_manifest
 from lumina_ds.data.shards.packing_file import packing_file, read_packing
@@ -25,8 +26,12 @@ def summary_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
     for rule, count in totals.rejected_by_rule.items():
         first = totals.first_rejected.get(rule)
         yield f"  rejected {count:,}: {rule}" + (f" (first: {first})" if first else "")
+        if how := remedy(rule):
+            yield f"    remedy: {how}"
     if totals.other_keys:
         yield f"  keys without a meaning here: {describe_other_keys(totals.other_keys)}"
+    for note, count in totals.notes.items():
+        yield f"  {count:,} {note}"
     # Opening the folder would read its shards.
     plan = read_packing(folder / packing_file(manifest.settings.seq_length))
     yield (

@@ -21,7 +21,7 @@ from lumina_ds.errors import DataError
 from lumina_ds.text import counted
 
 # (first lines of an input, then every so-manieth), by whether the tokenizer is proven to lose nothing.
-SAMPLE = {True: (16, 256), False: (128, 32)}
+SAMPLE = {True: (16, 256), False: (128, 128)}
 MOST_PLACES = 3
 _MOST_CHARACTERS = 100
 _OTHERS = "others"

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from lumina_ds.data.conversation import is_blank, parse_conversation, split_lines
+from lumina_ds.data.formats import check_format
+from lumina_ds.data.rendering import render
 from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.tokenizer.sentencepiece_file import SPACE_SYMBOL
 from lumina_ds.data.tokenizer.tokenizer import END_MARKER, ROLE_MARKERS, Tokenizer
@@ -50,6 +52,7 @@ def train_tokenizer(
     model_type: ModelType = "bpe",
     max_conversations: int | None = None,
     sample_bytes: int = SAMPLE_BYTES,
+    format_name: str | None = None,
 ) -> Tokenizer:
     """Train on about `sample_bytes` of the turns' text and write the model to `out`, atomically.
 
@@ -64,7 +67,8 @@ def train_tokenizer(
         )
     if Path(out).is_dir():
         raise ConfigError(f"{out} is a folder; name a file in it with --out")
-    sample = _Sample(resolve_inputs(files), max_conversations, sample_bytes)
+    check_format(format_name)
+    sample = _Sample(resolve_inputs(files), max_conversations, sample_bytes, format_name)
     sentences = list(sample.sentences())
     if not sample.num_conversations:
         raise DataError(common_fault(set(sample.refused_by_rule), ", ".join(map(shown_path, files))))
@@ -84,8 +88,11 @@ def train_tokenizer(
 class _Sample:
     """A sample spread evenly over the files; from standard input, their beginning. Refused lines of it are counted."""
 
-    def __init__(self, files: list[InputFile], max_conversations: int | None, sample_bytes: int) -> None:
+    def __init__(
+        self, files: list[InputFile], max_conversations: int | None, sample_bytes: int, format_name: str | None
+    ) -> None:
         self._files = files
+        self._format_name = format_name
         self._max_conversations = max_conversations
         self._sample_bytes = sample_bytes
         self.num_conversations = 0
@@ -102,13 +109,13 @@ class _Sample:
             if share < 1 and _uniform(line) >= share:
                 continue
             try:
-                conversation = parse_conversation(line)
+                conversation = parse_conversation(line, format_name=self._format_name)
             except RejectedLine as refused:
                 self._refuse(place, refused.rule, refused.reason)
                 continue
-            for turn in conversation.turns:
-                num_bytes += len(turn.content)
-                yield from _sentences(turn.content)
+            for piece in render(conversation):
+                num_bytes += len(piece.text)
+                yield from _sentences(piece.text)
             self.num_conversations += 1
             if self.num_conversations == self._max_conversations or num_bytes >= self._sample_bytes:
                 return

@@ -48,6 +48,25 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def train_reasoning_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --train-reasoning to a verb that takes no configuration."""
+    return click.option(
+        "--train-reasoning",
+        default="yes",
+        show_default=True,
+        type=click.Choice(["yes", "no", "last"]),
+        help="Assistants' reasoning: a label; context without a label; or a label in the last exchange of each conversation "
+        "and left out before it.",
+    )(function)
+
+
+def format_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --format to a verb that takes no configuration."""
+    return click.option(
+        "--format", metavar="NAME", help="Format of every line, of lumina data formats; its keys tell when unset."
+    )(function)
+
+
 def chat_template_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --chat-template to a verb that takes no configuration."""
 

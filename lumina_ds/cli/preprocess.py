@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from lumina_ds.cli.config_options import chat_template_option
+from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option
 from lumina_ds.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def _max_rejected(ctx: click.Context, parameter: click.Parameter, value: str) ->
     help="Assistant turns that are labels: all that no flag (weight, train, loss, masked) switches off, the last of each "
     "conversation, or only those that a flag marks.",
 )
+@train_reasoning_option
+@format_option
 @click.option(
     "--max-rejected",
     default="5%",

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from lumina_ds.cli.config_options import format_option
 from lumina_ds.logs import configure_logging
 
 
@@ -25,15 +26,29 @@ def command() -> None:
 @click.option("--model-type", default="bpe", show_default=True, type=click.Choice(["bpe", "unigram"]))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Model file to write.")
 @click.option("--max-conversations", type=click.IntRange(min=1), help="Train on this many at most.")
+@format_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def train(
-    files: tuple[str, ...], vocab_size: int, model_type: str, out: Path, max_conversations: int | None, as_json: bool
+    files: tuple[str, ...],
+    vocab_size: int,
+    model_type: str,
+    out: Path,
+    max_conversations: int | None,
+    format: str | None,
+    as_json: bool,
 ) -> None:
     """Train a tokenizer on the conversations of FILES, with the template's markers as control symbols."""
     from preprocess.train_tokenizer import train_tokenizer
 
     configure_logging()
-    tokenizer = train_tokenizer(files, vocab_size, out, model_type, max_conversations)  # type: ignore[arg-type]
+    tokenizer = train_tokenizer(
+        files,
+        vocab_size,
+        out,
+        model_type,  # type: ignore[arg-type]
+        max_conversations,
+        format_name=format,
+    )
     if as_json:
         click.echo(json.dumps({"tokenizer": str(out), "vocab_size": tokenizer.vocab_size, "digest": tokenizer.digest}))
     else:

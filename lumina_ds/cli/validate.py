@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lumina_ds.cli.config_options import chat_template_option
+from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option
 from lumina_ds.config.chat_templates import ALIASES, TEMPLATES
 from lumina_ds.errors import DataError
 
 if TYPE_CHECKING:
-    from lumina_ds.data.conversation import TrainTurns
+    from lumina_ds.data.turns import TrainReasoning, TrainTurns
 
 EXAMPLES = """Examples:
 
@@ -38,6 +38,8 @@ EXAMPLES = """Examples:
     type=click.Choice(["all", "last", "marked"]),
     help="Assistant turns that are labels, as in lumina preprocess.",
 )
+@train_reasoning_option
+@format_option
 @click.option("--allow-unknown", is_flag=True, help="Let trained ids for characters that the tokenizer lacks pass.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a self-contained HTML page.")
 @click.option("--examples", "num_examples", default=3, show_default=True, type=click.IntRange(0, 100), help="Per rule.")
@@ -49,6 +51,8 @@ def command(
     chat_template: str,
     seq_length: int | None,
     train_turns: TrainTurns,
+    train_reasoning: TrainReasoning,
+    format: str | None,
     allow_unknown: bool,
     report: Path | None,
     num_examples: int,
@@ -78,6 +82,8 @@ def command(
             seq_length,
             num_examples=num_examples,
             train_turns=train_turns,
+            train_reasoning=train_reasoning,
+            format_name=format,
             chat_template=chat_template,
             on_progress=on_progress,
         )

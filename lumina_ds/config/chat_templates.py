@@ -48,6 +48,20 @@ class ChatTemplate:
         if not self.after["assistant"]:
             raise ValueError("nothing stands after the assistant's content, so no reply would end")
 
+    def around(self, role: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The special tokens before and after a piece of data/rendering.py.
+
+        Definitions of tools and results stand behind two role tokens, which no other turn does. A text for continued
+        pretraining has no header; its end is the one of a reply.
+        """
+        if role == "text":
+            return (), (self.end_token,)
+        speaker = {"tool": "user", "tools": "system"}.get(role, role)
+        before = self.before[speaker]
+        if role != speaker:
+            before = (*before[:-1], ROLE_MARKERS["system"], before[-1])
+        return before, self.after[speaker]
+
     @property
     def end_token(self) -> str:
         """Name of the token that ends a reply."""

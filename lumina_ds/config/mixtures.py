@@ -81,13 +81,18 @@ class _Entry(BaseModel):
 class SourceConfig(_Entry):
     """One source of a mixture. Without `weight`, `tokens` and `repeats` it is seen once in a pass of the mixture."""
 
-    weight: Number | None = Field(None, ge=0, description="share of the tokens, relative to the other sources' weights")
-    tokens: Annotated[int, BeforeValidator(_no_truth), BeforeValidator(as_tokens)] | None = Field(
-        None, gt=0, description="its tokens in one pass of the mixture; 250M and 1.5B are understood"
+    weight: Number | None = Field(
+        None, ge=0, le=1e9, description="share of the tokens, relative to the other sources' weights"
     )
-    repeats: Number | None = Field(None, gt=0, description="how often one pass of the mixture sees its rows")
+    tokens: Annotated[int, BeforeValidator(_no_truth), BeforeValidator(as_tokens)] | None = Field(
+        None, gt=0, le=10**15, description="its tokens in one pass of the mixture; 250M and 1.5B are understood"
+    )
+    repeats: Number | None = Field(None, gt=0, le=1e6, description="how often one pass of the mixture sees its rows")
     cap: Number | None = Field(
-        None, gt=0, description="most passes over its own rows in the whole run; then the others share its place"
+        None,
+        gt=0,
+        le=1e6,
+        description="most passes over its own rows in the whole run; then the others share its place",
     )
 
     @property
@@ -99,7 +104,7 @@ class SourceConfig(_Entry):
 class EvalSetConfig(_Entry):
     """One named evaluation set."""
 
-    weight: Number = Field(1.0, ge=0, description="weight of its loss in the mean of all sets")
+    weight: Number = Field(1.0, ge=0, le=1e9, description="weight of its loss in the mean of all sets")
 
 
 Source = Annotated[SourceConfig, BeforeValidator(as_entry)]

@@ -30,6 +30,8 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--force-streaming", "data.force_streaming", "true"),
     ShortOption("--eval-fraction", "data.eval_fraction"),
     ShortOption("--train-turns", "data.train_turns"),
+    ShortOption("--train-reasoning", "data.train_reasoning"),
+    ShortOption("--format", "data.format"),
     ShortOption("--max-rejected", "data.max_rejected"),
     ShortOption("--allow-unknown", "data.allow_unknown", "true"),
     ShortOption("--num-workers", "data.num_workers"),

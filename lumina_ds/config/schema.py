@@ -170,6 +170,11 @@ class DataConfig(Section):
         "all",
         description="assistant turns that are labels: all that no flag switches off, the last, or those a flag marks",
     )
+    train_reasoning: Literal["yes", "no", "last"] = Field(
+        "yes",
+        description="assistants' reasoning: a label, context without a label, or only that of the last exchange",
+    )
+    format: str | None = Field(None, description="format of the lines; their keys tell when unset")
     max_rejected: MaxRejected = Field(
         0.05, description="refused lines of train_data or eval_data above which a run ends: a number, or a share (5%)"
     )

@@ -10,38 +10,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lumina_ds.data.formats import as_messages
-from lumina_ds.data.strict_json import RejectedLine, json_type, parse_object, shorten
+from lumina_ds.data.formats import DataFormat, as_messages, format_of
+from lumina_ds.data.messages import FORMS, MESSAGE_ROLES, SHAREGPT_ROLES, Form, form_of, read_message
+from lumina_ds.data.rendering import first_with_reasoning
+from lumina_ds.data.strict_json import RejectedLine, json_type, parse_object
+from lumina_ds.data.tools import read_tools, results_in_order
 from lumina_ds.data.turn_keys import (
+    DEFINITION_KEYS,
     FLAGS,
     TOP_LEVEL_UNSUPPORTED,
     TURN_KEYS,
-    UNSUPPORTED,
     check_flags_beside_turns,
     check_unsupported,
     read_flag,
 )
-from lumina_ds.data.turns import Conversation, Role, TrainTurns, Turn
+from lumina_ds.data.turns import Conversation, Role, ToolCall, TrainReasoning, TrainTurns, Turn
+
+__all__ = [
+    "MESSAGE_ROLES", "SHAREGPT_ROLES", "Conversation", "Role", "ToolCall", "TrainReasoning", "TrainTurns", "Turn",
+    "is_blank", "parse_conversation", "read_chat", "split_lines",
+]  # fmt: skip
 
 NO_ASSISTANT_TURN = "no assistant turn"
 NOTHING_TO_TRAIN = "no turn to train"
+TEXTS = "documents of plain text: every token is a label"
+EARLIER_REASONING = "turns whose reasoning is left out and that are no labels, by --train-reasoning last"
 
-MESSAGE_ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "ai": "assistant",
-    "bot": "assistant",
-}
-SHAREGPT_ROLES: dict[str, Role] = MESSAGE_ROLES | {"gpt": "assistant"}
-# Of each form: the keys of role and content, and the names of roles.
-_FORMS: dict[str, tuple[str, str, dict[str, Role]]] = {
-    "messages": ("role", "content", MESSAGE_ROLES),
-    "conversations": ("from", "value", SHAREGPT_ROLES),
-}
-TOP_LEVEL_KEYS = FLAGS | TOP_LEVEL_UNSUPPORTED | _FORMS.keys() | {"system"}
+TOP_LEVEL_KEYS = FLAGS | TOP_LEVEL_UNSUPPORTED.keys() | DEFINITION_KEYS | FORMS.keys() | {"system"}
 
 
 def split_lines(block: bytes) -> Iterator[tuple[int, bytes]]:
@@ -64,41 +59,76 @@ def is_blank(line: bytes) -> bool:
     return not line.strip(b" \t\r")
 
 
-def parse_conversation(line: bytes, train_turns: TrainTurns = "all") -> Conversation:
-    """Parse one JSONL line of any kind in formats.py.
+def parse_conversation(
+    line: bytes,
+    train_turns: TrainTurns = "all",
+    train_reasoning: TrainReasoning = "yes",
+    format_name: str | None = None,
+) -> Conversation:
+    """Parse one JSONL line of any kind in formats/, or of the one that is named.
 
-    A text beside them under `system` is the system turn. Contents are kept exactly as written. Keys of turn_keys.py
+    A text beside the turns under `system` is the system turn. Contents are kept exactly as written. Keys of turn_keys.py
     are obeyed or refused; others are ignored and named. Raises RejectedLine, also where no turn is left to train.
     """
-    document = as_messages(parse_object(line))
-    key, turns = _read(document)
-    system = len(turns) - len(document[key])
+    document = parse_object(line)
+    form = format_of(document, format_name)
+    if form is not None and form.text is not None:
+        return _document(document, form, train_turns)
+    read = as_messages(document, form)
+    key, turns, tools = _read(read)
+    system = len(turns) - len(read[key])
     flags = [None] * system + [
         read_flag(message, turn.role, number)
-        for number, (message, turn) in enumerate(zip(document[key], turns[system:], strict=True), 1)
+        for number, (message, turn) in enumerate(zip(read[key], turns[system:], strict=True), 1)
     ]
-    return Conversation(turns, _trained(turns, flags, train_turns), tuple(_other_keys(document, key)))
+    trained, notes = _trained(turns, flags, train_turns, train_reasoning)
+    notes += tuple(form.notes(document)) if form is not None and form.notes else ()
+    return Conversation(turns, trained, tuple(_other_keys(document, form, read, key)), tools, notes)
 
 
-def read_turns(document: dict[str, Any]) -> tuple[Turn, ...]:
-    """The turns of a line's object, of whatever roles. Raises RejectedLine."""
-    return _read(as_messages(document))[1]
+def read_chat(document: dict[str, Any]) -> Conversation:
+    """The turns and tools of a line's object, of whatever roles, to be continued. Raises RejectedLine."""
+    form = format_of(document)
+    if form is not None and form.text is not None:
+        raise RejectedLine("plain text", "a document of plain text asks nothing")
+    _, turns, tools = _read(as_messages(document, form))
+    return Conversation(turns, tools=tools)
 
 
-def _read(document: dict[str, Any]) -> tuple[str, tuple[Turn, ...]]:
-    """(key of the list of messages, turns)."""
-    check_unsupported(document, document.keys() & TOP_LEVEL_UNSUPPORTED, "beside the turns")
+def _document(document: dict[str, Any], form: DataFormat, train_turns: TrainTurns) -> Conversation:
+    """A text for continued pretraining; what belongs to chats is refused beside it."""
+    assert form.text is not None
+    check_unsupported(document, TOP_LEVEL_UNSUPPORTED, "beside a text")
+    for key in sorted((DEFINITION_KEYS | {"system"}) & document.keys()):
+        if document[key]:
+            raise RejectedLine(
+                f"unsupported {key}", f"'{key}' beside a text, which has no turns; remove it (jq -c 'del(.{key})')"
+            )
     check_flags_beside_turns(document)
-    present = [key for key in _FORMS if key in document]
-    filled = [key for key in present if document[key] not in (None, [])]
+    text = document[form.text]
+    if not isinstance(text, str):
+        raise RejectedLine("wrong type", f"'{form.text}' is a {json_type(text)}, not a string")
+    if not text:
+        raise RejectedLine("empty content", f"'{form.text}' is empty")
+    if train_turns == "marked" and not any(document.get(key) is not None for key in FLAGS):
+        raise RejectedLine(NOTHING_TO_TRAIN, "no flag marks the text, and --train-turns is marked")
+    known = TOP_LEVEL_KEYS | {form.text}
+    return Conversation((Turn("text", text),), other_keys=tuple(sorted(document.keys() - known)), notes=((TEXTS, 1),))
+
+
+def _read(document: dict[str, Any]) -> tuple[str, tuple[Turn, ...], tuple[str, ...]]:
+    """(key of the list of messages, turns, definitions of tools)."""
+    check_unsupported(document, TOP_LEVEL_UNSUPPORTED, "beside the turns")
+    check_flags_beside_turns(document)
+    tools = read_tools(document)
+    present = [key for key in FORMS if key in document]
+    filled = [key for key in present if document[key]]
     if len(filled) > 1:
         raise RejectedLine("two conversations", "both 'messages' and 'conversations' hold turns; keep one of them")
-    if not present:
-        raise RejectedLine(
-            "missing key", "no key 'messages' or 'conversations'; lumina data formats shows what is read"
-        )
     key = (filled or present)[0]
-    return key, _with_system(document, _turns(document[key], key, *_FORMS[key]))
+    turns = _with_system(document, _turns(document[key], key, form_of(document[key], key)))
+    results_in_order(turns)
+    return key, turns, tools
 
 
 def _with_system(document: dict[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
@@ -114,7 +144,10 @@ def _with_system(document: dict[str, Any], turns: tuple[Turn, ...]) -> tuple[Tur
     return (Turn("system", system), *turns)
 
 
-def _trained(turns: Sequence[Turn], flags: Sequence[bool | None], train_turns: TrainTurns) -> tuple[bool, ...]:
+def _trained(
+    turns: Sequence[Turn], flags: Sequence[bool | None], train_turns: TrainTurns, train_reasoning: TrainReasoning
+) -> tuple[tuple[bool, ...], tuple[tuple[str, int], ...]]:
+    """(which turns are labels, what is to be said of it)."""
     assistants = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
     if not assistants:
         raise RejectedLine(NO_ASSISTANT_TURN)
@@ -130,40 +163,35 @@ def _trained(turns: Sequence[Turn], flags: Sequence[bool | None], train_turns: T
             "marked": "no flag marks an assistant turn, and --train-turns is marked",
         }
         raise RejectedLine(NOTHING_TO_TRAIN, reasons[train_turns])
-    return tuple(number in chosen for number in range(len(turns)))
+    shortened: set[int] = set()
+    if train_reasoning == "last":
+        first_kept = first_with_reasoning(turns)
+        shortened = {number for number, turn in enumerate(turns[:first_kept]) if turn.reasoning}
+        # An answer without the reasoning that led to it is no answer that the model should learn to give.
+        chosen -= shortened
+        if not chosen:
+            raise RejectedLine(
+                NOTHING_TO_TRAIN, "the turns to train have reasoning that --train-reasoning last leaves out"
+            )
+    notes = ((EARLIER_REASONING, len(shortened)),) if shortened else ()
+    return tuple(number in chosen for number in range(len(turns))), notes
 
 
-def _other_keys(document: dict[str, Any], key: str) -> Iterator[str]:
-    """Names of the keys that mean nothing here, one per place where they stand."""
-    yield from document.keys() - TOP_LEVEL_KEYS
-    known = TURN_KEYS.union(_FORMS[key][:2])
-    for message in document[key]:
+def _other_keys(document: dict[str, Any], form: DataFormat | None, read: dict[str, Any], key: str) -> Iterator[str]:
+    """Names of the keys that mean nothing here, one per place where they stand. `read`: the document that `key` is in."""
+    known = TOP_LEVEL_KEYS | (form.keys | form.optional if form else set())
+    yield from document.keys() - known
+    yield from (each for each in FORMS if each in document and each not in read and document[each])
+    if form and form.messages and key in document and document[key]:
+        yield key
+    known = TURN_KEYS | form_of(read[key], key).keys
+    for message in read[key]:
         yield from message.keys() - known
 
 
-def _turns(messages: Any, key: str, role_key: str, content_key: str, roles: dict[str, Role]) -> tuple[Turn, ...]:
+def _turns(messages: Any, key: str, form: Form) -> tuple[Turn, ...]:
     if not isinstance(messages, list):
         raise RejectedLine("wrong type", f"'{key}' is a {json_type(messages)}, not a list")
     if not messages:
         raise RejectedLine("empty conversation", f"'{key}' is empty")
-    turns = []
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict):
-            raise RejectedLine("wrong type", f"message {number} is a {json_type(message)}, not an object")
-        role = roles.get(_text(message, role_key, number))
-        if role is None:
-            raise RejectedLine("unknown role", f"message {number} has the unknown role {shorten(message[role_key])}")
-        check_unsupported(message, message.keys() & UNSUPPORTED.keys(), f"of message {number}")
-        turns.append(Turn(role, _text(message, content_key, number)))
-    return tuple(turns)
-
-
-def _text(message: dict[str, Any], key: str, number: int) -> str:
-    if key not in message:
-        raise RejectedLine("missing key", f"message {number} has no '{key}'")
-    value = message[key]
-    if not isinstance(value, str):
-        raise RejectedLine("wrong type", f"'{key}' of message {number} is a {json_type(value)}, not a string")
-    if not value:
-        raise RejectedLine("empty content", f"'{key}' of message {number} is empty")
-    return value
+    return tuple(read_message(message, number, form) for number, message in enumerate(messages, 1))

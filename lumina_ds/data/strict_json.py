@@ -45,6 +45,11 @@ def parse_object(line: bytes) -> dict[str, Any]:
     return document
 
 
+def parse_json(text: str) -> Any:
+    """What a JSON text inside a line spells, as strictly as the line itself. Raises RejectedLine."""
+    return _parse_json(text.encode("utf-8", "surrogatepass"))
+
+
 def _parse_json(line: bytes) -> Any:
     if len(line) > MAX_LINE_BYTES:
         raise RejectedLine(LINE_TOO_LONG, f"longer than {MAX_LINE_BYTES} bytes")

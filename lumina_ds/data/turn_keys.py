@@ -1,14 +1,14 @@
 """Keys with a meaning elsewhere: flags that say which turns are trained, and what this version cannot train.
 
 Trainers and dialects write `weight` (OpenAI), `train` and `train_detail` (axolotl), `loss` and `loss_scale` (ms-swift)
-and `masked`; tools and reasoning have keys of their own. A key of these is obeyed or refused by rule, never passed
+and `masked`; tools and reasoning have keys of their own, which messages.py and tools.py read. A key of these is obeyed or refused by rule, never passed
 over: passing over it would train other targets than the data says.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from lumina_ds.data.strict_json import RejectedLine, json_type, shorten
@@ -16,20 +16,28 @@ from lumina_ds.data.strict_json import RejectedLine, json_type, shorten
 NUMBER_FLAGS = frozenset({"weight", "loss_scale"})
 BOOLEAN_FLAGS = frozenset({"train", "loss", "masked"})
 FLAGS = NUMBER_FLAGS | BOOLEAN_FLAGS
-# Refused at a turn and beside the turns, unless they hold nothing. The text is the remedy.
-_NO_TOOLS = "tools are not trained yet; write calls and results into the text, or leave such conversations out"
-_NO_REASONING = "reasoning is not trained apart from the content; write it into the content, or remove it"
+EMPTY: tuple[Any, ...] = (None, False, [], "", {})  # what holds nothing is no loss
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
+# Keys of tools, each with its places: the definitions stand beside the turns, the others at a turn.
+DEFINITION_KEYS = frozenset({"tools", "functions"})
+CALL_KEYS = frozenset({"tool_calls", "function_call"})
+_BESIDE_THE_TURNS = "definitions of tools stand beside the turns (jq -c '.tools = [.messages[].tools // [] | .[]] | del(.messages[].tools)')"
+_AT_A_TURN = "this stands at the turn that it belongs to; move it there, or remove it (jq -c 'del(.KEY)')"
+_NOT_TRAINED = "{} are not trained; leave such conversations out, or remove the key"
+# Refused at a turn, unless they hold nothing. The text is the remedy.
 UNSUPPORTED: dict[str, str] = {
-    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call", "tool_call_id"), _NO_TOOLS),
-    **dict.fromkeys(("reasoning_content", "reasoning", "thinking", "thought"), _NO_REASONING),
-    "images": "pictures are not trained; leave such conversations out, or remove the key",
+    **dict.fromkeys(DEFINITION_KEYS, _BESIDE_THE_TURNS),
+    **{key: _NOT_TRAINED.format("pictures") for key in ("images", "image")},
+    **{key: _NOT_TRAINED.format("sound and video") for key in ("audio", "audios", "videos", "video")},
     "refusal": "refusals are not trained apart from the content; write it into the content, or remove it",
-    "name": "speakers' names are not trained; write them into the content, or remove the key (jq 'del(.messages[].name)')",
     "train_detail": "parts of a turn cannot be switched on or off; split the turn, or use train true or false for all of it",
 }
-# Known beside the turns. There `name` is a title or a file, not a speaker.
-TOP_LEVEL_UNSUPPORTED = UNSUPPORTED.keys() - {"name", "train_detail"}
-TURN_KEYS = FLAGS | UNSUPPORTED.keys()
+# The same beside the turns. There `name` is a title or a file, not a speaker.
+TOP_LEVEL_UNSUPPORTED: dict[str, str] = {
+    **{key: text for key, text in UNSUPPORTED.items() if key not in DEFINITION_KEYS | {"train_detail"}},
+    **{key: _AT_A_TURN.replace("KEY", key) for key in (*REASONING_KEYS, *sorted(CALL_KEYS), "tool_call_id")},
+}
+TURN_KEYS = FLAGS | UNSUPPORTED.keys() | CALL_KEYS | {*REASONING_KEYS, "tool_call_id", "name"}
 # Beside the turns a flag speaks of all of them: these values leave everything to the flags of turns.
 _TRAINS: dict[str, int | bool] = {"weight": 1, "loss_scale": 1, "train": True, "loss": True, "masked": False}
 
@@ -60,11 +68,11 @@ def read_flag(message: dict[str, Any], role: str, number: int) -> bool | None:
     return flag
 
 
-def check_unsupported(holder: dict[str, Any], keys: Iterable[str], where: str) -> None:
-    """Refuse keys of UNSUPPORTED that hold something; null, false, an empty list and an empty text are no loss."""
-    for key in sorted(keys):
-        if holder[key] not in (None, False, [], "", {}):
-            raise RejectedLine(f"unsupported {key}", f"'{key}' {where}: {UNSUPPORTED[key]}")
+def check_unsupported(holder: dict[str, Any], remedies: Mapping[str, str], where: str) -> None:
+    """Refuse the keys of `remedies` that hold something."""
+    for key in sorted(holder.keys() & remedies.keys()):
+        if holder[key] not in EMPTY:
+            raise RejectedLine(f"unsupported {key}", f"'{key}' {where}: {remedies[key]}")
 
 
 def check_flags_beside_turns(document: dict[str, Any]) -> None:

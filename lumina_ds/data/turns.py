@@ -17,6 +17,9 @@ TrainTurns = Literal["all", "last", "marked"]
 # What becomes of reasoning: a label, context without a label, or a label in the last exchange and left out before it.
 TrainReasoning = Literal["yes", "no", "last"]
 
+# What ends reasoning in a text: in most templates, and in ours.
+THINK_END = "</think>"
+
 
 def canonical_json(value: Any) -> str:
     """One JSON text for equal values, as `tojson` of a Hugging Face template writes it: keys keep their order."""
@@ -50,13 +53,15 @@ class Turn(NamedTuple):
 class Conversation:
     """Turns, which of them are labels (all of the assistant's where nothing is given), and keys that mean nothing here.
 
-    tools: the definitions that the assistant may call, each as canonical JSON text.
+    tools: the definitions that the assistant may call, each as canonical JSON text. notes: what is said of such
+    conversations, and how often it is true of this one.
     """
 
     turns: tuple[Turn, ...]
     trained: tuple[bool, ...] = ()
     other_keys: tuple[str, ...] = ()  # one per place where it stands
     tools: tuple[str, ...] = ()
+    notes: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.trained:

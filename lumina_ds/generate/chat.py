@@ -49,14 +49,16 @@ def generate_ids(
         ids = torch.tensor([[token]], device=loaded.device)
 
 
-def stream_reply(loaded: LoadedModel, turns: Sequence[Turn], settings: SamplingSettings) -> Iterator[str]:
+def stream_reply(
+    loaded: LoadedModel, turns: Sequence[Turn], settings: SamplingSettings, tools: Sequence[str] = ()
+) -> Iterator[str]:
     """Pieces of the assistant's reply as they become certain; joined they are the whole text.
 
     A character of several bytes can span tokens, and so can a stop text: an unfinished one waits for its rest. The
-    reply ends before the first of `settings.stop`.
+    reply ends before the first of `settings.stop`. tools: definitions as JSON text.
     """
     shown, text = 0, ""
-    for text in _growing_text(loaded, turns, settings):
+    for text in _growing_text(loaded, turns, settings, tools):
         end = _first_stop(text, settings.stop)
         if end is not None:
             yield text[shown:end]
@@ -69,11 +71,14 @@ def stream_reply(loaded: LoadedModel, turns: Sequence[Turn], settings: SamplingS
         yield text[shown:]
 
 
-def _growing_text(loaded: LoadedModel, turns: Sequence[Turn], settings: SamplingSettings) -> Iterator[str]:
+def _growing_text(
+    loaded: LoadedModel, turns: Sequence[Turn], settings: SamplingSettings, tools: Sequence[str]
+) -> Iterator[str]:
     """The reply so far, each a prefix of the next; the last one is the whole reply."""
     ids: list[int] = []
     text = ""
-    for token in generate_ids(loaded, encode_prompt(turns, loaded.tokenizer, loaded.template), settings):
+    prompt_ids = encode_prompt(turns, loaded.tokenizer, loaded.template, tools)
+    for token in generate_ids(loaded, prompt_ids, settings):
         ids.append(token)
         longer = loaded.tokenizer.decode(ids)
         if not longer.endswith("\N{REPLACEMENT CHARACTER}") and longer.startswith(text):

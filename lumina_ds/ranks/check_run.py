@@ -69,6 +69,11 @@ def check_measurable(config: RunConfig, runner: Sequence[str]) -> str:
         raise ConfigError(
             "--train-data is not prepared here; give --data with a shard folder, or no data for random tokens"
         )
+    if config.data.sources:
+        raise ConfigError(
+            "data.sources are not measured here; leave them out and give --data with the shard folder of one, or no data "
+            "for random tokens"
+        )
     checked = check_run(config, planned_world_size(complete_runner_arguments(list(runner))))
     if config.data.shards is not None:
         # A plan for a new row length is made once here, not by every rank at the same time.

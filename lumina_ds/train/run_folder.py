@@ -107,7 +107,7 @@ def effective_config(
     for plain in (each for each in eval_sets if each.name not in named):
         data["eval_shards"] = str(plain.rows.folder.path)
     # Every setting that shards are held to (preprocess/prepare.py), or this file would be refused with its own shards.
-    for name in ("packing", "overlong", "train_turns"):
+    for name in ("packing", "overlong", "train_turns", "train_reasoning"):
         made = {getattr(folder.manifest.settings, name) for folder in folders}
         data[name] = made.pop()
         if made:  # folders that were made differently are held to no setting

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lumina_ds.data.remedies import remedy
 from lumina_ds.report.data.distribution import Bin, Distribution
 from preprocess.other_keys import describe_other_keys
 from preprocess.validation.findings import Findings, RuleCount, loss_lines
@@ -56,6 +57,8 @@ def _totals(findings: Findings) -> Iterator[tuple[str, str]]:
     yield "characters", f"{findings.characters.sum:,}; {findings.assistant_share:.1%} by assistants"
     if findings.other_keys:
         yield "other keys", describe_other_keys(findings.other_keys)
+    for note, count in sorted(findings.notes.items()):
+        yield "note", f"{count:,} {note}"
     if findings.tokens:
         yield "tokens", f"{findings.tokens.sum:,}; {findings.trained_share:.1%} trained"
     for line in loss_lines(findings):
@@ -104,6 +107,8 @@ def _print_rules(findings: Findings, console: Console) -> None:
 
 def _print_examples(entry: RuleCount, console: Console) -> None:
     console.print(Text(entry.rule, _STYLES[entry.level]))
+    if how := remedy(entry.rule):
+        console.print(Padding(Text(f"remedy: {how}"), (0, 0, 0, 2)))
     for example in entry.examples:
         place = Text(f"{example.source} line {example.line}: ", "cyan").append(example.reason, "default")
         console.print(Padding(place, (0, 0, 0, 2)))

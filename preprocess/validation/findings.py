@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lumina_ds.data.remedies import remedy
 from lumina_ds.data.shards.text_loss import describe_loss
 from lumina_ds.report.data.distribution import Distribution
 from preprocess.text_check import TextCheck
@@ -79,6 +80,7 @@ class Findings:
     text_check: TextCheck | None = None
     repeats: list[Repeat] = field(default_factory=list)
     other_keys: Counter[str] = field(default_factory=Counter)  # places of keys that mean nothing here
+    notes: Counter[str] = field(default_factory=Counter)  # what is to be said of conversations, and how often
 
     @property
     def lines(self) -> int:
@@ -149,6 +151,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
                 "level": entry.level,
                 "count": entry.count,
                 "meaning": WARNINGS.get(entry.rule),
+                "remedy": remedy(entry.rule),
                 "examples": [example._asdict() for example in entry.examples],
             }
             for entry in findings.sorted_rules()
@@ -158,6 +161,7 @@ def to_json(findings: Findings) -> dict[str, Any]:
             for repeat in findings.repeats
         ],
         "other_keys": dict(findings.other_keys.most_common()),
+        "notes": dict(sorted(findings.notes.items())),
         "turns_by_role": dict(findings.turns_by_role),
         "characters_by_role": dict(findings.characters_by_role),
         "characters": findings.characters.summary(),

@@ -30,6 +30,10 @@ OVERLONG = "longer than a row"
 NO_TRAINED_END = "no trained end of turn"
 NOTHING_TRAINED = "no trained token in its row"
 OTHER_KEYS = "keys without a meaning"
+UNDEFINED_TOOL = "call of an undefined tool"
+WRONG_ARGUMENTS = "arguments against the schema"
+INVALID_SCHEMA = "invalid schema of a tool"
+TAG_IN_TEXT = "tool or reasoning tag in text"
 UNKNOWN_IDS = "unknown ids"
 CHANGED_TEXT = "text does not come back"
 
@@ -47,6 +51,11 @@ WARNINGS: dict[str, str] = {
     OVERLONG: "more tokens than --seq-length; truncation loses the rest",
     NO_TRAINED_END: "training sees no end of an assistant turn, so the model does not learn to stop",
     OTHER_KEYS: "preprocessing ignores keys that it does not know; what they say is not trained",
+    UNDEFINED_TOOL: "an assistant calls a function that 'tools' does not define",
+    WRONG_ARGUMENTS: "a call's arguments are not what the JSON schema of its tool allows",
+    INVALID_SCHEMA: "a tool's 'parameters' are no JSON schema, so calls of it are not checked",
+    TAG_IN_TEXT: "an assistant's content spells a tag of calls or reasoning; move it to tool_calls or reasoning_content, "
+    "or it is trained as it stands and --train-reasoning does not see it",
     UNKNOWN_IDS: "the tokenizer cannot spell a character and has one id for all such",
     CHANGED_TEXT: "a turn that was tried does not decode to its text: the tokenizer changes or drops characters",
     NOTHING_TRAINED: "every trained token lies beyond --seq-length; truncation drops the conversation",
@@ -68,12 +77,13 @@ def level_of(rule: str) -> Level:
 
 def conversation_faults(turns: Sequence[Turn]) -> Iterator[Fault]:
     """Every rule that the turns break, each once: the first place where they do."""
-    yield from _role_faults(turns)
+    if turns[0].role != "text":
+        yield from _role_faults(turns)
     seen: set[str] = set()
     for number, (role, content, *_) in enumerate(turns, 1):
         if _is_plain(content):
             continue
-        for fault in _text_faults(content, f"turn {number} ({role})"):
+        for fault in _text_faults(content, f"turn {number} ({role})", role == "assistant"):
             if fault.rule not in seen:
                 seen.add(fault.rule)
                 yield fault
@@ -100,7 +110,7 @@ def _role_faults(turns: Sequence[Turn]) -> Iterator[Fault]:
         number = roles.index("system", 1) + 1
         yield Fault(SYSTEM_NOT_FIRST, f"turn {number} of {len(turns)} is a system turn", describe(turns[number - 1 :]))
     for number, (before, role) in enumerate(pairwise(roles), 2):
-        if before == role != "system":
+        if before == role not in ("system", "tool"):
             yield Fault(
                 REPEATED_ROLE, f"turns {number - 1} and {number} are both {role}", describe(turns[number - 2 :])
             )
@@ -132,13 +142,18 @@ _MOJIBAKE = re.compile(
 )
 
 
-def _text_faults(text: str, where: str) -> Iterator[Fault]:
+_TAG = re.compile("</?(?:think|tool_call|tool_response)>")
+
+
+def _text_faults(text: str, where: str, is_assistant: bool) -> Iterator[Fault]:
     if text.isspace():
         yield Fault(BLANK_CONTENT, f"{where} holds only white space", excerpt(text))
     if not text.isprintable() and (found := _CONTROL.search(text)):
         yield Fault(CONTROL_CHARACTER, f"U+{ord(found[0]):04X} in {where}", excerpt(text, found.start()))
     if ("<" in text or "[" in text) and (found := _CONTROL_TOKEN.search(text)):
         yield Fault(CONTROL_TOKEN_TEXT, f"{found[0]} in {where}", excerpt(text, found.start()))
+    if is_assistant and "<" in text and (found := _TAG.search(text)):
+        yield Fault(TAG_IN_TEXT, f"{found[0]} in {where}", excerpt(text, found.start()))
     if text.isascii():
         return
     if count := text.count("\ufffd"):

@@ -9,24 +9,28 @@ encoded by the chat template, so lengths and trained shares are those that train
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
 from lumina_ds.data.chat_template import Template, stop_ids
-from lumina_ds.data.conversation import TrainTurns, Turn, parse_conversation, split_lines
+from lumina_ds.data.conversation import parse_conversation, split_lines
+from lumina_ds.data.formats import check_format
+from lumina_ds.data.rendering import is_plain, render
 from lumina_ds.data.templates.find import certified_template, tokenizer_for
 from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import Conversation, TrainReasoning, TrainTurns, Turn
 from lumina_ds.errors import DataError
 from lumina_ds.report.data.distribution import Distribution
 from lumina_ds.report.data.visible import excerpt
 from lumina_ds.text import counted
 from preprocess.layout import lay_out
 from preprocess.other_keys import add_other_keys, describe_other_keys
-from preprocess.rendered import render_block
+from preprocess.rendered import render_rows
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import BLOCK_BYTES, Block, resolve_inputs
 from preprocess.text_check import BlockTextCheck, EncodedTexts, TextCheck, check_texts
@@ -43,6 +47,7 @@ from preprocess.validation.rules import (
     conversation_faults,
     describe,
 )
+from preprocess.validation.tool_rules import tool_faults
 
 NUM_EXAMPLES = 3
 _NUM_REPEATS = 5
@@ -59,6 +64,8 @@ def validate_files(
     *,
     num_examples: int = NUM_EXAMPLES,
     train_turns: TrainTurns = "all",
+    train_reasoning: TrainReasoning = "yes",
+    format_name: str | None = None,
     chat_template: str = DEFAULT_TEMPLATE,
     on_progress: Progress | None = None,
     block_bytes: int = BLOCK_BYTES,
@@ -68,6 +75,7 @@ def validate_files(
     Raises DataError: input missing or damaged, no line in it, or a tokenizer that cannot be read.
     """
     assert seq_length is None or tokenizer_path is not None
+    check_format(format_name)
     files = resolve_inputs(patterns)
     tokenizer = Tokenizer.load(tokenizer_path) if tokenizer_path is not None else None
     template: Template = TEMPLATES[DEFAULT_TEMPLATE]
@@ -75,7 +83,8 @@ def validate_files(
         template = certified_template(chat_template, tokenizer).template
         tokenizer = tokenizer_for(tokenizer, template)
     with DuplicateFinder() as duplicates:
-        run = _Validation(tokenizer, seq_length, num_examples, duplicates, train_turns, template)
+        run = _Validation(tokenizer, seq_length, num_examples, duplicates, template)
+        run.read_as(train_turns, train_reasoning, format_name)
         for file in files:
             run.begin(file.name)
             for block in file.blocks(block_bytes):
@@ -97,7 +106,6 @@ class _Validation:
         seq_length: int | None,
         num_examples: int,
         duplicates: DuplicateFinder,
-        train_turns: TrainTurns,
         template: Template,
     ) -> None:
         self._template = template
@@ -105,13 +113,16 @@ class _Validation:
         self._seq_length = seq_length
         self._num_examples = num_examples
         self._duplicates = duplicates
-        self._train_turns = train_turns
         self.findings = Findings(str(tokenizer.path) if tokenizer else None, seq_length)
         if tokenizer:
             self.findings.tokens, self.findings.trained_percent = Distribution(), Distribution()
             self.findings.text_check = TextCheck()
         if seq_length:
             self.findings.row_loss = RowLoss(seq_length, 0, 0)
+
+    def read_as(self, train_turns: TrainTurns, train_reasoning: TrainReasoning, format_name: str | None) -> None:
+        """Read lines as preprocessing with these settings does."""
+        self._reading = (train_turns, train_reasoning, format_name)
 
     def begin(self, name: str) -> None:
         """The blocks that follow are those of the input `name`."""
@@ -121,19 +132,20 @@ class _Validation:
         """Count the breaches of every line, and measure those that can be used."""
         count = self.findings.inputs[-1]
         rejections: list[Rejection] = []
-        conversations = read_conversations(block, rejections, train_turns=self._train_turns)
+        conversations = read_conversations(block, rejections, None, *self._reading)
         count.lines += conversations.num_conversations + len(rejections)
         count.conversations += conversations.num_conversations
         self._count_other_keys(block, conversations)
         for rejection in rejections:
             shown = _line_excerpt(block.data, rejection.byte_offset - block.byte_offset)
             self._count(rejection.rule, rejection.line, rejection.reason, shown)
-        usable = list(zip(conversations.lines.tolist(), conversations.turns(), strict=True))
-        for line, turns in usable:
-            for breach in conversation_faults(turns):
+        self.findings.notes.update(conversations.notes)
+        usable = list(zip(conversations.lines.tolist(), conversations.whole(), strict=True))
+        for line, conversation in usable:
+            for breach in chain(conversation_faults(conversation.turns), tool_faults(conversation)):
                 self._count(breach.rule, line, breach.reason, breach.excerpt)
-            self._duplicates.add(turns, len(self.findings.inputs) - 1, line)
-        self._measure_text([turns for _, turns in usable])
+            self._duplicates.add(_as_rendered(conversation), len(self.findings.inputs) - 1, line)
+        self._measure_text([conversation.turns for _, conversation in usable])
         if self._tokenizer and usable:
             usable, encoded = self._laid_out(block, usable, conversations, self._tokenizer)
             if usable:
@@ -164,11 +176,11 @@ class _Validation:
         for number, (begin, line) in enumerate(split_lines(block.data), block.first_line):
             if len(entry.examples) >= self._num_examples:
                 break
-            if number in usable and (names := parse_conversation(line, self._train_turns).other_keys):
+            if number in usable and (names := parse_conversation(line, *self._reading).other_keys):
                 shown = describe_other_keys(Counter(names))
                 entry.examples.append(Example(block.source, number, shown, _line_excerpt(block.data, begin)))
 
-    def _measure_text(self, conversations: list[list[Turn]]) -> None:
+    def _measure_text(self, conversations: Sequence[Sequence[Turn]]) -> None:
         findings = self.findings
         characters = []
         for turns in conversations:
@@ -181,30 +193,34 @@ class _Validation:
         findings.characters.add(characters)
 
     def _laid_out(
-        self, block: Block, usable: list[tuple[int, list[Turn]]], conversations: Conversations, tokenizer: Tokenizer
-    ) -> tuple[list[tuple[int, list[Turn]]], EncodedTexts]:
+        self, block: Block, usable: list[tuple[int, Conversation]], conversations: Conversations, tokenizer: Tokenizer
+    ) -> tuple[list[tuple[int, Conversation]], EncodedTexts]:
         """The conversations that the template takes, and their rows; the others are counted as refused."""
+        dtype = np.dtype(np.uint32)
         if not isinstance(self._template, JinjaTemplate):
-            documents = lay_out(conversations, tokenizer, np.dtype(np.uint32), self._template)
+            documents = lay_out(conversations, tokenizer, dtype, self._template)
             found = conversations.texts, conversations.first_turns, conversations.lines
             return usable, EncodedTexts(*found, *documents[:3])
         refused: list[Rejection] = []
-        rows = render_block(block, refused, tokenizer, self._template, np.dtype(np.uint32), self._train_turns)
-        turns_of = dict(usable)
-        for rejection in refused:
-            if rejection.line in turns_of:
-                self._count(rejection.rule, rejection.line, rejection.reason, describe(turns_of[rejection.line]))
-                self.findings.inputs[-1].conversations -= 1
-        taken = [(line, turns_of[line]) for line in rows.lines.tolist()]
-        return taken, EncodedTexts(rows.texts, rows.first_turns, rows.lines, *rows.documents[:3])
+        rows = render_rows(
+            block, conversations, refused, tokenizer, self._template, dtype, self._reading[1]
+        )  # fmt: skip
+        for rejection, (_, conversation) in zip(refused, (usable[n] for n in rows.left_out), strict=True):
+            self._count(rejection.rule, rejection.line, rejection.reason, describe(conversation.turns))
+        self.findings.inputs[-1].conversations -= len(refused)
+        lines = conversations.lines[rows.kept]
+        return [usable[number] for number in rows.kept], EncodedTexts(
+            rows.texts, rows.first_turns, lines, *rows.documents[:3]
+        )
 
     def _measure_tokens(
-        self, usable: list[tuple[int, list[Turn]]], encoded: EncodedTexts, tokenizer: Tokenizer
+        self, usable: list[tuple[int, Conversation]], encoded: EncodedTexts, tokenizer: Tokenizer
     ) -> None:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
         ids, mask, lengths = encoded.ids, encoded.mask, encoded.lengths
-        self._count_losses(check_texts(findings.inputs[-1].name, encoded, tokenizer), dict(usable))
+        turns_of = {line: one.turns for line, one in usable}
+        self._count_losses(check_texts(findings.inputs[-1].name, encoded, tokenizer), turns_of)
         end_ids = np.array(sorted(stop_ids(tokenizer, self._template)))
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
@@ -217,15 +233,15 @@ class _Validation:
         ends_well = (mask[ends - 1] == 1) & np.isin(ids[ends - 1], end_ids)
         excess = np.maximum(0, lengths - (self._seq_length or np.iinfo(np.int32).max))
         for number in np.flatnonzero(~ends_well | (excess > 0)).tolist():
-            line, turns = usable[number]
+            line, conversation = usable[number]
             begin, end = starts[number], ends[number]
             for rule, reason in _row_faults(ids[begin:end], mask[begin:end], end_ids, self._seq_length):
-                self._count(rule, line, reason, describe(turns))
+                self._count(rule, line, reason, describe(conversation.turns))
         if findings.row_loss:
             findings.row_loss.conversations += int((excess > 0).sum())
             findings.row_loss.tokens += int(excess.sum())
 
-    def _count_losses(self, found: BlockTextCheck, turns: dict[int, list[Turn]]) -> None:
+    def _count_losses(self, found: BlockTextCheck, turns: Mapping[int, Sequence[Turn]]) -> None:
         assert self.findings.text_check is not None
         self.findings.text_check.add(found)
         for entry in found.unknown:
@@ -239,6 +255,13 @@ class _Validation:
         entry.count += 1
         if len(entry.examples) < self._num_examples:
             entry.examples.append(Example(self.findings.inputs[-1].name, line, reason, shown))
+
+
+def _as_rendered(conversation: Conversation) -> Sequence[Turn]:
+    """Turns with all that belongs to them in their text, so that others are no duplicates."""
+    if is_plain(conversation):
+        return conversation.turns
+    return [Turn(piece.role, piece.text) for piece in render(conversation)]  # type: ignore[arg-type]
 
 
 def _row_faults(

@@ -23,6 +23,17 @@ SAME: dict[str, dict[str, Any]] = {
     "alpaca": {"instruction": "a", "input": " b", "output": " c", "history": None},
     "prompt-completion": {"prompt": "a\n b", "completion": " c"},
     "instruction-response": {"instruction": "a\n b", "response": " c"},
+    "oasst": {
+        "prompt": {
+            "role": "prompter",
+            "text": "a\n b",
+            "replies": [
+                {"role": "assistant", "text": "x", "rank": 1},
+                {"role": "assistant", "text": " c", "rank": 0, "replies": [{"role": "prompter", "text": "more"}]},
+            ],
+        }
+    },
+    "preference": {"prompt": "a\n b", "chosen": " c", "rejected": "x"},
 }
 
 
@@ -34,17 +45,18 @@ def parsed(document: dict[str, Any]) -> Conversation:
 def test_every_format_has_an_example_that_is_read(name: str) -> None:
     form = FORMATS[name]
     read = parsed(form.example)
-    assert read.turns[-1] == Turn("assistant", "Hi, how are you?") and read.trained[-1] and not read.other_keys
+    role = "text" if name == "text" else "assistant"
+    assert read.turns[-1] == Turn(role, "Hi, how are you?") and read.trained[-1] and not read.other_keys
+    assert parse_conversation(json.dumps(form.example).encode(), format_name=name) == read
     assert form.keys <= form.example.keys() and set(form.example) <= form.keys | form.optional
 
 
 def test_equal_conversations_are_equal_in_every_format() -> None:
-    assert SAME.keys() == FORMATS.keys()
+    assert SAME.keys() == FORMATS.keys() - {"text"}
     for document in SAME.values():
-        assert parsed(document) == Conversation(TURNS)
-        assert parsed({**document, "system": "s", "id": 3}) == Conversation(
-            (Turn("system", "s"), *TURNS), other_keys=("id",)
-        )
+        read, more = parsed(document), parsed({**document, "system": "s", "id": 3})
+        assert (read.turns, read.trained, read.other_keys) == (TURNS, (False, True), ())
+        assert (more.turns, more.other_keys) == ((Turn("system", "s"), *TURNS), ("id",))
 
 
 @pytest.mark.parametrize(
@@ -86,9 +98,21 @@ def test_flags_in_lists_of_messages_are_obeyed() -> None:
         ({"instruction": "a", "output": "b", "history": "x"}, "wrong type", "'history' is a string"),
         ({"instruction": "a", "output": "b", "history": [["c"]]}, "wrong type", "entry 1 of 'history'"),
         ({"prompt": "a", "completion": [CHAT[1]]}, "wrong type", "'completion' is a list"),
-        ({"prompt": "a", "completion": "b", "tools": [1]}, "unsupported tools", "tools are not trained"),
+        ({"prompt": "a", "completion": "b", "tools": [1]}, "tool definition", "entry 1 of 'tools'"),
         ({"prompt": "a"}, "missing key", "lumina data formats"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "missing key", "no key 'messages'"),
+        ({"chosen": "b", "rejected": "c"}, "preference without a prompt", "give the prompt"),
+        ({"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}, "two formats", "with --format"),
+        ({"text": "a", "role": "user"}, "missing key", "no key 'messages'"),
+        ({"text": ["a"]}, "wrong type", "'text' is a list"),
+        ({"text": ""}, "empty content", "'text' is empty"),
+        ({"text": "a", "system": "b"}, "unsupported system", "jq -c 'del(.system)'"),
+        ({"text": "a", "tools": [{"name": "f"}]}, "unsupported tools", "has no turns"),
+        ({"text": "a", "train": False}, "unsupported train", "leave the conversation out"),
+        ({"prompt": {"role": "x", "text": "a"}}, "unknown role", "depth 1 of the tree"),
+        ({"prompt": {"role": "prompter", "text": 1}}, "wrong type", "no string under 'text'"),
+        ({"prompt": {"role": "prompter", "text": "a", "replies": 1}}, "wrong type", "'replies' at depth 1"),
+        ({"prompt": {"role": "prompter", "text": "a", "replies": [1]}}, "wrong type", "at depth 2"),
+        ({"prompt": {"role": "prompter", "text": "a"}}, "no assistant turn", "best path of the tree"),
     ],
 )
 def test_refusals(document: dict[str, Any], rule: str | None, reason: str) -> None:

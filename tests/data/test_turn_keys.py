@@ -71,15 +71,16 @@ def test_sharegpt_turns_have_the_same_flags() -> None:
         ({"train": True, "weight": 0}, "contradicting flags"),
         ({"masked": True, "loss": True}, "contradicting flags"),
         ({"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}, "unsupported train_detail"),
-        ({"tool_calls": [{"id": "1"}]}, "unsupported tool_calls"),
-        ({"function_call": {"name": "f"}}, "unsupported function_call"),
+        ({"tool_calls": [{"id": "1"}]}, "tool call"),
+        ({"function_call": {"name": "f"}}, "tool call"),
         ({"tool_call_id": "1"}, "unsupported tool_call_id"),
         ({"tools": [{}]}, "unsupported tools"),
         ({"name": "Ann"}, "unsupported name"),
-        ({"reasoning_content": "hm"}, "unsupported reasoning_content"),
-        ({"reasoning": "hm"}, "unsupported reasoning"),
-        ({"thinking": "hm"}, "unsupported thinking"),
-        ({"thought": "hm"}, "unsupported thought"),
+        ({"reasoning_content": ["hm"]}, "wrong type"),
+        ({"reasoning": "hm", "thinking": "ha"}, "two reasonings"),
+        ({"thought": "a</think>b"}, "end of reasoning inside it"),
+        ({"tool_calls": [{"name": "f", "arguments": {}}], "function_call": {"name": "f"}}, "two lists of calls"),
+        ({"audio": "a.wav"}, "unsupported audio"),
         ({"images": ["a.png"]}, "unsupported images"),
         ({"refusal": "I will not"}, "unsupported refusal"),
     ],
@@ -89,9 +90,9 @@ def test_what_cannot_be_obeyed_is_refused(flag: dict[str, Any], broken: str) -> 
 
 
 @pytest.mark.parametrize(
-    "key", ["tools", "functions", "tool_calls", "function_call", "reasoning_content", "thought", "images", "refusal"]
+    "key", ["tool_calls", "function_call", "tool_call_id", "reasoning_content", "thought", "images", "refusal"]
 )
-def test_tools_beside_the_turns_are_refused(key: str) -> None:
+def test_what_belongs_to_a_turn_is_refused_beside_the_turns(key: str) -> None:
     assert rule(line({}, {}, **{key: [{"name": "f"}]})) == f"unsupported {key}"
 
 

@@ -104,3 +104,31 @@ def test_chunk_by_vocabulary():
     assert loss_chunk_tokens(None, 8192) == 4096
     assert loss_chunk_tokens(None, 131072) == 1024
     assert (loss_chunk_tokens(0, 8192), loss_chunk_tokens(7, 8192)) == (0, 7)
+
+
+@pytest.mark.parametrize("chunk_tokens", [0, 1, 5, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_of_groups_of_rows_change_nothing_and_are_exact_sums(chunk_tokens, dtype):
+    """The third group has no row, and a row of no group (-1) has no label."""
+    loss, *gradients = loss_and_gradients(chunk_tokens or 1000, dtype)
+    hidden, weight, labels = problem(dtype)
+    padded = torch.cat([hidden.detach(), hidden.detach()[:1]]).requires_grad_()
+    head = LanguageHead(HIDDEN, VOCABULARY, chunk_tokens).to(dtype)
+    head.weight.data.copy_(weight)
+    none = torch.full_like(labels[:1], -100)
+    grouped, by_group = head(padded, torch.cat([labels, none]), torch.tensor([1, 0, -1]), 3)
+    (0.25 * grouped).backward()
+    assert torch.equal(grouped, loss) and not by_group.requires_grad
+    assert torch.equal(padded.grad[:2], gradients[0]) and torch.equal(head.weight.grad, gradients[1])
+    hidden = hidden.detach()
+    rows = [F.cross_entropy((hidden[row] @ weight.T).float(), labels[row], reduction="sum") for row in (1, 0)]
+    torch.testing.assert_close(by_group, torch.tensor([*map(float, rows), 0.0], dtype=torch.float64), rtol=2e-3, atol=0)
+    assert float(by_group.sum()) == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_groups_without_a_label_have_a_loss_of_zero_and_the_weight_its_gradient():
+    hidden, _, labels = problem()
+    head = LanguageHead(HIDDEN, VOCABULARY, 5)
+    loss, by_group = head(hidden, torch.full_like(labels, -100), torch.tensor([0, 1]), 2)
+    loss.backward()
+    assert loss == 0 and by_group.tolist() == [0.0, 0.0] and head.weight.grad.abs().sum() == 0

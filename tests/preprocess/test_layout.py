@@ -12,6 +12,7 @@ from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTem
 from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import Conversation, Role, Turn
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import ToolCall, TrainReasoning, to_messages
 from preprocess import layout
 from preprocess.layout import lay_out
 from preprocess.scan import Conversations, read_conversations
@@ -36,6 +37,53 @@ def conversations(count: int) -> list[Conversation]:
         turns = tuple(Turn(role, generator.choice(texts)) for role in roles)
         result.append(Conversation(turns, tuple(trained)))
     return result
+
+
+def with_tools(count: int) -> list[Conversation]:
+    """Tools, calls, results, reasoning and texts between plain conversations."""
+    call = ToolCall("f", '{"x": "\u2581</tool_call>"}', "c")
+    asked = (Turn("user", "a"), Turn("assistant", "b" * (count % 3), "the fox\n" * (count % 2 + 1), (call,)))
+    whole = (*asked, Turn("tool", "", tool_call_id="c"), Turn("assistant", " dog", "hm"))
+    chats = [Conversation(whole, tools=('{"type": "function", "function": {"name": "f"}}',)), Conversation(asked)]
+    texts = [Conversation((Turn("text", text),)) for text in ("the fox", " ", "\u2581")]
+    return [*chats, *conversations(2), *texts, *chats]
+
+
+def as_lines(made: list[Conversation]) -> list[bytes]:
+    lines = []
+    for one in made:
+        if one.is_text:
+            lines.append(json.dumps({"text": one.turns[0].content}).encode())
+            continue
+        messages, tools = to_messages(one)
+        for message, trained in zip(messages, one.trained, strict=True):
+            message["weight"] = int(trained)
+        lines.append(json.dumps({"messages": messages, "tools": tools}).encode())
+    return lines
+
+
+@pytest.mark.parametrize("train_reasoning", ["yes", "no", "last"])
+@pytest.mark.parametrize("has_bos", [True, False])
+@pytest.mark.parametrize("template", [TEMPLATES[DEFAULT_TEMPLATE], TOY], ids=[DEFAULT_TEMPLATE, "toy"])
+def test_equals_the_template_with_tools(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    has_bos: bool,
+    train_reasoning: TrainReasoning,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not has_bos:
+        monkeypatch.setattr(tokenizer, "bos_id", None)
+    made = [one for count in range(4) for one in with_tools(count)]
+    block = Block("s", 1, 0, b"\n".join(as_lines(made)))
+    read = read_conversations(block, [], train_reasoning=train_reasoning)
+    assert [one.turns for one in read.whole()] == [one.turns for one in made]
+    documents = lay_out(read, tokenizer, np.uint16, template)
+    expected = encode_conversations(list(read.whole()), tokenizer, template, train_reasoning)
+    assert documents.ids.tolist() == [token for ids, _ in expected for token in ids]
+    assert documents.mask.tolist() == [value for _, mask in expected for value in mask]
+    assert documents.lengths.tolist() == [len(ids) for ids, _ in expected]
+    assert documents.first_trained.tolist() == [mask.index(1) for _, mask in expected]
 
 
 def joined(made: list[Conversation]) -> Conversations:

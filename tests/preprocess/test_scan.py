@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lumina_ds.data.conversation import Conversation, TrainTurns, is_blank, parse_conversation
+from lumina_ds.data.rendering import RENDERED_ROLES, render
 from lumina_ds.data.strict_json import RejectedLine
-from lumina_ds.data.tokenizer.tokenizer import ROLES
 from preprocess import scan
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block
@@ -58,7 +58,7 @@ BOTH_WAYS = [HealthCheck.function_scoped_fixture]
 
 
 def turns_of(found: Conversations) -> list[list[tuple[str, str]]]:
-    turns = [(ROLES[role], text) for role, text in zip(found.roles.tolist(), found.texts.split(), strict=True)]
+    turns = [(RENDERED_ROLES[role], text) for role, text in zip(found.roles.tolist(), found.texts.split(), strict=True)]
     return [turns[begin:end] for begin, end in pairwise(found.first_turns.tolist())]
 
 
@@ -78,8 +78,9 @@ def check(lines: list[bytes], train_turns: TrainTurns = "all") -> None:
     found = read_conversations(Block("s", 5, 100, b"\n".join(lines)), rejections, train_turns=train_turns)
     expected = [strict(line.removesuffix(b"\r"), train_turns) for line in lines]
     good = [(number, outcome) for number, outcome in enumerate(expected) if isinstance(outcome, Conversation)]
-    assert turns_of(found) == [[(turn.role, turn.content) for turn in outcome.turns] for _, outcome in good]
-    assert found.trained.tolist() == [trained for _, outcome in good for trained in outcome.trained]
+    assert turns_of(found) == [[(piece.role, piece.text) for piece in render(outcome)] for _, outcome in good]
+    assert found.trained.tolist() == [piece.is_trained for _, outcome in good for piece in render(outcome)]
+    assert [(one.turns, one.tools) for one in found.whole()] == [(one.turns, one.tools) for _, one in good]
     assert found.other_keys == Counter(key for _, outcome in good for key in outcome.other_keys)
     assert found.num_with_other_keys == sum(bool(outcome.other_keys) for _, outcome in good)
     assert found.lines.tolist() == [5 + number for number, _ in good]
@@ -193,3 +194,29 @@ def test_a_line_of_the_shortest_messages_fits() -> None:
     line = b'{"messages":[' + b",".join([b'{"role":"ai","content":"x"}'] * 5000) + b"]}"
     found = read_conversations(Block("s", 1, 0, line), [])
     assert turns_of(found) == [[("assistant", "x")] * 5000]
+
+
+TOOLS = {"tools": [{"name": "f"}], "messages": [
+    {"role": "user", "content": [{"type": "text", "text": "a"}]},
+    {"role": "assistant", "content": None, "thinking": "hm", "tool_calls": [{"id": "1", "name": "f", "arguments": {}}]},
+    {"role": "tool", "tool_call_id": "1", "content": ""}, {"role": "assistant", "content": "b"},
+]}  # fmt: skip
+
+
+@pytest.mark.usefixtures("way")
+def test_lines_of_tools_and_of_other_formats_between_plain_ones() -> None:
+    others = [TOOLS, {"text": "a \u2581 document"}, {"prompt": "p", "chosen": "c", "rejected": "r"}]
+    developer = {"messages": [{"role": "developer", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    lines = [json.dumps(each).encode() for each in [*others, developer, *others]]
+    check(lines)
+    check(lines, "last")
+
+
+def test_notes_contexts_and_named_formats() -> None:
+    block = Block("s", 1, 0, b"\n".join([json.dumps(TOOLS).encode(), GOOD, b'{"text": "t"}']))
+    found = read_conversations(block, [], train_reasoning="no")
+    assert found.context_bytes == {2: len("<think>\nhm\n</think>\n\n")} and list(found.rendered) == [0, 2]
+    assert list(found.notes.values()) == [1] and found.first(2).context_bytes == found.context_bytes
+    rejections: list[Rejection] = []
+    assert read_conversations(block, rejections, format_name="text").num_conversations == 1
+    assert [rejection.rule for rejection in rejections] == ["another format"] * 2

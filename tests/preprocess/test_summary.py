@@ -122,3 +122,39 @@ def test_a_runs_own_configuration_is_accepted_with_its_shards(
     assert {name: written["data"][name] for name in settings} == settings
     again = RunConfig.model_validate(json.loads(json.dumps(written)))
     assert prepare_training_data(again, tmp_path / "cache").shards == folder.path
+
+
+def test_what_formats_leave_out_is_said(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {"role": "prompter", "text": "a", "replies": [{"role": "assistant", "text": t} for t in ("b", "c", "d")]}
+    thought = {"role": "assistant", "content": "b", "thinking": "hm"}
+    twice = {"messages": [{"role": "user", "content": "a"}, thought] * 2}
+    lines = [{"prompt": tree}, {"prompt": "a", "chosen": "b", "rejected": "c"}, {"text": "a text"}, twice]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines * 3))
+    assert preprocess(path, tokenizer, "--train-reasoning", "last") == 0
+    shown = capsys.readouterr().out
+    for line in (
+        "  6 messages of trees off the best path: left out",
+        "  3 rejected sides of preferences: left out, the chosen one is trained",
+        "  3 documents of plain text: every token is a label",
+        "  3 turns whose reasoning is left out and that are no labels, by --train-reasoning last",
+    ):
+        assert line in shown.splitlines()
+    manifest = read_manifest(tmp_path / "out")
+    assert sorted(manifest.totals.notes.values()) == [3, 3, 3, 6] and manifest.settings.train_reasoning == "last"
+    assert preprocess(path, tokenizer) == 3
+    assert "holds other shards (train_reasoning last, not yes)" in capsys.readouterr().err
+
+
+def test_a_format_by_name(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"instruction": "a", "output": "b", "response": "c"}] * 5
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert preprocess(path, tokenizer) == 3
+    assert "name the one that is meant with --format" in capsys.readouterr().err
+    assert preprocess(path, tokenizer, "--format", "alpaca") == 0
+    assert read_manifest(tmp_path / "out").totals.other_keys == {"response": 5}
+    assert preprocess(path, tokenizer, "--format", "alpacca") == 2
+    assert "there is no format alpacca; did you mean alpaca" in capsys.readouterr().err

@@ -297,3 +297,50 @@ def test_every_warning_says_what_it_means() -> None:
 def test_no_input_is_named_in_an_error() -> None:
     with pytest.raises(DataError, match="no such file"):
         validate_files(["nothing*.jsonl"])
+
+
+WEATHER = {"name": "weather", "parameters": {"properties": {"city": {"type": "string"}}, "required": ["city"]}}
+BROKEN = {"name": "broken", "parameters": {"type": "thing"}}
+FAR = {"name": "far", "parameters": {"$ref": "https://example.com/schema.json"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "rule", "says"),
+    [
+        ("weather", {"city": "Ulm"}, None, ""),
+        (
+            "weather",
+            {"city": 3},
+            "arguments against the schema",
+            "turn 2 calls weather: city: 3 is not of type 'string'",
+        ),
+        ("weather", "{}", "arguments against the schema", "turn 2 calls weather: 'city' is a required property"),
+        ("wether", {}, "call of an undefined tool", "turn 2 calls wether; defined: weather, broken, far"),
+        ("broken", {}, "invalid schema of a tool", "broken: 'thing' is not valid"),
+        ("far", {}, "arguments against the schema", "its schema cannot be followed"),
+    ],
+)
+def test_calls_are_held_to_the_definitions(
+    name: str, arguments: object, rule: str | None, says: str, tmp_path: Path
+) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": name, "arguments": arguments}]}
+    document = {"tools": [WEATHER, BROKEN, FAR], "messages": [{"role": "user", "content": "Warm?"}, call]}
+    path = tmp_path / "calls.jsonl"
+    path.write_text(json.dumps(document) + "\n")
+    found = validate_files([str(path)]).rules
+    assert list(found) == ([rule] if rule else [])
+    assert not rule or (says in found[rule].examples[0].reason and found[rule].examples[0].line == 1)
+
+
+def test_a_tag_in_an_assistants_text_is_a_warning() -> None:
+    assert faults_of(("user", "<think>"), ("assistant", "<think>hm</think> yes")) == ["tool or reasoning tag in text"]
+
+
+def test_other_tools_make_no_duplicates_and_texts_have_no_roles(tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    lines = [chat, {**chat, "tools": [WEATHER]}, {"text": "a text"}, {**chat, "tools": [BROKEN]}]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    found = validate_files([str(path)])
+    assert not found.rules and found.conversations == 4
+    assert dict(found.notes) == {"documents of plain text: every token is a label": 1}

@@ -14,18 +14,20 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from lumina_ds.data.conversation import TrainTurns
 from lumina_ds.data.packing import Overlong, Packing
 from lumina_ds.data.shards.text_loss import TextLoss
+from lumina_ds.data.turns import TrainReasoning, TrainTurns
 from lumina_ds.errors import DataError
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "lumina-shards"
 VERSION = 1
 # How lines are read: 1 passed over the flags and keys of turn_keys.py and packed pieces without a label token,
-# 2 obeys or refuses them and packs no such piece, 3 refuses flags beside the turns, pictures and refusals too.
+# 2 obeys or refuses them and packs no such piece, 3 refuses flags beside the turns, pictures and refusals too,
+# 4 reads tools, reasoning and more formats. What 3 accepted 4 reads as 3 did: only folders with refused lines differ.
 READING_WITH_LABELS = 2
-READING = 3
+READING_OF_PLAIN_CHATS = 3
+READING = 4
 
 
 class _Entry(BaseModel):
@@ -43,6 +45,12 @@ class Settings(_Entry):
     max_conversations: int | None = None
     eval_fraction: float = 0.0
     train_turns: TrainTurns = "all"
+    train_reasoning: TrainReasoning = "yes"
+    format: str | None = None  # of every line; None where its keys tell
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(write(self), {"train_reasoning": "yes", "format": None})
 
 
 class InputEntry(_Entry):
@@ -95,13 +103,14 @@ class Totals(_Entry):
     rejected_by_rule: dict[str, int] = {}
     first_rejected: dict[str, str] = {}  # by rule: source, line and reason of its first line
     other_keys: dict[str, int] = {}  # keys that mean nothing here: places where they stand
+    notes: dict[str, int] = {}  # what is to be said of conversations, and how often it is true
     tokens: int
     trained_tokens: int
     text_loss: TextLoss | None = None  # of held out conversations too; absent in an eval folder
 
     @model_serializer(mode="wrap")
-    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in write(self).items() if name != "text_loss" or value is not None}
+    def _without_what_is_not_used(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(write(self), {"notes": {}, "text_loss": None})
 
 
 class Manifest(_Entry):
@@ -171,15 +180,25 @@ def describe_difference(old: Manifest, new: Manifest) -> str | None:
         return f"chat template {old.template.version}, not {new.template.version}"
     if old.template.certificate != new.template.certificate:
         return f"chat template {old.template.version} with another certificate"
-    if old.reading != new.reading:
-        return "made before flags of turns and unknown keys were obeyed or refused"
-    for name, value in old.settings.model_dump().items():
-        wanted = getattr(new.settings, name)
+    if old.reading != reading_of(old.totals):
+        return "made before all keys and formats were read that are read now"
+    for name in Settings.model_fields:
+        value, wanted = getattr(old.settings, name), getattr(new.settings, name)
         if value != wanted:
             return f"{name} {value}, not {wanted}"
     if old.inputs != new.inputs:
         return "other input files, or other contents of them"
     return None
+
+
+def reading_of(totals: Totals) -> int:
+    """How lines are read now, as a folder with such totals says it."""
+    return READING if totals.rejected else READING_OF_PLAIN_CHATS
+
+
+def _without_defaults(document: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Without entries that no feature in use needs, so that folders of plain chats stay what they were."""
+    return {name: value for name, value in document.items() if name not in defaults or value != defaults[name]}
 
 
 def _digest(document: dict[str, object]) -> str:

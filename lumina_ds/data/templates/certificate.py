@@ -156,7 +156,7 @@ def _end_of_reply(writer: TemplateWriter, messages: list[dict[str, Any]], may_be
     may_be_next: it belongs to the next turn. Then nothing but white space may stand between, and it must not begin replies
     too, or it would say nothing.
     """
-    text, encoded = writer.rendered(with_sentinels(messages), None)
+    text, encoded, _ = writer.rendered(with_sentinels(messages), None)
     asked, own = sentinel(0), sentinel(1)
     if asked not in text or own not in text:
         raise RejectedLine(TEMPLATE_REFUSES, "it drops the content of a turn")

@@ -29,7 +29,7 @@ from lumina_ds.config.chat_templates import (
 from lumina_ds.data.templates.certificate import certify
 from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.templates.render import DATE_FUNCTION, check_source, today
-from lumina_ds.data.templates.text_ids import GUARD
+from lumina_ds.data.templates.text_ids import GUARDS
 from lumina_ds.data.tokenizer.model_folder import CONFIG_FILE
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError
@@ -106,8 +106,8 @@ def jinja_template(name: str, source: str, tokenizer: Tokenizer) -> JinjaTemplat
 
 
 def is_own(source: str) -> bool:
-    """Is it what an export of ours writes for lumina-chat-1? No other template holds GUARD."""
-    return GUARD in source
+    """Is it what an export of ours writes for lumina-chat-1? No other template holds such a code point."""
+    return GUARDS[0] in source
 
 
 class _Stored(BaseModel):

@@ -14,14 +14,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 from lumina_ds.data.conversation import NOTHING_TO_TRAIN
 from lumina_ds.data.strict_json import RejectedLine, shorten
 from lumina_ds.data.templates.leaves import REASONING, Leaf, all_texts, leaves, replace_all, replace_leaves
 from lumina_ds.data.templates.render import Message, TemplateRefusal, render
-from lumina_ds.data.templates.text_ids import GUARD, TextEncoder, TextIds, text_encoder
+from lumina_ds.data.templates.text_ids import GUARDS, TextEncoder, TextIds, text_encoder
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 
 TEMPLATE_REFUSES = "refused by the template"
@@ -72,10 +72,19 @@ class JinjaTemplate:
 
 
 class Rendered(NamedTuple):
-    """A rendering, with GUARD in every special token that a content spells, and its ids."""
+    """A rendering and its ids; `guard` stands in every special token that a content spells."""
 
     text: str
     encoded: TextIds
+    guard: str = ""
+
+
+class Guarded(NamedTuple):
+    """Messages and tools with `guard` inside every special token that a text spells; "" where none does."""
+
+    messages: Sequence[Message]
+    tools: Tools
+    guard: str
 
 
 class Span(NamedTuple):
@@ -114,27 +123,33 @@ class TemplateWriter:
 
     def prompt(self, messages: Sequence[Message], tools: Tools = None) -> list[int]:
         """Ids that a reply continues. Raises RejectedLine."""
-        return self.rendered(*self._guarded(messages, tools), add_generation_prompt=True).encoded.ids
+        chat = self._guarded(messages, tools)
+        return self.rendered(chat.messages, chat.tools, True, chat.guard).encoded.ids
 
-    def row(self, messages: Sequence[Message], trained: Sequence[bool], tools: Tools = None) -> Row:
-        """The conversation as it is trained. trained: of each message, whether it is to be a label.
+    def row(
+        self, messages: Sequence[Message], trained: Sequence[bool], tools: Tools = None, train_reasoning: bool = True
+    ) -> Row:
+        """The conversation as it is trained. trained: of each message, whether it is to be a label. train_reasoning: the
+        reasoning of such a message is a label too.
 
         Raises RejectedLine where the template refuses the messages, the mask cannot be proven, or nothing is trained.
         """
-        guarded, guarded_tools = self._guarded(messages, tools)
-        whole = self.rendered(guarded, guarded_tools)
-        if guarded is not messages and whole.text.replace(GUARD, "") != self.text(messages, tools):
+        chat = self._guarded(messages, tools)
+        whole = self.rendered(chat.messages, chat.tools, False, chat.guard)
+        if chat.guard and whole.text.replace(chat.guard, "") != self.text(messages, tools):
             raise Unproven(FORGERY, "the template acts on the spelling of a special token in a text; remove it there")
-        self._check_tools(guarded_tools, whole.text)
-        found = leaves(guarded)
-        model = self._with_sentinels(guarded, guarded_tools, found, whole)
-        spans = self._spans(guarded, trained, guarded_tools, whole, model, found)
-        return self._closed(whole, spans, len(guarded))
+        found = leaves(chat.messages)
+        self._check_context(chat, found, whole)
+        model = self._with_sentinels(chat, found, whole)
+        spans = self._spans(chat, trained, whole, model, found)
+        if not train_reasoning:
+            spans = [self._without_reasoning(span, chat.messages[span.turn], whole) for span in spans]
+        return self._closed(whole, spans, len(chat.messages))
 
     def _spans(
-        self, messages: Sequence[Message], trained: Sequence[bool], tools: Tools, whole: Rendered, model: Rendered,
-        found: Sequence[Leaf],
-    ) -> list[Span]:  # fmt: skip
+        self, chat: Guarded, trained: Sequence[bool], whole: Rendered, model: Rendered, found: Sequence[Leaf]
+    ) -> list[Span]:
+        messages = chat.messages
         spans, faults = [], []
         rewrites = self.template.rewrites
         last_question = max(
@@ -144,7 +159,7 @@ class TemplateWriter:
             if message["role"] != "assistant" or not trained[turn] or (rewrites and turn < last_question):
                 continue
             try:
-                spans.append(_Turn(self, messages, tools, whole, model, found, turn).span())
+                spans.append(_Turn(self, chat, whole, model, found, turn).span())
             except Unproven as fault:
                 # Of a reply in several turns, such a template may show all but the last otherwise than they were asked for.
                 if not rewrites or turn == len(messages) - 1:
@@ -164,8 +179,14 @@ class TemplateWriter:
         except TemplateRefusal as refusal:
             raise RejectedLine(TEMPLATE_REFUSES, f"chat template {self.template.name}: {refusal}") from None
 
-    def _check_tools(self, tools: Tools, text: str) -> None:
-        for tool in tools or ():
+    def _check_context(self, chat: Guarded, found: Sequence[Leaf], whole: Rendered) -> None:
+        """Definitions of tools, questions and system turns stand in the text."""
+        text, squeezed = whole.text, squeeze(whole.text, whole.guard)
+        for leaf in found:
+            is_context = chat.messages[leaf.turn]["role"] in ("system", "user")
+            if is_context and squeeze(leaf.text, whole.guard) not in squeezed:
+                raise Unproven(WHOLE, f"chat template {self.template.name} drops text of turn {leaf.turn + 1}")
+        for tool in chat.tools or ():
             name = tool.get("function", tool).get("name")
             if isinstance(name, str) and name not in text:
                 raise Unproven(
@@ -181,34 +202,57 @@ class TemplateWriter:
             )
         return RejectedLine(NOTHING_TO_TRAIN, "no assistant turn is to be trained")
 
-    def _guarded(self, messages: Sequence[Message], tools: Tools) -> tuple[Sequence[Message], Tools]:
-        """The same with GUARD inside every special token that a text spells."""
+    def _without_reasoning(self, span: Span, message: Message, whole: Rendered) -> Span:
+        """The span from the content on; its last token of reasoning stays a label where it holds some of the content."""
+        if not any(message.get(key) for key in REASONING):
+            return span
+        begin, end = span.text
+        content = str(message.get("content") or "").strip()
+        at = whole.text.rfind(content, begin, end) if content else -1
+        if at < 0:
+            raise Unproven(
+                WHOLE, f"turn {span.turn + 1} has no content after its reasoning, which is not to be trained"
+            )
+        before = [control for control in whole.encoded.controls if control.begin < at]
+        place, start = (before[-1].place, before[-1].begin) if before else (0, 0)
+        ids = self.encoder.encode(whole.text[start:at], whole.guard).ids
+        pairs = zip(ids, whole.encoded.ids[place:], strict=False)
+        num_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return span._replace(begin=max(span.begin, place + num_same))
+
+    def _guarded(self, messages: Sequence[Message], tools: Tools) -> Guarded:
         spells = self.encoder.spelling.search
-        if not any(spells(text) for text in all_texts([messages, tools or ()])):
-            return messages, tools
-        if any(GUARD in text for text in all_texts([messages, tools or ()])):
-            raise Unproven(FORGERY, "a text holds both a special token's name and U+FDD0; remove one")
-        guarded = [replace_all(message, self.encoder.guard) for message in messages]
-        guarded_tools = replace_all(tools, self.encoder.guard) if tools else tools
+        texts = list(all_texts([messages, tools or ()]))
+        if not any(map(spells, texts)):
+            return Guarded(messages, tools, "")
+        guard = next((one for one in GUARDS if not any(one in text for text in texts)), None)
+        if guard is None:
+            raise Unproven(FORGERY, "a text holds a special token's name and every code point from U+FDD0 to U+FDEF")
+
+        def broken_up(text: str) -> str:
+            return self.encoder.guarded(text, guard)
+
+        guarded = [replace_all(message, broken_up) for message in messages]
+        guarded_tools = replace_all(tools, broken_up) if tools else tools
         left = next((text for text in all_texts([guarded, guarded_tools or ()]) if spells(text)), None)
         if left is not None:
             raise Unproven(FORGERY, f"{shorten(left)}, a key or a role, spells a special token; rename it")
-        return guarded, guarded_tools
+        return Guarded(guarded, guarded_tools, guard)
 
-    def rendered(self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool = False) -> Rendered:
+    def rendered(
+        self, messages: Sequence[Message], tools: Tools, add_generation_prompt: bool = False, guard: str = ""
+    ) -> Rendered:
         """Text and ids, of messages that are guarded already. Raises RejectedLine."""
         text = self.text(messages, tools, add_generation_prompt)
         try:
-            return Rendered(text, self.encoder.encode(text))
+            return Rendered(text, self.encoder.encode(text, guard), guard)
         except ValueError as error:
             raise Unproven(FORGERY, str(error)) from None
 
-    def _with_sentinels(
-        self, messages: Sequence[Message], tools: Tools, found: Sequence[Leaf], whole: Rendered
-    ) -> Rendered:
+    def _with_sentinels(self, chat: Guarded, found: Sequence[Leaf], whole: Rendered) -> Rendered:
         """The rendering in which every text is its sentinel; it must hold the control tokens of the real one."""
-        model = self.rendered(with_sentinels(messages), tools)
-        last = len(messages) - 1
+        model = self.rendered(with_sentinels(chat.messages), chat.tools, False, chat.guard)
+        last = len(chat.messages) - 1
         for number, leaf in enumerate(found):
             if sentinel(number) not in model.text and not (
                 self.template.rewrites and leaf.key in REASONING and leaf.turn < last
@@ -231,15 +275,14 @@ class _Turn:
     """The proof for one reply: where its labels begin and end."""
 
     def __init__(
-        self, writer: TemplateWriter, messages: Sequence[Message], tools: Tools, whole: Rendered, model: Rendered,
-        found: Sequence[Leaf], turn: int,
-    ) -> None:  # fmt: skip
-        self._writer, self._messages, self._tools, self._turn = writer, messages, tools, turn
+        self, writer: TemplateWriter, chat: Guarded, whole: Rendered, model: Rendered, found: Sequence[Leaf], turn: int
+    ) -> None:
+        self._writer, self._messages, self._tools, self._turn = writer, chat.messages, chat.tools, turn
         self._whole, self._model = whole, model
         self._mine = [number for number, leaf in enumerate(found) if leaf.turn == turn]
         self._texts = [found[number] for number in self._mine]
         self._template = writer.template
-        self._is_last = turn == len(messages) - 1
+        self._is_last = turn == len(chat.messages) - 1
 
     def span(self) -> Span:
         """Raises RejectedLine."""
@@ -259,7 +302,7 @@ class _Turn:
 
     def _begin(self) -> tuple[int, int]:
         """Place of the first label, and its character: both right after the generation prompt."""
-        text, encoded = self._whole
+        text, encoded, guard = self._whole
         prompt = self._writer.text(self._messages[: self._turn], self._tools, add_generation_prompt=True)
         what = f"the prompt of turn {self._turn + 1} is no prefix of what is trained"
         if not text.startswith(prompt) or len(prompt) == len(text):
@@ -267,7 +310,7 @@ class _Turn:
         before = [control for control in encoded.controls if control.begin < len(prompt)]
         place, begin = (before[-1].place, before[-1].begin) if before else (0, 0)
         # Tokens on either side of a control token do not know of each other: the rest need not be encoded again.
-        ids = self._writer.encoder.encode(prompt[begin:]).ids
+        ids = self._writer.encoder.encode(prompt[begin:], guard).ids
         if encoded.ids[place : place + len(ids)] != ids:
             raise Unproven(
                 PREFIX,
@@ -277,7 +320,7 @@ class _Turn:
 
     def _end_control(self) -> int | None:
         """Which of the control tokens ends the reply; None where the text does, and a token will be added."""
-        text, encoded = self._model
+        text, encoded, _ = self._model
         if not self._mine:
             raise Unproven(WHOLE, f"turn {self._turn + 1} is empty")
         after = max(text.rfind(sentinel(number)) + len(sentinel(number)) for number in self._mine)
@@ -301,14 +344,16 @@ class _Turn:
         """The last control token that the turn has when no other follows it, as calls of tools have ends of their own."""
         encoded = self._model.encoded
         if not self._is_last:
-            _, encoded = self._writer.rendered(with_sentinels(self._messages[: self._turn + 1]), self._tools)
+            alone = with_sentinels(self._messages[: self._turn + 1])
+            encoded = self._writer.rendered(alone, self._tools, False, self._model.guard).encoded
         own = [number for number, control in enumerate(encoded.controls) if control.begin >= after]
         return own[-1] if own else None
 
     def _check_whole(self, text: str) -> None:
-        squeezed = squeeze(text)
+        guard = self._whole.guard
+        squeezed = squeeze(text, guard)
         for leaf in self._texts:
-            if leaf.key != "tool_calls" and squeeze(leaf.text) not in squeezed:
+            if leaf.key != "tool_calls" and squeeze(leaf.text, guard) not in squeezed:
                 raise Unproven(
                     WHOLE, f"the {leaf.key} of turn {self._turn + 1} is not whole in what the template makes of it"
                 )
@@ -336,9 +381,9 @@ def with_sentinels(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return replace_leaves(messages, lambda text: sentinel(next(numbers)))
 
 
-def squeeze(text: str) -> str:
-    """`text` without white space, which templates trim and add at will."""
-    return "".join(text.replace(GUARD, "").split())
+def squeeze(text: str, guard: str) -> str:
+    """`text` without the guard and without white space, which templates trim and add at will."""
+    return "".join((text.replace(guard, "") if guard else text).split())
 
 
 def _common(one: str, other: str) -> str:

@@ -1,7 +1,7 @@
 """Ids of a rendered text, as transformers makes them from the same tokenizer file, and which of them are control tokens.
 
-A content that spells a special token comes with GUARD inside the spelling; then it is encoded as ordinary text, and GUARD
-is left out.
+A content that spells a special token comes with a guard inside the spelling; then it is encoded as ordinary text, and the
+guard is left out.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 from lumina_ds.data.tokenizer.spans import Part
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 
-# A code point that Unicode keeps out of texts.
-GUARD = "\ufdd0"
+# Code points that Unicode keeps out of texts; one that a conversation does not hold guards its spellings.
+GUARDS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 
 
 class Control(NamedTuple):
@@ -47,10 +47,10 @@ class TextEncoder:
         self.spelling = any_of(self.control_names)
         self._names = {number: name for name, number in self.control_names.items()}
 
-    def encode(self, text: str) -> TextIds:
+    def encode(self, text: str, guard: str = "") -> TextIds:
         """Ids, and the control tokens among them. Raises ValueError where a token stands for no text of its name."""
-        if GUARD in text:
-            ids = self._tokenizer.encode_parts(list(self._parts(text))).ids
+        if guard and guard in text:
+            ids = self._tokenizer.encode_parts(list(self._parts(text, guard))).ids
         else:
             ids = self._tokenizer.encode_template(text)
         control_ids = self.control_ids
@@ -60,25 +60,25 @@ class TextEncoder:
             raise ValueError(f"{len(begins)} names of special tokens stand in the text, and {len(places)} became ids")
         return TextIds(ids, [Control(place, ids[place], begin) for place, begin in zip(places, begins, strict=True)])
 
-    def guard(self, text: str) -> str:
-        """`text` with GUARD after the first character of every special token that it spells."""
+    def guarded(self, text: str, guard: str) -> str:
+        """`text` with the guard after the first character of every special token that it spells."""
         # What is left of one may spell a shorter one; each pass breaks at least one up. One character cannot be broken up.
         while self._breakable.search(text):
-            text = self._breakable.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
+            text = self._breakable.sub(lambda found: found[0][0] + guard + found[0][1:], text)
         return text
 
     def name_of(self, token_id: int) -> str | None:
         """Name of a control token."""
         return self._names.get(token_id)
 
-    def _parts(self, text: str) -> Iterable[Part]:
+    def _parts(self, text: str, guard: str) -> Iterable[Part]:
         """The names of special tokens, and what stands between them as text that no one may take for one."""
         end = 0
         for found in self.spelling.finditer(text):
-            yield text[end : found.start()].replace(GUARD, ""), False
+            yield text[end : found.start()].replace(guard, ""), False
             yield found[0], True
             end = found.end()
-        yield text[end:].replace(GUARD, ""), False
+        yield text[end:].replace(guard, ""), False
 
     @cached_property
     def _breakable(self) -> re.Pattern[str]:

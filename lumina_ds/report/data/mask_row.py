@@ -146,10 +146,16 @@ def _roles(ids: list[int], mask: list[int], tokenizer: Tokenizer) -> Iterator[tu
     role_of = {marker: role for role, marker in tokenizer.role_ids.items()}
     role: str | None = None
     turn = 0
+    previous = -1
     for token_id in ids:
         if token_id in role_of:
-            role, turn = role_of[token_id], turn + 1
+            # Two role tokens one after the other are the header of what the system gives: tools, and their results.
+            is_second = previous == tokenizer.role_ids["system"]
+            role, turn = role_of[token_id], turn + (not is_second)
+            if is_second:
+                role = "tools" if role == "system" else "tool"
         yield role, turn
+        previous = token_id
         if token_id == tokenizer.end_id:
             role = None
 

@@ -12,6 +12,7 @@ from lumina_ds.report.page import escape, page, section, table, tiles
 from lumina_ds.report.runs.config import configuration, environment
 from lumina_ds.report.runs.experts import expert_loads
 from lumina_ds.report.runs.run import RunRecord, moment
+from lumina_ds.report.runs.sources import evaluation_plots, source_section
 from lumina_ds.report.scale import Point
 from lumina_ds.text import format_bytes
 
@@ -38,7 +39,9 @@ def _sections(runs: Sequence[RunRecord]) -> Iterator[str]:
         if run.faults:
             items = "".join(f"<li>{escape(fault)}</li>" for fault in run.faults)
             yield f'<p class="warning">Not everything could be read:</p><ul>{items}</ul>'
-    yield section("Loss", _loss(runs))
+    yield section("Loss", _loss(runs), *(evaluation_plots(run.evaluation_sets) for run in runs))
+    if sources := [part for run in runs if (part := source_section(run.sources, run.name))]:
+        yield section("Sources", *sources)
     yield section("Course", _plots("course", runs), _skips(runs))
     if health := _plots("health", runs):
         yield section("Health", health)

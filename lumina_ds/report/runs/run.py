@@ -20,6 +20,7 @@ from lumina_ds.monitor.metrics import is_per_layer
 from lumina_ds.monitor.reading import read_lines
 from lumina_ds.monitor.records import METRICS, EvaluationRecord, StepRecord
 from lumina_ds.report.runs.series import ExpertUsage, Series
+from lumina_ds.report.runs.sources import SourceCurves, judged_points
 from lumina_ds.report.scale import Point
 
 STEPS, EVALUATIONS, CONFIG, DEEPSPEED = "metrics.jsonl", "evaluations.jsonl", "config.yaml", "ds_config.json"
@@ -32,7 +33,8 @@ _Record = TypeVar("_Record")
 @dataclass
 class RunRecord:
     """One run. `series` has every metric that is plotted, and `layers` the last values of those with one per MoE
-    layer. `faults` are what could not be read, in words."""
+    layer. `evaluations` are those by which the best checkpoint is chosen, `evaluation_sets` those of sets with a name.
+    `faults` are what could not be read, in words."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -44,6 +46,8 @@ class RunRecord:
     experts: ExpertUsage = field(default_factory=ExpertUsage)
     layers: dict[str, list[float]] = field(default_factory=dict)
     evaluations: list[Point] = field(default_factory=list)
+    evaluation_sets: dict[str, list[Point]] = field(default_factory=dict)
+    sources: SourceCurves = field(default_factory=SourceCurves)
     checkpoints: list[StepSummary] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     num_records: int = 0
@@ -117,11 +121,13 @@ def read_run(path: Path) -> RunRecord:
         run.environment = _json_object(path / ENVIRONMENT, run.faults)
     for record in _records(path / STEPS, StepRecord.read, run.faults):
         _take(run, record)
-    run.evaluations = [
-        Point(record.step, record.step, record.loss, record.loss, record.loss)
-        for record in _records(path / EVALUATIONS, EvaluationRecord.read, run.faults)
-        if math.isfinite(record.loss)
-    ]
+    sets: dict[str | None, list[Point]] = {}
+    for measured in _records(path / EVALUATIONS, EvaluationRecord.read, run.faults):
+        if math.isfinite(measured.loss):
+            point = Point(measured.step, measured.step, measured.loss, measured.loss, measured.loss)
+            sets.setdefault(measured.name, []).append(point)
+    run.evaluations = list(judged_points(sets, run.setting("train", "best_by")))
+    run.evaluation_sets = {name: points for name, points in sets.items() if name is not None}
     run.checkpoints = step_summaries(step_folders(path / "checkpoints"))
     return run
 
@@ -136,6 +142,7 @@ def _take(run: RunRecord, record: StepRecord) -> None:
             value = METRICS[name].curve_value(value)
         if value is not None:
             series.add(record.step, value)
+    run.sources.take(record)
     for name in _LAYERS:
         if is_per_layer(values := record.value(name)):
             run.layers[name] = values
