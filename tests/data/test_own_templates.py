@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 from template_cases import CASES, Case, write_tokenizer
 
+from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.templates.certificate import ENDS, FORGERY, PREFIX, RENDERS, WHOLE, Certificate, certify
 from lumina_ds.data.templates.find import find_template
 from lumina_ds.data.templates.jinja_template import JinjaTemplate, Row, TemplateWriter, Unproven
 from lumina_ds.data.templates.samples import WEATHER, exchange, samples
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import Conversation, Turn
 from lumina_ds.errors import DataError
 
 ANSWERS = ("Fine, thanks.", "Sunny\nand warm.")
@@ -135,6 +138,119 @@ def test_calls_of_tools_are_labels(name: str, folders: Path, certificates: dict[
     (sample, *_) = [sample for sample in samples() if sample.tools]
     call, answer = _labels(writer.row(sample.messages, sample.trained, [WEATHER]), folders / name)
     assert "get_weather" in call and '"Łódź"' in call and call.endswith(end) and answer == f"Sunny.{end}"
+
+
+PARTS = (
+    *(
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "\t",
+        "a",
+        "the ",
+        "What",
+        "é",
+        "日本",
+        "\U0001f642",
+        "'",
+        '"',
+        "{",
+        "}",
+        "<",
+        ">",
+        "|",
+        "[",
+        "]",
+    ),
+    *(
+        "INST",
+        "1",
+        "333",
+        ".",
+        "\u2028",
+        "\r\n",
+        "<tool_call>",
+        "user",
+        "assistant",
+        "{{",
+        "}}",
+        "{%",
+        "<|",
+        "|>",
+        "im_",
+        "\ufdd0",
+    ),
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_random_texts(
+    name: str, folders: Path, certificates: dict[str, Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal ids where nothing spells a special token, the same special tokens where something does."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folders / name)
+    writer, special = _writer(folders / name, certificates[name]), CASES[name].special
+    generator = random.Random(name)
+    num_equal = num_spelled = 0
+    for _ in range(40):
+        texts = ["".join(generator.choices(PARTS, k=generator.randint(1, 12))) for _ in range(4)]
+        if generator.random() < 0.5:
+            texts[generator.randrange(4)] += generator.choice(special) + "x"
+        messages = [*exchange(*texts[:2]), *exchange(*texts[2:])]
+        try:
+            row = writer.row(messages, [False, True, False, True])
+        except RejectedLine as refused:
+            assert "merge with the beginning of the reply" in refused.reason, messages
+            continue
+        ids = row.ids[:-1] if CASES[name].ends_with_next else row.ids
+        for span in row.spans:
+            assert row.ids[: span.begin] == writer.prompt(messages[: span.turn])
+            assert row.ids[span.end - 1] in writer.stop_ids
+        if any(token in text for token in special for text in texts):
+            num_spelled += 1
+            plain = writer.row([*exchange("a", "b"), *exchange("a", "b")], [False, True, False, True]).ids
+            control = writer.encoder.control_ids
+            assert [i for i in row.ids if i in control] == [i for i in plain if i in control], messages
+        else:
+            num_equal += 1
+            assert ids == theirs.apply_chat_template(messages, return_dict=False), messages
+    assert num_equal > 5 and num_spelled > 5
+
+
+def test_reasoning_is_no_label_where_it_shall_not_be(folders: Path, certificates: dict[str, Certificate]) -> None:
+    writer = _writer(folders / "qwen-3", certificates["qwen-3"])
+    messages = exchange("Why?", "Because.", "Let me think.")
+    assert _labels(writer.row(messages, [False, True]), folders / "qwen-3") == [
+        "<think>\nLet me think.\n</think>\n\nBecause.<|im_end|>"
+    ]
+    without = writer.row(messages, [False, True], None, False)
+    assert _labels(without, folders / "qwen-3") == ["Because.<|im_end|>"]
+    assert without.ids == writer.row(messages, [False, True]).ids
+
+
+def test_reasoning_of_earlier_exchanges_is_left_out(folders: Path, certificates: dict[str, Certificate]) -> None:
+    """--train-reasoning last, under a template that would show it."""
+    source = CASES["qwen-3"].source.replace("loop.index0 > ns.last and ", "")
+    tokenizer = Tokenizer.load(folders / "qwen-3" / "tokenizer.json").without_markers()
+    template = certify(JinjaTemplate("own", source), tokenizer).template
+    turns = tuple(
+        Turn(message["role"], message["content"], message.get("reasoning_content", ""))
+        for message in [*exchange("a", "b", "first"), *exchange("c", "d", "second")]
+    )
+    for setting, found in (("yes", ["first", "second"]), ("last", ["second"])):
+        ((ids, _),) = encode_conversations([Conversation(turns)], tokenizer, template, setting)  # type: ignore[arg-type]
+        assert [word for word in ("first", "second") if word in tokenizer.decode(ids)] == found
+
+
+def test_a_plain_text_stands_between_begin_and_end(folders: Path, certificates: dict[str, Certificate]) -> None:
+    tokenizer = Tokenizer.load(folders / "llama-3.1" / "tokenizer.json").without_markers()
+    text = Conversation((Turn("text", "Once <|eot_id|> upon"),))
+    ((ids, mask),) = encode_conversations([text], tokenizer, certificates["llama-3.1"].template)
+    assert ids[-1] == tokenizer.special_tokens["<|eot_id|>"] and mask == [0, *[1] * (len(ids) - 1)]
+    assert tokenizer.decode(ids) == "Once <|eot_id|> upon" and ids.count(ids[-1]) == 1
 
 
 def _broken(case: Case, folder: Path, source: str, **changes: Any) -> Certificate:
