@@ -251,7 +251,8 @@ class TemplateWriter:
 
     def _with_sentinels(self, chat: Guarded, found: Sequence[Leaf], whole: Rendered) -> Rendered:
         """The rendering in which every text is its sentinel; it must hold the control tokens of the real one."""
-        model = self.rendered(with_sentinels(chat.messages), chat.tools, False, chat.guard)
+        text = self.text(with_sentinels(chat.messages), chat.tools)
+        model = Rendered(text, self.encoder.named(text), chat.guard)
         last = len(chat.messages) - 1
         for number, leaf in enumerate(found):
             if sentinel(number) not in model.text and not (
@@ -345,7 +346,7 @@ class _Turn:
         encoded = self._model.encoded
         if not self._is_last:
             alone = with_sentinels(self._messages[: self._turn + 1])
-            encoded = self._writer.rendered(alone, self._tools, False, self._model.guard).encoded
+            encoded = self._writer.encoder.named(self._writer.text(alone, self._tools))
         own = [number for number, control in enumerate(encoded.controls) if control.begin >= after]
         return own[-1] if own else None
 

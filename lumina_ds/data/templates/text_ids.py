@@ -55,10 +55,15 @@ class TextEncoder:
             ids = self._tokenizer.encode_template(text)
         control_ids = self.control_ids
         places = [place for place, token_id in enumerate(ids) if token_id in control_ids]
-        begins = [found.start() for found in self.spelling.finditer(text)]
-        if len(places) != len(begins):
-            raise ValueError(f"{len(begins)} names of special tokens stand in the text, and {len(places)} became ids")
-        return TextIds(ids, [Control(place, ids[place], begin) for place, begin in zip(places, begins, strict=True)])
+        named = self.named(text).controls
+        if [control.id for control in named] != [ids[place] for place in places]:
+            raise ValueError(f"{len(named)} names of special tokens stand in the text, and {len(places)} became ids")
+        return TextIds(ids, [control._replace(place=place) for place, control in zip(places, named, strict=True)])
+
+    def named(self, text: str) -> TextIds:
+        """The control tokens that encode() finds, by their names alone: without ids of the text, and places among them."""
+        names = self.control_names
+        return TextIds([], [Control(-1, names[found[0]], found.start()) for found in self.spelling.finditer(text)])
 
     def guarded(self, text: str, guard: str) -> str:
         """`text` with the guard after the first character of every special token that it spells."""
