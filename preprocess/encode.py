@@ -122,10 +122,12 @@ def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = En
         documents, is_held_out = rows.documents, is_held_out[rows.kept]
         lines = conversations.lines[rows.kept]
         turns = EncodedTexts(rows.texts, rows.first_turns, lines, *documents[:3])
+        notes = conversations.notes + rows.notes
     else:
         documents, lines = lay_out(conversations, tokenizer, id_dtype, options.template), conversations.lines
         turns = EncodedTexts(conversations.texts, conversations.first_turns, lines, *documents[:3])
-    found = conversations.other_keys, conversations.notes, check_texts(block.source, turns, tokenizer)
+        notes = conversations.notes
+    found = conversations.other_keys, notes, check_texts(block.source, turns, tokenizer)
     if not fraction:
         train = _encoded_rows(documents, lines, block.source, schema)
         return EncodedBlock(block.place, train, EncodedRows.none(), rejections, *found)

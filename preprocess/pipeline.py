@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE
+from lumina_ds.config.chat_templates import AUTO_TEMPLATE, DEFAULT_TEMPLATE
 from lumina_ds.data.formats import check_format
 from lumina_ds.data.shards.folder import EVAL_FOLDER, REJECTED_FILE, ShardFolder
 from lumina_ds.data.shards.manifest import (
@@ -202,6 +202,8 @@ class _Run:
         block_bytes: int,
     ) -> None:
         chosen = certified_template(chat_template, tokenizer)
+        if chat_template == AUTO_TEMPLATE and chosen.name == DEFAULT_TEMPLATE:
+            log.info("%s comes without a chat template, so %s is used", tokenizer.path, DEFAULT_TEMPLATE)
         self.template = chosen.template
         self.template_entry = TemplateEntry(
             version=chosen.name, digest=chosen.digest, certificate=chosen.certificate,

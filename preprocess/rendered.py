@@ -5,7 +5,9 @@ Lines that the template refuses, or whose mask cannot be proven, go to the rejec
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +23,8 @@ from preprocess.layout import Documents
 from preprocess.scan import Conversations, Rejection
 from preprocess.sources import Block
 
+REWRITTEN = "replies are no labels, since the chat template rewrites them when later turns follow"
+
 
 class RenderedRows(NamedTuple):
     """kept, left_out: numbers of the conversations that have rows, and of the others. texts: contents of the turns of
@@ -31,6 +35,7 @@ class RenderedRows(NamedTuple):
     left_out: list[int]
     texts: Texts
     first_turns: np.ndarray  # [rows + 1] int64
+    notes: Counter[str]  # what is to be said of the rows, and how often it is true
 
 
 def render_rows(
@@ -43,7 +48,7 @@ def render_rows(
     train_reasoning: TrainReasoning = "yes",
 ) -> RenderedRows:
     """Lay out the block's conversations; refused ones are added to `rejections`, in the order of the lines."""
-    rows, kept, left_out, contents, counts = [], [], [], [], [0]
+    rows, kept, taken, left_out, contents, counts = [], [], [], [], [], [0]
     refused: dict[int, RejectedLine] = {}
     for number, conversation in enumerate(conversations.whole()):
         try:
@@ -53,15 +58,23 @@ def render_rows(
             left_out.append(number)
             continue
         kept.append(number)
+        taken.append(conversation)
         contents += [turn.content for turn in conversation.turns]
         counts.append(len(conversation.turns))
+    num_asked = sum(sum(conversation.trained) for conversation in taken)
+    num_trained = sum(_num_replies(mask) for _, mask in rows)
+    notes = Counter({REWRITTEN: num_asked - num_trained} if num_asked > num_trained else {})
     if refused:
         rejections += _rejected(block, refused)
         rejections.sort(key=lambda rejection: rejection.line)
     return RenderedRows(
         _documents(rows, id_dtype), np.array(kept, np.int64), left_out, Texts.join(contents),
-        np.cumsum(counts, dtype=np.int64),
+        np.cumsum(counts, dtype=np.int64), notes,
     )  # fmt: skip
+
+
+def _num_replies(mask: Sequence[int]) -> int:
+    return sum(is_label > before for before, is_label in pairwise([0, *mask]))
 
 
 def _rejected(block: Block, refused: dict[int, RejectedLine]) -> list[Rejection]:
