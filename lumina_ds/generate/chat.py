@@ -43,7 +43,7 @@ def generate_ids(
         logits_V = logits_BSV[0, -1, : loaded.tokenizer.vocab_size]
         logits_V = penalize_repetition(logits_V, seen_V, settings.repetition_penalty)
         token = sample(logits_V, settings, generator)
-        if stop_at_end and token == loaded.stop_id:
+        if stop_at_end and token in loaded.stop_ids:
             return
         yield token
         ids = torch.tensor([[token]], device=loaded.device)

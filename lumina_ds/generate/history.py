@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
-from lumina_ds.data.chat_template import encode_prompt
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
+from lumina_ds.data.chat_template import Template, encode_prompt
 from lumina_ds.data.rendering import read_reply
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.data.turns import TrainReasoning, Turn
@@ -18,7 +18,7 @@ class History:
         tokenizer: Tokenizer,
         context: int,
         system: str | None = None,
-        template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE],
+        template: Template = TEMPLATES[DEFAULT_TEMPLATE],
         train_reasoning: TrainReasoning = "yes",
     ) -> None:
         self.turns: list[Turn] = []
