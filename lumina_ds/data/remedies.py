@@ -50,6 +50,7 @@ REMEDIES: dict[str, str] = {
     "two reasonings": "keep one key (jq -c 'del(.messages[].thinking)')",
     "two system prompts": "keep one (jq -c 'del(.system)')",
     "unknown role": 'rename it (jq -c \'(.messages[] | select(.role == "OLD")).role = "user"\')',
+    "unreadable row": "mend the row, or write the table anew",
     "unsupported content part": "keep the text (jq -c '.messages[].content |= (arrays |= map(select(.type == \"text\")))')",
     "wrong type": "write the content as text (jq -c '.messages[].content |= tostring')",
 }
