@@ -133,7 +133,7 @@ def _encode_elsewhere(path: Path, digest: str, options: EncodeOptions, block: Bl
 
 @lru_cache(maxsize=1)
 def _tokenizer(path: Path, digest: str) -> Tokenizer:
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path, is_tried=True)
     if tokenizer.digest != digest:
         raise DataError(f"{path} on {platform.node()} is another file than where this run began; copy it there")
     return tokenizer

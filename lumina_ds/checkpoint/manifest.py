@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, 
 from lumina_ds.config.schema import ModelConfig, RunConfig, ZeroStage
 from lumina_ds.data.mixture.state import MixtureState
 from lumina_ds.data.templates.find import NamedTemplate, template_of
+from lumina_ds.data.turns import TrainReasoning
 from lumina_ds.errors import CheckpointError
 
 FORMAT = 2
@@ -92,11 +93,18 @@ class SavedInference(_Part):
     precision: str
 
 
+class SavedDataConfig(_Part):
+    """train_reasoning: checkpoints of before this setting were trained without reasoning."""
+
+    train_reasoning: TrainReasoning = "yes"
+
+
 class SavedConfig(_Part):
     """The run's configuration as it was; run_config() reads all of it."""
 
     train: dict[str, Any]
     inference: SavedInference
+    data: SavedDataConfig = SavedDataConfig()
 
 
 class SavedRun(RunIdentity):

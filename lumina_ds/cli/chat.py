@@ -41,7 +41,9 @@ def command(
 
     settings = sampling_settings(sampling)
     loaded, manifest = load_run(run, inference_precision)
-    history = History(loaded.tokenizer, loaded.model.config.max_position_embeddings, system, loaded.template)
+    history = History(
+        loaded.tokenizer, loaded.model.config.max_position_embeddings, system, loaded.template, loaded.train_reasoning
+    )
     # Without a terminal only the replies are printed, one a line; what else there is to say goes to stderr.
     prompts = sys.stdin.isatty()
     if prompts:

@@ -60,6 +60,8 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     With it what is known of it: {"step": of its checkpoint or None, "tokenizer": {"sha256": ...},
     "template", "template_digest": its chat template's name and digest}.
     """
+    from dataclasses import replace
+
     from lumina_ds.checkpoint.format import find_checkpoint, weight_files
     from lumina_ds.checkpoint.manifest import read_manifest
     from lumina_ds.data.templates.find import certified_template
@@ -85,6 +87,7 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     template = manifest.chat_template(folder)
     precision = precision or manifest.config.inference.precision
     loaded = load_model(manifest.shape(), weight_files(folder), tokenizer_in(folder), precision, template.template)
+    loaded = replace(loaded, train_reasoning=manifest.config.data.train_reasoning)
     return loaded, _known(manifest.step, template, manifest.tokenizer.sha256)
 
 

@@ -77,7 +77,7 @@ def _growing_text(
     """The reply so far, each a prefix of the next; the last one is the whole reply."""
     ids: list[int] = []
     text = ""
-    prompt_ids = encode_prompt(turns, loaded.tokenizer, loaded.template, tools)
+    prompt_ids = encode_prompt(turns, loaded.tokenizer, loaded.template, tools, loaded.train_reasoning)
     for token in generate_ids(loaded, prompt_ids, settings):
         ids.append(token)
         longer = loaded.tokenizer.decode(ids)

@@ -15,6 +15,7 @@ from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.chat_template import Template, stop_ids
 from lumina_ds.data.templates.find import tokenizer_for
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import TrainReasoning
 from lumina_ds.errors import CheckpointError
 from lumina_ds.generate.precision import convert, inference_precision
 from lumina_ds.model.transformer import CausalLM
@@ -29,6 +30,7 @@ class LoadedModel:
     device: torch.device
     precision: str = "fp32"
     template: Template = TEMPLATES[DEFAULT_TEMPLATE]
+    train_reasoning: TrainReasoning = "yes"  # of earlier turns, `last` leaves it out of a prompt too
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

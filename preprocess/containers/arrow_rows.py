@@ -38,14 +38,16 @@ def parquet_lines(file: Any) -> Iterator[bytes]:
             pa.PythonFile(file, "r"), pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
         )
         _check_names(table.schema_arrow)
-        groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
-        row_bytes = sum(group.total_byte_size for group in groups) // max(1, table.metadata.num_rows)
-        size = max(1, min(_MOST_ROWS, _BATCH_BYTES // max(1, row_bytes)))
         num_rows = 0
-        for batch in table.iter_batches(batch_size=size, use_threads=False):
-            num_rows += batch.num_rows
-            yield from batch_lines(batch)
-    except (pa.ArrowException, MemoryError, OSError, ValueError) as error:
+        for number in range(table.num_row_groups):
+            group = table.metadata.row_group(number)
+            row_bytes = group.total_byte_size // max(1, group.num_rows)
+            size = max(1, min(_MOST_ROWS, _BATCH_BYTES // max(1, row_bytes)))
+            # By group: a batch that spans two may need two dictionaries in one nested column, which pyarrow cannot make.
+            for batch in table.iter_batches(batch_size=size, row_groups=[number], use_threads=False):
+                num_rows += batch.num_rows
+                yield from batch_lines(batch)
+    except (pa.ArrowException, IndexError, MemoryError, OSError, ValueError) as error:
         raise EOFError(f"the Parquet file is damaged or cut off ({_one_line(error)})") from error
     if num_rows != table.metadata.num_rows:
         raise EOFError(f"the Parquet file gives {num_rows:,} rows, and its footer says {table.metadata.num_rows:,}")
@@ -82,7 +84,7 @@ def arrow_lines(stream: Any) -> Iterator[bytes]:
                 _check_names(reader.schema)
                 for batch in reader:
                     yield from _checked_lines(batch)
-        except (pa.ArrowException, MemoryError, OSError, ValueError) as error:
+        except (pa.ArrowException, IndexError, MemoryError, OSError, ValueError) as error:
             raise EOFError(f"the Arrow data is damaged or cut off ({_one_line(error)})") from error
         if source.is_at_end:
             raise EOFError("the Arrow data has no end mark; it is cut off")
@@ -138,7 +140,7 @@ def _values(column: pa.Array) -> list[Any]:
     column = _without_times(column)
     try:
         values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, IndexError):  # IndexError: a place in a dictionary that leads nowhere
         raise
     except (ValueError, OverflowError, LookupError, pa.ArrowException):
         # Known to Arrow alone: such as a struct with a key twice. It counts as there, and as no text and no list.
@@ -237,10 +239,35 @@ def _as_it_is(value: Any) -> Any:
 def _checked_lines(batch: pa.RecordBatch) -> Iterator[bytes]:
     """The lines of a batch whose offsets may lead anywhere, as those of damaged files do."""
     for column in batch.columns:
-        # As bytes: a text that is no UTF-8 costs its row, not the file.
-        as_bytes = _mapped(column.type, _binary_type)
-        (column if as_bytes == column.type else column.view(as_bytes)).validate(full=True)
+        _check(column)
     return batch_lines(batch)
+
+
+def _check(array: pa.Array) -> None:
+    """Raises ArrowInvalid where reading values of `array` would reach outside its buffers.
+
+    As validate(full=True), but a text that is no UTF-8 is to cost its row, not the file, and the places in a dictionary
+    are looked at where they are used: below a struct that is null pyarrow itself writes such as lead nowhere.
+    """
+    kind = array.type
+    array.validate()
+    if pa.types.is_struct(kind):
+        for number in range(kind.num_fields):
+            _check(array.field(number))
+    elif pa.types.is_dictionary(kind):
+        _check(array.indices)
+        _check(array.dictionary)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        values = (array.keys, array.items) if pa.types.is_map(kind) else (array.values,)
+        lists = pa.LargeListArray if pa.types.is_large_list(kind) else pa.ListArray
+        lists.from_arrays(array.offsets, pa.nulls(len(values[0]))).validate(full=True)
+        for each in values:
+            _check(each)
+    elif pa.types.is_fixed_size_list(kind):
+        _check(array.values)
+    else:
+        as_bytes = _binary_type(kind)
+        (array if as_bytes == kind else array.view(as_bytes)).validate(full=True)
 
 
 def _check_names(schema: pa.Schema) -> None:

@@ -273,6 +273,39 @@ def test_offsets_that_lead_outside(offsets: tuple[int, ...], tmp_path: Path) -> 
         lines(tmp_path / "a")
 
 
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
+def test_lists_that_reach_outside(kind: Callable[..., pa.DataType], tmp_path: Path) -> None:
+    width = "<3i" if kind is pa.list_ else "<3q"
+    table = pa.table({"x": pa.array([[1, 2, 3, 4, 5], [6, 7]], kind(pa.int64()))})
+    rows_to_stream(table, tmp_path / "a")
+    data, good = (tmp_path / "a").read_bytes(), struct.pack(width, 0, 5, 7)
+    assert data.count(good) == 1
+    for bad in ((0, 5, 2**24), (0, -5, 7), (6, 5, 7)):
+        (tmp_path / "a").write_bytes(data.replace(good, struct.pack(width, *bad)))
+        with pytest.raises(DataError, match="the Arrow data is damaged"):
+            lines(tmp_path / "a")
+
+
+def test_places_in_a_dictionary(tmp_path: Path) -> None:
+    """Below a null one may lead nowhere, as pyarrow writes it; where it is used that is damage."""
+    empty = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array([], pa.string()), safe=False)
+    for mask, expected in ((True, [{}]), (False, None)):
+        turns = pa.StructArray.from_arrays([empty], ["role"], mask=pa.array([mask]))
+        rows_to_stream(pa.table({"x": turns}), tmp_path / "a")
+        if expected is None:
+            with pytest.raises(DataError, match="the Arrow data is damaged"):
+                lines(tmp_path / "a")
+        else:
+            assert [json.loads(line) for line in lines(tmp_path / "a")] == expected
+
+
+def test_a_dictionary_of_every_row_group(tmp_path: Path) -> None:
+    """pyarrow cannot make one batch of two groups with dictionaries within a list."""
+    kind = pa.list_(pa.struct([("role", pa.dictionary(pa.int32(), pa.string())), ("content", pa.string())]))
+    parquet.write_table(pa.table({"messages": pa.array([TURNS] * 9, kind)}), tmp_path / "p", row_group_size=2)
+    assert [json.loads(line) for line in lines(tmp_path / "p")] == [ROW] * 9
+
+
 def test_a_column_twice(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two columns are called 'prompt'; rename or drop one of them"):
         rows(pa.table([["a"], ["b"]], names=["prompt", "prompt"]), tmp_path / "a")
