@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +61,6 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     With it what is known of it: {"step": of its checkpoint or None, "tokenizer": {"sha256": ...},
     "template", "template_digest": its chat template's name and digest}.
     """
-    from dataclasses import replace
-
     from lumina_ds.checkpoint.format import find_checkpoint, weight_files
     from lumina_ds.checkpoint.manifest import read_manifest
     from lumina_ds.data.templates.find import certified_template
