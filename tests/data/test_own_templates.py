@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from template_cases import CASES, Case, write_tokenizer
 
-from lumina_ds.data.chat_template import encode_conversations
+from lumina_ds.data.chat_template import encode_conversations, encode_prompt, stop_ids
 from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.templates.certificate import ENDS, FORGERY, PREFIX, RENDERS, WHOLE, Certificate, certify
-from lumina_ds.data.templates.find import find_template
+from lumina_ds.data.templates.find import certified_template, find_template, tokenizer_for
 from lumina_ds.data.templates.jinja_template import JinjaTemplate, Row, TemplateWriter, Unproven
 from lumina_ds.data.templates.samples import WEATHER, exchange, samples
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
@@ -371,3 +371,20 @@ def test_shards_hold_the_rows_and_the_certificate(
     assert folder.manifest.template.certificate == certificates["qwen-2.5"].digest
     assert folder.template is not None and folder.template.template.source == CASES["qwen-2.5"].source  # type: ignore[union-attr]
     assert folder.tokenizer().vocab_size == folder.manifest.tokenizer.vocab_size
+
+
+def test_our_own_template_as_jinja_gives_our_own_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """On a SentencePiece model: what stands between special tokens is encoded by itself, as by our own template."""
+    source = (
+        "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    (tmp_path / "own.jinja").write_text(source)
+    named = certified_template(str(tmp_path / "own.jinja"), tokenizer)
+    reader = tokenizer_for(tokenizer, named.template)
+    texts = ["hello  there <|end|> \u2581x\n", " fine\n日本 <s>", "and <|user|>", "bye"]
+    turns = tuple(Turn("assistant" if n % 2 else "user", text) for n, text in enumerate(texts))
+    chats = [Conversation(turns), Conversation(turns, (False, False, False, True))]
+    assert encode_conversations(chats, reader, named.template) == encode_conversations(chats, tokenizer)
+    assert encode_prompt(turns[:3], reader, named.template) == encode_prompt(turns[:3], tokenizer)
+    assert stop_ids(reader, named.template) == {tokenizer.end_id}

@@ -99,3 +99,35 @@ def test_a_template_that_is_gone_is_named(step, monkeypatch, tmp_path, capsys):
         load_run(step, "fp32")
     assert run_command(cli, ["export", str(step), "--out", str(tmp_path / "out")]) == 5
     assert "unknown here" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_step_with_a_models_own_template_answers_and_exports(step, tmp_path, capsys, lumina):
+    """chat_template.json lies in the step folder; without it, or with another, the digest in the manifest is unknown."""
+    from lumina_ds.data.templates.find import certified_template, stored_text
+
+    (tmp_path / "own.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    tokenizer = Tokenizer.load(step / "tokenizer.model")
+    own = certified_template(str(tmp_path / "own.jinja"), tokenizer)
+    manifest = json.loads((step / "manifest.json").read_text())
+    (step / "chat_template.json").write_text(stored_text(own.template))
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in step.iterdir()}
+    del files["manifest.json"]
+    sealed = make_manifest(
+        RunConfig(model=MODEL), files=files, step=1, template={"sha256": own.digest}, tokenizer=manifest["tokenizer"]
+    )
+    (step / "manifest.json").write_text(sealed.sealed())
+    loaded, known = load_run(step, "fp32")
+    assert (
+        loaded.template == own.template and loaded.stop_ids == {tokenizer.end_id} and known["template"] == "own.jinja"
+    )
+    lumina("generate", step, "--prompt", "hi", "--max-new-tokens", "3")
+    lumina("export", step, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == own.template.source
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["eos_token_id"] == tokenizer.end_id and config["bos_token_id"] == tokenizer.bos_id
+    (step / "chat_template.json").write_text(stored_text(own.template).replace("<|assistant|>", "<|user|>"))
+    assert run_command(cli, ["generate", str(step), "--prompt", "hi"]) == 5
+    assert "error" in capsys.readouterr().err

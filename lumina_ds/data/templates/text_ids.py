@@ -12,7 +12,9 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from lumina_ds.data.tokenizer.spans import Part
-from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
+
+SENTENCEPIECE = TOKENIZER_FILES[0]
 
 # Code points that Unicode keeps out of texts; one that a conversation does not hold guards its spellings.
 GUARDS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
@@ -49,7 +51,9 @@ class TextEncoder:
 
     def encode(self, text: str, guard: str = "") -> TextIds:
         """Ids, and the control tokens among them. Raises ValueError where a token stands for no text of its name."""
-        if guard and guard in text:
+        if self._tokenizer.file_name == SENTENCEPIECE:
+            ids = self._by_segments(text, guard)
+        elif guard and guard in text:
             ids = self._tokenizer.encode_parts(list(self._parts(text, guard))).ids
         else:
             ids = self._tokenizer.encode_template(text)
@@ -59,6 +63,13 @@ class TextEncoder:
         if [control.id for control in named] != [ids[place] for place in places]:
             raise ValueError(f"{len(named)} names of special tokens stand in the text, and {len(places)} became ids")
         return TextIds(ids, [control._replace(place=place) for place, control in zip(places, named, strict=True)])
+
+    def _by_segments(self, text: str, guard: str) -> list[int]:
+        """A SentencePiece model knows no text of its control pieces: what stands between them is encoded by itself."""
+        parts = [part for part in self._parts(text, guard) if part[0]]
+        contents = iter(self._tokenizer.encode_batch([content for content, is_name in parts if not is_name]))
+        runs = ([self.control_names[name]] if is_name else next(contents) for name, is_name in parts)
+        return [token_id for run in runs for token_id in run]
 
     def named(self, text: str) -> TextIds:
         """The control tokens that encode() finds, by their names alone: without ids of the text, and places among them."""
@@ -80,14 +91,18 @@ class TextEncoder:
         """The names of special tokens, and what stands between them as text that no one may take for one."""
         end = 0
         for found in self.spelling.finditer(text):
-            yield text[end : found.start()].replace(guard, ""), False
+            yield _without(guard, text[end : found.start()]), False
             yield found[0], True
             end = found.end()
-        yield text[end:].replace(guard, ""), False
+        yield _without(guard, text[end:]), False
 
     @cached_property
     def _breakable(self) -> re.Pattern[str]:
         return any_of(name for name in self.control_names if len(name) > 1)
+
+
+def _without(guard: str, text: str) -> str:
+    return text.replace(guard, "") if guard else text
 
 
 def any_of(names: Iterable[str]) -> re.Pattern[str]:
