@@ -33,6 +33,8 @@ REQUIREMENTS = [
     "rich>=13",
     "safetensors>=0.4.3",
     "psutil>=5.9",
+    # Renders chat templates; torch brings it too. Older ones can be left by a template that is not to be trusted.
+    "jinja2>=3.1.6",
     # Checks arguments of tool calls against the definitions in `lumina validate`; nothing is fetched for a schema.
     "jsonschema>=4.18",
 ]
@@ -94,7 +96,7 @@ setup(
     ],
     package_dir={"lumina_ds.ds_configs": "ds_configs"},
     package_data={
-        "lumina_ds.config": ["presets/*.yaml"],
+        "lumina_ds.config": ["presets/*.yaml", "templates/*.jinja"],
         "lumina_ds.config.deepspeed": ["keys.txt"],
         "lumina_ds.ds_configs": ["*.json"],
         "lumina_ds": ["py.typed"],

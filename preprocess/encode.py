@@ -15,9 +15,11 @@ from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTem
 from lumina_ds.data.rendering import RENDERED_ROLES
 from lumina_ds.data.shards.arrow_columns import column, list_column, numpy_dtype, repeated_text
 from lumina_ds.data.shards.writer import shard_schema
+from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.data.turns import TrainReasoning, TrainTurns
 from preprocess.layout import Documents, lay_out
+from preprocess.rendered import render_rows
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block, Place
 from preprocess.text_check import BlockTextCheck, EncodedTexts, check_texts
@@ -32,7 +34,8 @@ class EncodeOptions:
     train_turns: TrainTurns = "all"
     train_reasoning: TrainReasoning = "yes"
     format_name: str | None = None
-    template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE]  # not its name: another process may not know an added one
+    # Not its name: another process may not know an added one.
+    template: ChatTemplate | JinjaTemplate = TEMPLATES[DEFAULT_TEMPLATE]
 
 
 @dataclass(frozen=True)
@@ -104,20 +107,30 @@ class EncodedBlock:
 def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = EncodeOptions()) -> EncodedBlock:
     """Encode the block's lines; at most `max_conversations` of them, as no output can need more."""
     rejections: list[Rejection] = []
-    conversations = read_conversations(
-        block, rejections, options.max_conversations, options.train_turns, options.train_reasoning, options.format_name
-    )
     schema = shard_schema(tokenizer.vocab_size)
-    documents = lay_out(
-        conversations, tokenizer, numpy_dtype(schema.field("input_ids").type.value_type), options.template
-    )
-    lines = conversations.lines
-    turns = EncodedTexts(conversations.texts, conversations.first_turns, lines, *documents[:3])
-    found = conversations.other_keys, conversations.notes, check_texts(block.source, turns, tokenizer)
-    if not options.eval_fraction:
+    id_dtype, fraction = numpy_dtype(schema.field("input_ids").type.value_type), options.eval_fraction
+    is_own = isinstance(options.template, JinjaTemplate)
+    conversations = read_conversations(
+        block, rejections, None if is_own else options.max_conversations, options.train_turns,
+        options.train_reasoning, options.format_name,
+    )  # fmt: skip
+    is_held_out = _are_held_out(conversations, fraction) if fraction else np.zeros(len(conversations.lines), bool)
+    if isinstance(options.template, JinjaTemplate):
+        rows = render_rows(
+            block, conversations, rejections, tokenizer, options.template, id_dtype, options.train_reasoning
+        )
+        documents, is_held_out = rows.documents, is_held_out[rows.kept]
+        lines = conversations.lines[rows.kept]
+        turns = EncodedTexts(rows.texts, rows.first_turns, lines, *documents[:3])
+        notes = conversations.notes + rows.notes
+    else:
+        documents, lines = lay_out(conversations, tokenizer, id_dtype, options.template), conversations.lines
+        turns = EncodedTexts(conversations.texts, conversations.first_turns, lines, *documents[:3])
+        notes = conversations.notes
+    found = conversations.other_keys, notes, check_texts(block.source, turns, tokenizer)
+    if not fraction:
         train = _encoded_rows(documents, lines, block.source, schema)
         return EncodedBlock(block.place, train, EncodedRows.none(), rejections, *found)
-    is_held_out = _are_held_out(conversations, options.eval_fraction)
     train, held_out = (
         _encoded_rows(documents.where(chosen), lines[chosen], block.source, schema)
         for chosen in (~is_held_out, is_held_out)

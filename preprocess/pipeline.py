@@ -21,13 +21,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, template_digest, template_named
+from lumina_ds.config.chat_templates import AUTO_TEMPLATE, DEFAULT_TEMPLATE
 from lumina_ds.data.formats import check_format
 from lumina_ds.data.shards.folder import EVAL_FOLDER, REJECTED_FILE, ShardFolder
 from lumina_ds.data.shards.manifest import (
     MANIFEST_FILE,
     READING,
     VERSION,
+    FileEntry,
     InputEntry,
     Manifest,
     Settings,
@@ -39,6 +40,8 @@ from lumina_ds.data.shards.manifest import (
     reading_of,
 )
 from lumina_ds.data.shards.writer import partial_folder, publish, shard_schema, staging_folder
+from lumina_ds.data.templates.find import STORED_TEMPLATE, certified_template, stored_text, tokenizer_for
+from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError, MachineError
 from preprocess.encode import EncodedBlock, EncodeOptions
@@ -95,7 +98,7 @@ def preprocess_files(
             if finished is not None:
                 return finished
             pool: AbstractContextManager[Workers] = (
-                nullcontext(workers) if workers else local_workers(num_workers, tokenizer)
+                nullcontext(workers) if workers else local_workers(num_workers, run.tokenizer, run.template)
             )
             with pool as encoders:
                 try:
@@ -198,10 +201,16 @@ class _Run:
         out: Path,
         block_bytes: int,
     ) -> None:
-        self.template = template_named(chat_template)
-        self.template_entry = TemplateEntry(version=chat_template, digest=template_digest(chat_template))
+        chosen = certified_template(chat_template, tokenizer)
+        if chat_template == AUTO_TEMPLATE and chosen.name == DEFAULT_TEMPLATE:
+            log.info("%s comes without a chat template, so %s is used", tokenizer.path, DEFAULT_TEMPLATE)
+        self.template = chosen.template
+        self.template_entry = TemplateEntry(
+            version=chosen.name, digest=chosen.digest, certificate=chosen.certificate,
+            day=chosen.template.day if isinstance(chosen.template, JinjaTemplate) else None,
+        )  # fmt: skip
         self.files = files
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer_for(tokenizer, chosen.template)
         self.settings = settings
         self.out = out
         self.block_bytes = block_bytes
@@ -288,7 +297,7 @@ class _Run:
         return {
             "format": [VERSION, READING, version("lumina-ds"), version("pyarrow"), version("sentencepiece")],
             "tokenizer": self.tokenizer.digest,
-            "chat template": self.template_entry.digest,
+            "chat template": " ".join(filter(None, (self.template_entry.digest, *self._proof()))),
             "block size": self.block_bytes,
             **self.settings.model_dump(),
         }
@@ -299,9 +308,18 @@ class _Run:
         rejected = quarantine.close()
         inputs = [file.entry() for file in self.files]
         if held_out.num_conversations:
-            held_out.finish(self.manifest(inputs, "eval", held_out.totals()))
+            held_out.finish(self.manifest(inputs, "eval", held_out.totals()), *self._template_file(held_out))
         totals = self._totals(outputs)
-        return train.finish(self.manifest(inputs, "train", totals), rejected)
+        return train.finish(self.manifest(inputs, "train", totals), rejected, *self._template_file(train))
+
+    def _template_file(self, split: SplitWriter) -> list[FileEntry]:
+        """A model's own template, which the shards' readers need."""
+        if not isinstance(self.template, JinjaTemplate):
+            return []
+        return [split.write_text(STORED_TEMPLATE, stored_text(self.template))]
+
+    def _proof(self) -> tuple[str | None, str | None]:
+        return self.template_entry.certificate, self.template_entry.day
 
     def manifest(self, inputs: list[InputEntry], split: str = "train", totals: Totals | None = None) -> Manifest:
         """The manifest of this run, still without its files."""

@@ -19,10 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lumina_ds.config.chat_templates import name_of_digest, template_digest
+from lumina_ds.config.chat_templates import ALIASES, AUTO_TEMPLATE, TEMPLATES
 from lumina_ds.config.schema import DataConfig, RunConfig
 from lumina_ds.data.shards.folder import EVAL_FOLDER, ShardFolder
 from lumina_ds.data.shards.manifest import READING, VERSION, InputEntry, Manifest, Settings, read_manifest
+from lumina_ds.data.templates.find import certified_template, find_template, is_same, tokenizer_for
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
 from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.files import shown_path
@@ -57,7 +58,8 @@ def prepare_training_data(config: RunConfig, cache: Path) -> PreparedData:
     if data.shards:
         return _open_shards(config, cache)
     tokenizer = _tokenizer(config, cache)
-    check_vocabulary(tokenizer, config.model.vocab_size)
+    chosen = find_template(data.chat_template, tokenizer)
+    check_vocabulary(tokenizer_for(tokenizer, chosen.template), config.model.vocab_size)
     eval_fraction = 0.0 if data.eval_data or data.eval_shards else data.eval_fraction
     settings = _settings(config, data.max_conversations, eval_fraction)
     shards, reused = _cached_shards(data.train_data, tokenizer, settings, cache, data)
@@ -96,7 +98,7 @@ def _open_shards(config: RunConfig, cache: Path) -> PreparedData:
     data = config.data
     assert data.shards is not None
     folder = _look_into(data.shards)
-    tokenizer = Tokenizer.load(folder.tokenizer_path)
+    tokenizer = folder.tokenizer()
     if data.tokenizer != AUTO:
         _check_same_tokenizer(folder, Tokenizer.load(data.tokenizer))
     _check_folder(folder, data)
@@ -147,10 +149,11 @@ def _check_folder(folder: ShardFolder, data: DataConfig) -> None:
 
 
 def _check_template(folder: ShardFolder, data: DataConfig) -> None:
-    made, wanted = folder.manifest.template, data.chat_template
-    if made.digest == template_digest(wanted):
+    made, wanted = folder.manifest.template, ALIASES.get(data.chat_template, data.chat_template)
+    own = folder.template
+    if own is not None and (wanted == AUTO_TEMPLATE or is_same(own, wanted)):
         return
-    known = name_of_digest(made.digest)
+    known = None if own is None else own.name if own.name in TEMPLATES else AUTO_TEMPLATE
     remedy = f"set --chat-template {known}, or preprocess again" if known else "preprocess again"
     other = "another version of it" if made.version == wanted else f"not {wanted}"
     raise DataError(f"the shards in {folder.path} were made with chat template {made.version}, {other}; {remedy}")
@@ -208,7 +211,7 @@ def _cached_shards(
         "format": [VERSION, READING],
         "inputs": _input_digests(files),
         "tokenizer": tokenizer.digest,
-        "template": template_digest(data.chat_template),
+        "template": _template_key(data.chat_template, tokenizer),
         "settings": settings.model_dump(),
     }
     folder = cache / "shards" / _key_digest(key)
@@ -228,6 +231,11 @@ def _cached_shards(
         )  # fmt: skip
         _show(folder, manifest)
         return folder, False
+
+
+def _template_key(name: str, tokenizer: Tokenizer) -> str:
+    chosen = certified_template(name, tokenizer)
+    return " ".join(filter(None, (chosen.digest, chosen.certificate)))
 
 
 def _show(folder: Path, manifest: Manifest) -> None:

@@ -179,8 +179,8 @@ def _of_entry(entry: SourceConfig) -> dict[str, Any]:
 
 
 def _format_of(name: str | None) -> dict[str, Any]:
-    """The setting that names a format, where this version has one."""
-    return {} if name is None or "format" not in DataConfig.model_fields else {"format": name}
+    """The setting that names a format, where an entry has its own; else data.format holds."""
+    return {} if name is None else {"format": name}
 
 
 def _has_held_out(shards: str | None) -> bool:

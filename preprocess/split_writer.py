@@ -140,6 +140,12 @@ class SplitWriter:
         """[documents, 2]: length and first trained token."""
         return np.fromfile(self._lengths_path, "<i4").reshape(-1, 2)
 
+    def write_text(self, name: str, content: str) -> FileEntry:
+        """A file beside the shards."""
+        path = self.folder / name
+        path.write_text(content, encoding="utf-8")
+        return FileEntry(file=name, size_bytes=path.stat().st_size, sha256=file_digest(path))
+
     def _copy_tokenizer(self) -> FileEntry:
         path = self.folder / self._tokenizer.file_name
         shutil.copyfile(self._tokenizer.path, path)

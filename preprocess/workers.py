@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from lumina_ds.data.templates.find import Template, tokenizer_for
+from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from preprocess.encode import EncodedBlock, EncodeOptions, encode_block
@@ -85,7 +87,7 @@ def encode_blocks(
 
 
 @contextmanager
-def local_workers(count: int, tokenizer: Tokenizer) -> Iterator[Workers]:
+def local_workers(count: int, tokenizer: Tokenizer, template: Template | None = None) -> Iterator[Workers]:
     """`count` workers on this machine; one means this process itself.
 
     They are threads where nearly all the work is compiled code, which runs beside the interpreter: nothing has to be
@@ -93,7 +95,7 @@ def local_workers(count: int, tokenizer: Tokenizer) -> Iterator[Workers]:
     """
     if count == 1:
         yield Workers()
-    elif tokenizer.is_compiled() and can_scan():
+    elif tokenizer.is_compiled() and can_scan() and not isinstance(template, JinjaTemplate):
         with ThreadPoolExecutor(count, "encode") as threads:
             try:
                 yield Workers(threads, count, shares_memory=True)
@@ -126,12 +128,12 @@ def _finished(block: EncodedBlock) -> Future[EncodedBlock]:
 
 
 def _encode_elsewhere(path: Path, digest: str, options: EncodeOptions, block: Block) -> EncodedBlock:
-    return encode_block(block, _tokenizer(path, digest), options)
+    return encode_block(block, tokenizer_for(_tokenizer(path, digest), options.template), options)
 
 
 @lru_cache(maxsize=1)
 def _tokenizer(path: Path, digest: str) -> Tokenizer:
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path, is_tried=True)
     if tokenizer.digest != digest:
         raise DataError(f"{path} on {platform.node()} is another file than where this run began; copy it there")
     return tokenizer

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
-from lumina_ds.config.chat_templates import name_of_digest
 from lumina_ds.config.schema import ModelConfig, RunConfig, ZeroStage
 from lumina_ds.data.mixture.state import MixtureState
+from lumina_ds.data.templates.find import NamedTemplate, template_of
+from lumina_ds.data.turns import TrainReasoning
 from lumina_ds.errors import CheckpointError
 
 FORMAT = 2
@@ -92,11 +93,18 @@ class SavedInference(_Part):
     precision: str
 
 
+class SavedDataConfig(_Part):
+    """train_reasoning: checkpoints of before this setting were trained without reasoning."""
+
+    train_reasoning: TrainReasoning = "yes"
+
+
 class SavedConfig(_Part):
     """The run's configuration as it was; run_config() reads all of it."""
 
     train: dict[str, Any]
     inference: SavedInference
+    data: SavedDataConfig = SavedDataConfig()
 
 
 class SavedRun(RunIdentity):
@@ -160,15 +168,15 @@ class Manifest(SavedRun):
                 f"the configuration of the checkpoint of step {self.step} {_first_fault(error)}"
             ) from error
 
-    def template_name(self) -> str:
-        """Name of the chat template that it was trained with; CheckpointError when there is no such one here."""
-        name = name_of_digest(self.template.sha256)
-        if name is None:
+    def chat_template(self, folder: Path) -> NamedTemplate:
+        """The chat template that it was trained with, which may lie in its step folder; CheckpointError without it."""
+        found = template_of(folder, self.template.sha256)
+        if found is None:
             raise CheckpointError(
                 f"the checkpoint of step {self.step} was trained with a chat template that is unknown here (digest "
                 f"{_short(self.template.sha256[:12])}); add its entry to TEMPLATES of lumina_ds/config/chat_templates.py"
             )
-        return name
+        return found
 
     def sealed(self) -> str:
         """The content of the file, with the digest by which a change is noticed."""

@@ -24,6 +24,7 @@ from lumina_ds.checkpoint.manifest import EngineCounters, FileEntry, Manifest, S
 from lumina_ds.checkpoint.publish import begin, publish
 from lumina_ds.checkpoint.state import engine_counters, own_files, random_state
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
+from lumina_ds.data.templates.find import STORED_TEMPLATE
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import LuminaError, MachineError, UnstableError
 from lumina_ds.text import format_bytes
@@ -230,8 +231,10 @@ class _Save:
                 f"{format_bytes(free)} free; free some space, or lower --train.keep_checkpoints"
             )
         staging = begin(self.saver.checkpoints, self.run.step)
-        tokenizer = CheckpointFile(self.saver.tokenizer.name, content=self.saver.tokenizer.read_bytes())
-        self.written[tokenizer.name] = tokenizer.write(staging)
+        template = self.saver.tokenizer.with_name(STORED_TEMPLATE)
+        for path in (self.saver.tokenizer, *([template] if template.is_file() else [])):
+            file = CheckpointFile(path.name, content=path.read_bytes())
+            self.written[file.name] = file.write(staging)
         return staging
 
     def _on_rank_0(self, action: Callable[[], T]) -> T:

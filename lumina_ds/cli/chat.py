@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lumina_ds.cli.model_source import clean_text, load_run, sampling_options, sampling_settings, source_options
-from lumina_ds.errors import ConfigError
+from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.text import counted
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def command(
 
     settings = sampling_settings(sampling)
     loaded, manifest = load_run(run, inference_precision)
-    history = History(loaded.tokenizer, loaded.model.config.max_position_embeddings, system, loaded.template)
+    history = History(
+        loaded.tokenizer, loaded.model.config.max_position_embeddings, system, loaded.template, loaded.train_reasoning
+    )
     # Without a terminal only the replies are printed, one a line; what else there is to say goes to stderr.
     prompts = sys.stdin.isatty()
     if prompts:
@@ -58,7 +60,7 @@ def command(
             continue
         try:
             _say_dropped(history.ask(line))
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             click.echo(str(error), err=True)
             continue
         if prompts:

@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, OTHER_TEMPLATES, TEMPLATE_SUFFIX, TEMPLATES
 from lumina_ds.config.choices import NameOf
 from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config, preset_names
 from lumina_ds.config.options import SHORT_OPTIONS, ShortOption
@@ -71,17 +71,20 @@ def chat_template_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --chat-template to a verb that takes no configuration."""
 
     def checked(ctx: click.Context, parameter: click.Parameter, name: str) -> str:
-        if name not in TEMPLATES:
-            raise click.BadParameter(f"{name!r} is not one of {', '.join(TEMPLATES)}{nearest(name, list(TEMPLATES))}")
+        names = [*OTHER_TEMPLATES, *TEMPLATES]
+        if name not in names and not name.endswith(TEMPLATE_SUFFIX):
+            known = ", ".join([*names, f"FILE{TEMPLATE_SUFFIX}"])
+            raise click.BadParameter(f"{name!r} is not one of {known}{nearest(name, names)}")
         return name
 
     return click.option(
         "--chat-template",
         default=DEFAULT_TEMPLATE,
         show_default=True,
-        metavar="NAME",
+        metavar="NAME|FILE.jinja|auto",
         callback=checked,
-        help="Special tokens around the turns.",
+        help=f"What stands around the turns: {', '.join(OTHER_TEMPLATES[:-1])}, a model's own template, or auto for the "
+        "one that the tokenizer's folder brings.",
     )(function)
 
 

@@ -114,13 +114,12 @@ def inspect(
 ) -> None:
     """Show packed rows: trained tokens, the others, padding, and where each conversation begins."""
     from lumina_ds.data.shards.folder import ShardFolder
-    from lumina_ds.data.tokenizer.tokenizer import Tokenizer
     from lumina_ds.report.data.mask_row import read_row
 
     if row_id is not None and num_rows is not None:
         raise click.UsageError("--row and --sample exclude each other")
     shards = ShardFolder.open(folder)
-    tokenizer = Tokenizer.load(shards.tokenizer_path)
+    tokenizer = shards.tokenizer()
     plan = shards.packing(seq_length or shards.manifest.settings.seq_length)
     if row_id is not None and row_id >= plan.num_rows:
         raise click.BadParameter(f"{row_id} is beyond the last row, {plan.num_rows - 1}", param_hint="--row")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.text import format_bytes
@@ -34,9 +35,11 @@ def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: 
     from lumina_ds.data.tokenizer.tokenizer import tokenizer_in
     from lumina_ds.export.folder import export_model
 
-    model, weights, step = _source(run)
+    model, weights, step, template = _source(run)
     tokenizer = tokenizer_in(weights)
-    made = export_model(model, weights, tokenizer, out, dtype, with_fast_tokenizer=not no_fast_tokenizer)
+    made = export_model(
+        model, weights, tokenizer, out, dtype, with_fast_tokenizer=not no_fast_tokenizer, template=template
+    )
     if as_json:
         click.echo(json.dumps({"run": str(run), "step": step, **made}))
         return
@@ -47,20 +50,22 @@ def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: 
         click.echo("without a fast tokenizer: other programs must not make one themselves, its ids may differ")
 
 
-def _source(run: Path) -> tuple[ModelConfig, Path, int | None]:
-    """Shape, folder of the whole weights, and step of what `run` names."""
+def _source(run: Path) -> tuple[ModelConfig, Path, int | None, Any]:
+    """Shape, folder of the whole weights, step and chat template of what `run` names."""
     from lumina_ds.checkpoint.format import find_checkpoint
     from lumina_ds.checkpoint.manifest import read_manifest
+    from lumina_ds.data.templates.find import read_template
     from lumina_ds.export.start_folder import read_start_folder
 
     imported = read_start_folder(run)
     if imported is not None:
-        return imported, run, None
+        return imported, run, None, read_template(run) or TEMPLATES[DEFAULT_TEMPLATE]
     folder = find_checkpoint(run)
     manifest = read_manifest(folder)
-    if (template := manifest.template_name()) != DEFAULT_TEMPLATE:
+    template = manifest.chat_template(folder)
+    if template.name in TEMPLATES and template.name != DEFAULT_TEMPLATE:
         raise ConfigError(
-            f"{run} was trained with chat template {template}, and only {DEFAULT_TEMPLATE} can be exported: other programs "
+            f"{run} was trained with chat template {template.name}, and only {DEFAULT_TEMPLATE} can be exported: other programs "
             "would build other prompts; use `lumina generate` and `lumina chat`"
         )
-    return manifest.shape(), folder, manifest.step
+    return manifest.shape(), folder, manifest.step, template.template

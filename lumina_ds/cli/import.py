@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from lumina_ds.config.chat_templates import TEMPLATES
 from lumina_ds.text import format_bytes
 
 EXAMPLES = """Example:
@@ -41,6 +42,12 @@ def command(folder: Path, out: Path, as_json: bool) -> None:
             f"the vocabulary grew by {made['num_added_rows']} rows for the markers of the chat template, "
             f"to {made['model']['vocab_size']}"
         )
+    if made["chat_template_fault"]:
+        click.echo(f"its chat template is kept, but cannot be trained with: {made['chat_template_fault']}")
+    elif made["chat_template"] in (*TEMPLATES,):
+        click.echo(f"its folder brings no chat template of its own, so training uses {made['chat_template']}")
+    elif made["chat_template"]:
+        click.echo("its own chat template and special tokens are kept, and the template's masks are proven")
     if made["tokenizer"] is None:
         click.echo(f"{folder} holds no tokenizer; name one with --tokenizer when training")
     click.echo(f"start with: lumina train --config {out / 'config.yaml'} --train-data FILE.jsonl")

@@ -34,6 +34,7 @@ VERBS: dict[str, Verb] = {
     "presets": Verb("list the shipped model presets, or show one"),
     "plan": Verb("memory of a run per rank, before a GPU is touched"),
     "tokenizer": Verb("train or inspect a SentencePiece tokenizer"),
+    "template": Verb("prove the masks of a model's own chat template"),
     "validate": Verb("check JSONL conversations, with a report"),
     "preprocess": Verb("turn JSONL conversations into packed Arrow shards"),
     "data": Verb("inspect, verify or summarise a shard folder"),

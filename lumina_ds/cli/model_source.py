@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, template_digest, template_named
+from lumina_ds.config.chat_templates import AUTO_TEMPLATE
 from lumina_ds.config.schema import InferencePrecision
 from lumina_ds.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from lumina_ds.data.templates.find import NamedTemplate
 
 PRECISIONS = click.Choice(list(InferencePrecision.__args__))  # type: ignore[attr-defined]
 
@@ -56,11 +59,12 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     """The model of a run folder's newest sound checkpoint, of a step folder, or of a folder in Hugging Face's format.
 
     With it what is known of it: {"step": of its checkpoint or None, "tokenizer": {"sha256": ...},
-    "template": its chat template's name}.
+    "template", "template_digest": its chat template's name and digest}.
     """
     from lumina_ds.checkpoint.format import find_checkpoint, weight_files
     from lumina_ds.checkpoint.manifest import read_manifest
-    from lumina_ds.data.tokenizer.tokenizer import tokenizer_in
+    from lumina_ds.data.templates.find import certified_template
+    from lumina_ds.data.tokenizer.tokenizer import Tokenizer, tokenizer_in
     from lumina_ds.export.start_folder import read_published, read_start_folder
     from lumina_ds.generate.load import build_model, load_model
     from lumina_ds.generate.precision import inference_precision
@@ -68,19 +72,31 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     if (run / "config.json").is_file():
         # Asked first: what this machine cannot do is known before any weight is read.
         inference_precision(precision or "auto")
-        loaded = build_model(*read_published(run), precision or "auto")
-        return loaded, {"step": None, "template": DEFAULT_TEMPLATE, "tokenizer": {"sha256": loaded.tokenizer.digest}}
+        published, state, tokenizer, template = read_published(run)
+        loaded = build_model(published, state, tokenizer, precision or "auto", template.template)
+        return loaded, _known(None, template, loaded.tokenizer.digest)
     if (model := read_start_folder(run)) is not None:
-        loaded = load_model(model, sorted(run.glob("*.safetensors")), tokenizer_in(run), precision or "auto")
-        return loaded, {"step": None, "template": DEFAULT_TEMPLATE, "tokenizer": {"sha256": loaded.tokenizer.digest}}
+        tokenizer = tokenizer_in(run)
+        template = certified_template(AUTO_TEMPLATE, Tokenizer.load(tokenizer))
+        weights = sorted(run.glob("*.safetensors"))
+        loaded = load_model(model, weights, tokenizer, precision or "auto", template.template)
+        return loaded, _known(None, template, loaded.tokenizer.digest)
     folder = find_checkpoint(run)
     manifest = read_manifest(folder)
-    template = manifest.template_name()
-    loaded = load_model(
-        manifest.shape(), weight_files(folder), tokenizer_in(folder), precision or manifest.config.inference.precision
-    )
-    loaded = replace(loaded, template=template_named(template))
-    return loaded, {"step": manifest.step, "template": template, "tokenizer": {"sha256": manifest.tokenizer.sha256}}
+    template = manifest.chat_template(folder)
+    precision = precision or manifest.config.inference.precision
+    loaded = load_model(manifest.shape(), weight_files(folder), tokenizer_in(folder), precision, template.template)
+    loaded = replace(loaded, train_reasoning=manifest.config.data.train_reasoning)
+    return loaded, _known(manifest.step, template, manifest.tokenizer.sha256)
+
+
+def _known(step: int | None, template: NamedTemplate, tokenizer_digest: str) -> dict[str, Any]:
+    return {
+        "step": step,
+        "template": template.name,
+        "template_digest": template.digest,
+        "tokenizer": {"sha256": tokenizer_digest},
+    }
 
 
 def evaluation_rows_of(
@@ -96,7 +112,7 @@ def evaluation_rows_of(
     folder = ShardFolder.open(data)
     if folder.manifest.tokenizer.digest != manifest["tokenizer"]["sha256"]:
         raise DataError(f"{data} was made with another tokenizer than {run}; preprocess it with the tokenizer in {run}")
-    if folder.manifest.template.digest != template_digest(manifest["template"]):
+    if folder.manifest.template.digest != manifest["template_digest"]:
         raise DataError(
             f"{data} was made with chat template {folder.manifest.template.version}, and {run} was trained with "
             f"{manifest['template']}; preprocess it with --chat-template {manifest['template']}"

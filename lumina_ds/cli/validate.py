@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option
+from lumina_ds.config.chat_templates import ALIASES, TEMPLATES
 from lumina_ds.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ def command(
     Errors are lines that `lumina preprocess` refuses; with one or more the exit code is 3. Warnings are lines
     that it takes but that are rarely meant so.
     """
-    from lumina_ds.config.chat_templates import template_named
     from preprocess.text_check import check_unknown
     from preprocess.validation.findings import to_json
     from preprocess.validation.page import write_report
@@ -73,6 +73,8 @@ def command(
 
     if seq_length is not None and tokenizer_path is None:
         raise click.UsageError("--seq-length counts tokens, so it needs --tokenizer")
+    if chat_template not in (*TEMPLATES, *ALIASES) and tokenizer_path is None:
+        raise click.UsageError(f"--chat-template {chat_template} is proven for a tokenizer, so it needs --tokenizer")
     with _progress() as on_progress:
         findings = validate_files(
             files,
@@ -82,7 +84,7 @@ def command(
             train_turns=train_turns,
             train_reasoning=train_reasoning,
             format_name=format,
-            template=template_named(chat_template),
+            chat_template=chat_template,
             on_progress=on_progress,
         )
     if report:

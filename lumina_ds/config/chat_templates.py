@@ -1,7 +1,8 @@
 """The chat templates: which special tokens stand before and after the content of each turn.
 
 To add one, add an entry to TEMPLATES; `data.chat_template` then takes its name, and preprocessing, labels, generation and
-the checks of shards and checkpoints follow the entry.
+the checks of shards and checkpoints follow the entry. Templates of other models are Jinja: files of templates/ by their
+names, or a user's own; lumina_ds/data/templates/ renders them and proves their masks.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from lumina_ds.errors import ConfigError
 from lumina_ds.text import nearest
@@ -75,8 +77,25 @@ TEMPLATES: dict[str, ChatTemplate] = {
 }
 
 
+ALIASES = {"lumina": DEFAULT_TEMPLATE}
+# What the tokenizer's folder brings.
+AUTO_TEMPLATE = "auto"
+TEMPLATE_SUFFIX = ".jinja"
+_JINJA_FILES = {path.stem: path for path in sorted(Path(__file__).with_name("templates").glob(f"*{TEMPLATE_SUFFIX}"))}
+# Words that name a template beside the keys of TEMPLATES.
+OTHER_TEMPLATES = (*ALIASES, *_JINJA_FILES, AUTO_TEMPLATE)
+
+
+def jinja_source(name: str) -> str | None:
+    """Source of the Jinja template that comes with the package under `name`; None where there is none."""
+    path = _JINJA_FILES.get(name)
+    # The line end belongs to the file.
+    return None if path is None else path.read_text(encoding="utf-8").removesuffix("\n")
+
+
 def template_named(name: str) -> ChatTemplate:
-    """The entry of that name; ConfigError where there is none."""
+    """The entry of that name or alias; ConfigError where there is none."""
+    name = ALIASES.get(name, name)
     if name not in TEMPLATES:
         raise ConfigError(
             f"there is no chat template {name}{nearest(name, list(TEMPLATES))}; use {', '.join(TEMPLATES)}"
@@ -86,6 +105,7 @@ def template_named(name: str) -> ChatTemplate:
 
 def template_digest(name: str) -> str:
     """SHA-256 of the name and the content of an entry: shards made under another template are never taken for its own."""
+    name = ALIASES.get(name, name)
     template = template_named(name)
     layout = f"{'bos ' if template.bos else ''}(role content end)*; trained: assistant content end"
     before = [" ".join(template.before[role]) for role in ROLE_MARKERS]

@@ -6,6 +6,7 @@ that the field takes. What will never be added to is a Literal in schema.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,12 @@ from lumina_ds.text import nearest
 
 @dataclass(frozen=True, eq=False)
 class NameOf:
-    """In Annotated[str, NameOf(TABLE)]: the text must be a key of the table, or one of the words `besides`."""
+    """In Annotated[str, NameOf(TABLE)]: the text must be a key of the table, or one of the words `besides`, or the name of
+    a file that ends in `suffix`."""
 
     table: Mapping[str, Any]
     besides: tuple[str, ...] = ()
+    suffix: str | None = None
 
     def names(self) -> list[str]:
         return [*self.besides, *self.table]
@@ -29,8 +32,10 @@ class NameOf:
     def check(self, name: str) -> str:
         """The name itself; pydantic's error with all names, and the nearest one, where it is none of them."""
         names = self.names()
-        if name in names:
+        if name in names or (self.suffix and name.endswith(self.suffix)):
             return name
+        if self.suffix:
+            names = [*names, f"FILE{self.suffix}"]
         *most, last = (f"'{each}'" for each in names)
         raise PydanticCustomError(
             "unknown_name",
@@ -44,4 +49,7 @@ class NameOf:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {**handler(schema), "enum": self.names()}
+        choice = {"enum": self.names()}
+        if self.suffix:
+            return {**handler(schema), "anyOf": [choice, {"pattern": f"{re.escape(self.suffix)}$"}]}
+        return {**handler(schema), **choice}

@@ -46,11 +46,6 @@ def _entry_faults(field: str, entries: Sequence[SourceConfig] | Sequence[EvalSet
             yield f"{field}: {entry.name} has {have}; give it one of them"
         if entry.format is not None and entry.shards:
             yield f"{field}: {entry.name} has a format, and shards are finished; leave it out"
-        elif entry.format is not None and "format" not in DataConfig.model_fields:
-            yield (
-                f"{field}: {entry.name} has format {entry.format}, and this version finds the form of every line by "
-                "itself; leave it out"
-            )
 
 
 def _amount_faults(data: DataConfig) -> Iterator[str]:

@@ -75,7 +75,7 @@ class _Entry(BaseModel):
     name: EntryName = Field(description="name in metrics, console and report")
     paths: PathList = Field(default_factory=list, description="files, as for train_data; or else `shards`")
     shards: str | None = Field(None, description="folder of preprocessed shards; or else `paths`")
-    format: str | None = Field(None, description="form of the lines, where their content leaves it open")
+    format: str | None = Field(None, description="format of its lines; that of data.format when unset")
 
 
 class SourceConfig(_Entry):

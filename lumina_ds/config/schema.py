@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lumina_ds.config.attention import ATTENTION_BACKENDS
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, OTHER_TEMPLATES, TEMPLATE_SUFFIX, TEMPLATES
 from lumina_ds.config.choices import NameOf
 from lumina_ds.config.mixtures import EvalSet, PathList, Source, as_list
 from lumina_ds.config.optimizers import OPTIMIZERS
@@ -31,7 +31,7 @@ Compile = Annotated[
 FusedKernel = Literal["rms_norm", "rope", "swiglu", "cross_entropy", "combine"]
 InferencePrecision = Literal[Precision, "dynamic"]
 AttentionBackendName = Annotated[str, NameOf(ATTENTION_BACKENDS, ("auto",))]
-ChatTemplateName = Annotated[str, NameOf(TEMPLATES)]
+ChatTemplateName = Annotated[str, NameOf(TEMPLATES, OTHER_TEMPLATES, TEMPLATE_SUFFIX)]
 OptimizerName = Annotated[str, NameOf(OPTIMIZERS)]
 RouterScoreName = Annotated[str, NameOf(ROUTER_SCORES)]
 ScheduleName = Annotated[str, NameOf(SCHEDULES)]
@@ -157,7 +157,9 @@ class DataConfig(Section):
     eval_sets: list[EvalSet] = Field(default_factory=list, description="named evaluation sets, each measured by itself")
     tokenizer: str = Field("auto", description="SentencePiece model; auto trains one of model.vocab_size")
     chat_template: ChatTemplateName = Field(
-        DEFAULT_TEMPLATE, description="special tokens around the turns; shards must be made with the same"
+        DEFAULT_TEMPLATE,
+        description="what stands around the turns: ours, a model's by name, FILE.jinja, or auto for the one that the "
+        "tokenizer's folder brings; shards must be made with the same",
     )
     seq_length: int | None = Field(None, ge=2, description="tokens of a packed row; the model's context when unset")
     packing: Literal["best_fit", "concat", "none"] = Field("best_fit", description="how conversations share rows")

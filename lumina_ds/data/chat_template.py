@@ -4,29 +4,41 @@
 
 An entry of config/chat_templates.py says which special tokens; the content is encoded on its own and unaltered. Trained
 are an assistant's content and what stands after it, so that a model learns to stop; a turn that is switched off
-is context. Tools, calls, results and reasoning are pieces of such texts (rendering.py). Generation uses encode_prompt(), whose ids are the exact prefix that training saw.
+is context. Tools, calls, results and reasoning are pieces of such texts (rendering.py). Generation uses encode_prompt(),
+whose ids are the exact prefix that training saw. A model's own template (templates/jinja_template.py) goes the same ways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
+from typing import Any
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
-from lumina_ds.data.rendering import Piece, render
+from lumina_ds.data.rendering import Piece, first_with_reasoning, render
+from lumina_ds.data.strict_json import RejectedLine
+from lumina_ds.data.templates.jinja_template import JinjaTemplate, TemplateWriter
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
-from lumina_ds.data.turns import Conversation, TrainReasoning, Turn
+from lumina_ds.data.turns import Conversation, TrainReasoning, Turn, to_messages
+from lumina_ds.errors import DataError
 
 _DEFAULT = TEMPLATES[DEFAULT_TEMPLATE]
+Template = ChatTemplate | JinjaTemplate
 
 
 def encode_conversations(
     conversations: Sequence[Conversation],
     tokenizer: Tokenizer,
-    template: ChatTemplate = _DEFAULT,
+    template: Template = _DEFAULT,
     train_reasoning: TrainReasoning = "yes",
 ) -> list[tuple[list[int], list[int]]]:
-    """(ids, mask) of every conversation, all contents in one batched call; mask[i] is 1 where token i is trained."""
+    """(ids, mask) of every conversation, all contents in one batched call; mask[i] is 1 where token i is trained.
+
+    Raises RejectedLine where a model's own template refuses one, or its mask is not proven.
+    """
+    if isinstance(template, JinjaTemplate):
+        writer = template.with_tokenizer(tokenizer)
+        return [_own_row(conversation, tokenizer, writer, train_reasoning) for conversation in conversations]
     rendered = [render(conversation, train_reasoning) for conversation in conversations]
     contents = iter(tokenizer.encode_batch([piece.text for pieces in rendered for piece in pieces]))
     return [_layout(pieces, islice(contents, len(pieces)), tokenizer, template) for pieces in rendered]
@@ -35,18 +47,62 @@ def encode_conversations(
 def encode_prompt(
     turns: Sequence[Turn],
     tokenizer: Tokenizer,
-    template: ChatTemplate = _DEFAULT,
+    template: Template = _DEFAULT,
     tools: Sequence[str] = (),
     train_reasoning: TrainReasoning = "yes",
 ) -> list[int]:
     """Ids of `turns` followed by what stands before an assistant's content: what a reply continues.
 
-    tools: definitions as JSON text.
+    tools: definitions as JSON text. Raises DataError for turns that a model's own template refuses.
     """
-    pieces = render(Conversation(tuple(turns), tools=tuple(tools)), train_reasoning, is_prompt=True)
+    asked = Conversation(tuple(turns), tools=tuple(tools))
+    if isinstance(template, JinjaTemplate):
+        try:
+            return template.with_tokenizer(tokenizer).prompt(*_messages(asked, train_reasoning, is_prompt=True))
+        except RejectedLine as refusal:
+            raise DataError(refusal.reason) from None
+    pieces = render(asked, train_reasoning, is_prompt=True)
     contents = iter(tokenizer.encode_batch([piece.text for piece in pieces]))
     ids, _ = _layout(pieces, contents, tokenizer, template)
     return [*ids, *tokenizer.ids_of(template.before["assistant"])]
+
+
+def stop_ids(tokenizer: Tokenizer, template: Template = _DEFAULT) -> frozenset[int]:
+    """The ids each of which ends a reply."""
+    if isinstance(template, JinjaTemplate):
+        return template.with_tokenizer(tokenizer).stop_ids
+    return frozenset(tokenizer.ids_of([template.end_token]))
+
+
+def _own_row(
+    conversation: Conversation, tokenizer: Tokenizer, writer: TemplateWriter, train_reasoning: TrainReasoning
+) -> tuple[list[int], list[int]]:
+    if conversation.is_text:
+        return _document(conversation.turns[0].content, tokenizer, writer)
+    messages, tools = _messages(conversation, train_reasoning)
+    row = writer.row(messages, conversation.trained, tools, train_reasoning != "no")
+    return row.ids, row.mask
+
+
+def _messages(
+    conversation: Conversation, train_reasoning: TrainReasoning, is_prompt: bool = False
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """What a model's own template gets; under `last` the reasoning of earlier exchanges is left out, as in render()."""
+    messages, tools = to_messages(conversation)
+    if train_reasoning == "last":
+        for message in messages[: first_with_reasoning(conversation.turns, is_prompt)]:
+            message.pop("reasoning_content", None)
+    return messages, tools
+
+
+def _document(text: str, tokenizer: Tokenizer, writer: TemplateWriter) -> tuple[list[int], list[int]]:
+    """A text for continued pretraining: BOS, where the tokenizer puts one, the text, and the end of a text."""
+    names = dict(writer.template.special_tokens)
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    end = writer.encoder.control_names.get(names.get("eos_token", ""), min(writer.stop_ids))
+    ids = [*begin, *tokenizer.encode_plain(text), end]
+    # Nothing predicts a first token.
+    return ids, [0, *[1] * (len(ids) - 1)]
 
 
 def num_context_tokens(ids: Sequence[int], context: str, tokenizer: Tokenizer) -> int:

@@ -27,6 +27,8 @@ REMEDIES: dict[str, str] = {
     "invalid UTF-8": "convert the file (iconv -f LATIN1 -t UTF-8)",
     "line too long": "split the conversation into several lines",
     "lone surrogate": "write the file anew with a tool that replaces broken characters",
+    "mask not proven": "remove white space at the beginning of replies (jq -c '(.messages[] | select(.role == "
+    '"assistant")).content |= sub("^\\\\s+"; "")\'), or what the template does not show; lumina template check shows it',
     "missing key": "name the keys as `lumina data formats` shows (jq -c '{messages: .dialog}')",
     "nested too deeply": "remove the deep value, which means nothing here",
     "no assistant turn": "remove such lines (jq -c 'select(any(.messages[]; .role == \"assistant\"))')",
@@ -35,6 +37,7 @@ REMEDIES: dict[str, str] = {
     "number out of range": "write the number as text, or remove it",
     "preference without a prompt": "give the prompt beside chosen, or chosen as a list of messages",
     "reasoning on another role": "jq -c '(.messages[] | select(.role != \"assistant\")) |= del(.reasoning_content)'",
+    "refused by the template": "mend what the reason names, or choose another --chat-template",
     "result of no call": "correct the name, or let the order tell (jq -c 'del(.messages[].name)')",
     "tool call": _CALLS,
     "tool call on another role": "give the calls to an assistant's turn",

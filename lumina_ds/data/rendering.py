@@ -21,6 +21,7 @@ from lumina_ds.data.turns import THINK_END, Conversation, ToolCall, TrainReasoni
 
 # Where roles of pieces are numbers, these are their meanings; those of plain turns stand first.
 RENDERED_ROLES = (*ROLE_MARKERS, "tool", "tools", "text")
+_THINK_BEGIN, _THINK_END = "<think>\n", f"\n{THINK_END}\n\n"
 _CALL_BEGIN, _CALL_END = "<tool_call>\n", "\n</tool_call>"
 
 
@@ -35,14 +36,14 @@ class Piece(NamedTuple):
 
 def render(conversation: Conversation, train_reasoning: TrainReasoning = "yes", is_prompt: bool = False) -> list[Piece]:
     """The pieces that templates put their special tokens around; `is_prompt`: an assistant's reply is to follow."""
-    turns = conversation.turns
     if is_plain(conversation):
-        return [Piece(turn.role, turn.content, bool(on)) for turn, on in zip(turns, conversation.trained, strict=True)]
-    first_kept = first_with_reasoning(turns, is_prompt) if train_reasoning == "last" else 0
+        both = zip(conversation.turns, conversation.trained, strict=True)
+        return [Piece(turn.role, turn.content, bool(on)) for turn, on in both]
+    turns = kept_turns(conversation.turns, train_reasoning, is_prompt)
     pieces = [Piece("tools", "\n".join(conversation.tools), False)] if conversation.tools else []
     # Only results change places, and none of them is trained.
-    for number, (turn, on) in enumerate(zip(results_in_order(turns), conversation.trained, strict=True)):
-        reasoning = f"<think>\n{turn.reasoning}\n{THINK_END}\n\n" if turn.reasoning and number >= first_kept else ""
+    for turn, on in zip(results_in_order(turns), conversation.trained, strict=True):
+        reasoning = f"{_THINK_BEGIN}{turn.reasoning}{_THINK_END}" if turn.reasoning else ""
         is_context = bool(on) and train_reasoning == "no"
         text = reasoning + turn.content
         calls = "\n".join(map(_call, turn.tool_calls))
@@ -56,6 +57,23 @@ def is_plain(conversation: Conversation) -> bool:
     return not conversation.tools and all(
         turn.role in ROLE_MARKERS and not turn.reasoning and not turn.tool_calls for turn in conversation.turns
     )
+
+
+def kept_turns(turns: Sequence[Turn], train_reasoning: TrainReasoning, is_prompt: bool = False) -> Sequence[Turn]:
+    """The turns without the reasoning that --train-reasoning last leaves out."""
+    if train_reasoning != "last":
+        return turns
+    first = first_with_reasoning(turns, is_prompt)
+    return [turn._replace(reasoning="") if number < first else turn for number, turn in enumerate(turns)]
+
+
+def read_reply(text: str) -> Turn:
+    """An assistant's turn from the text that a model wrote: reasoning at its beginning is taken from the content."""
+    if text.startswith(_THINK_BEGIN) and _THINK_END in text:
+        reasoning, _, content = text.removeprefix(_THINK_BEGIN).partition(_THINK_END)
+        if reasoning and THINK_END not in reasoning:
+            return Turn("assistant", content, reasoning)
+    return Turn("assistant", text)
 
 
 def first_with_reasoning(turns: Sequence[Turn], is_prompt: bool = False) -> int:

@@ -106,7 +106,8 @@ def _has_use(name: str, config: RunConfig) -> bool:
     model = config.model
     has_dense = not all(model.is_moe_layer(layer) for layer in range(model.num_hidden_layers))
     if name == "cross_entropy":
-        return config.train.may_fuse_loss
+        # Liger's loss does not tell the sources of a mixture apart.
+        return config.train.may_fuse_loss and not config.data.sources
     return {"swiglu": has_dense or model.num_shared_experts > 0, "combine": model.num_experts > 0}.get(name, True)
 
 

@@ -16,26 +16,86 @@ GUARD = "\ufdd0"
 
 
 def jinja_chat_template(guarded: Sequence[str], has_bos: bool) -> str:
-    """guarded: the special tokens whose spelling in a content must stay text, longest first."""
-    replaced = "".join(f".replace({_quoted(token)}, {_quoted(split_token(token))})" for token in guarded)
-    lines = ["{{- bos_token }}"] if has_bos else []
-    lines += [
+    """guarded: the special tokens whose spelling in a content must stay text, longest first.
+
+    Tools, calls, results and reasoning are written as lumina_ds/data/rendering.py does. Results are not sorted: others than
+    in the order of their calls raise.
+    """
+    guard = "".join(f".replace({_quoted(token)}, {_quoted(split_token(token))})" for token in guarded)
+    system, user, assistant = (ROLE_MARKERS[role] for role in ("system", "user", "assistant"))
+    return "\n".join([
+        *(["{{- bos_token }}"] if has_bos else []),
+        *_DEFINITIONS,
+        f"{{{{- '{system}{system}' + all.text{guard} + '{END_MARKER}' }}}}",
+        "{%- endif %}",
+        "{%- set open = namespace(calls=[], answered=0) %}",
         "{%- for message in messages %}",
-        f"{{%- set content = message['content']{replaced} %}}",
-    ]
-    for number, (role, marker) in enumerate(ROLE_MARKERS.items()):
-        lines.append(f"{{%- {'elif' if number else 'if'} message['role'] == '{role}' %}}")
-        lines.append(f"{{{{- '{marker}' + content + '{END_MARKER}' }}}}")
-    lines += [
+        *_CONTENT,
+        "{%- if message['role'] == 'system' %}",
+        f"{{{{- '{system}' + content{guard} + '{END_MARKER}' }}}}",
+        "{%- elif message['role'] == 'user' %}",
+        f"{{{{- '{user}' + content{guard} + '{END_MARKER}' }}}}",
+        "{%- elif message['role'] == 'assistant' %}",
+        *_ASSISTANT,
+        f"{{{{- '{assistant}' + turn.text{guard} + '{END_MARKER}' }}}}",
+        "{%- elif message['role'] == 'tool' %}",
+        *_RESULT,
+        f"{{{{- '{system}{user}' + content{guard} + '{END_MARKER}' }}}}",
         "{%- else %}",
-        "{{- raise_exception('unknown role ' + message['role'] + '; use system, user or assistant') }}",
+        "{{- raise_exception('unknown role ' + message['role'] + '; use system, user, assistant or tool') }}",
         "{%- endif %}",
         "{%- endfor %}",
         "{%- if add_generation_prompt %}",
-        f"{{{{- '{ROLE_MARKERS['assistant']}' }}}}",
+        f"{{{{- '{assistant}' }}}}",
         "{%- endif %}",
-    ]
-    return "\n".join(lines)
+    ])  # fmt: skip
+
+
+_DEFINITIONS = (
+    "{%- if tools %}",
+    "{%- set all = namespace(text='') %}",
+    "{%- for tool in tools %}",
+    "{%- set whole = tool if tool['function'] is defined else {'type': 'function', 'function': tool} %}",
+    "{%- set all.text = all.text + ('' if loop.first else '\\n') + (whole | tojson) %}",
+    "{%- endfor %}",
+)
+_CONTENT = (
+    "{%- if message['content'] is string %}",
+    "{%- set content = message['content'] %}",
+    "{%- elif not message['content'] %}",
+    "{%- set content = '' %}",
+    "{%- else %}",
+    "{{- raise_exception('a content is no text') }}",
+    "{%- endif %}",
+)
+_ASSISTANT = (
+    "{%- set turn = namespace(text='') %}",
+    "{%- if message['reasoning_content'] %}",
+    "{%- set turn.text = '<think>\\n' + message['reasoning_content'] + '\\n</think>\\n\\n' %}",
+    "{%- endif %}",
+    "{%- set turn.text = turn.text + content %}",
+    "{%- if message['tool_calls'] %}",
+    "{%- set open.calls = message['tool_calls'] %}",
+    "{%- set open.answered = 0 %}",
+    "{%- for call in message['tool_calls'] %}",
+    "{%- set function = call['function'] if call['function'] is defined else call %}",
+    "{%- set arguments = function['arguments'] if function['arguments'] is string else function['arguments'] | tojson %}",
+    "{%- set written = '{\"name\": ' + (function['name'] | tojson) + ', \"arguments\": ' + arguments + '}' %}",
+    "{%- set written = written.replace('</tool_call>', '<\\\\/tool_call>') %}",
+    "{%- set before = '\\n' if content or not loop.first else '' %}",
+    "{%- set turn.text = turn.text + before + '<tool_call>\\n' + written + '\\n</tool_call>' %}",
+    "{%- endfor %}",
+    "{%- endif %}",
+)
+_RESULT = (
+    "{%- if message['tool_call_id'] and open.answered < open.calls | length %}",
+    "{%- set call_id = open.calls[open.answered]['id'] %}",
+    "{%- if call_id and call_id != message['tool_call_id'] %}",
+    "{{- raise_exception('give the results in the order of their calls') }}",
+    "{%- endif %}",
+    "{%- endif %}",
+    "{%- set open.answered = open.answered + 1 %}",
+)
 
 
 def split_token(token: str) -> str:

@@ -40,7 +40,7 @@ def fast_tokenizer_document(tokenizer: Tokenizer) -> dict[str, Any]:
         document = _guarded({**document, "added_tokens": document.get("added_tokens") or []})
     present = {token["content"] for token in document["added_tokens"]}
     ids = marker_ids(tokenizer)
-    document["added_tokens"] += [_added(marker, ids[marker]) for marker in MARKERS if marker not in present]
+    document["added_tokens"] += [_added(marker, ids[marker]) for marker in ids if marker not in present]
     document["added_tokens"].sort(key=lambda token: token["id"])
     if tokenizer.bos_id is not None:
         document["post_processor"] = _leading(tokenizer.piece(tokenizer.bos_id), tokenizer.bos_id)
@@ -50,7 +50,9 @@ def fast_tokenizer_document(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def marker_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Id of every marker of the chat template."""
+    """Id of every marker of the chat template; none for a tokenizer without markers."""
+    if not tokenizer.role_ids:
+        return {}
     return dict(zip(MARKERS, (*tokenizer.role_ids.values(), tokenizer.end_id), strict=True))
 
 

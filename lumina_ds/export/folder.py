@@ -11,10 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.data.templates.find import Template, tokenizer_for
+from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary
 from lumina_ds.errors import ConfigError, MachineError
 from lumina_ds.export.hugging_face import hugging_face_config, hugging_face_family, published_names
+from lumina_ds.export.own_template import end_ids, write_own_template
 from lumina_ds.export.tokenizer import write_tokenizer
 from lumina_ds.export.weight_files import (
     MAX_FILE_BYTES,
@@ -37,25 +41,25 @@ def export_model(
     dtype: str = "float32",
     with_fast_tokenizer: bool = True,
     max_file_bytes: int = MAX_FILE_BYTES,
+    template: Template = TEMPLATES[DEFAULT_TEMPLATE],
 ) -> dict[str, Any]:
     """Write the model whose whole weights lie in the folder `weights` to the folder `out`; returns what was written.
 
-    dtype: float32 or bfloat16. Memory holds one file of at most `max_file_bytes`, and one tensor more. Raises
+    dtype: float32 or bfloat16. template: the run's. Memory holds one file of at most `max_file_bytes`, and one tensor more. Raises
     ConfigError for a shape without a published counterpart or an `out` that exists, CheckpointError for weights
     that are not exactly the model's, DataError for a tokenizer whose fast form would give other ids.
     """
     import torch
 
     family = hugging_face_family(model)
-    loaded = Tokenizer.load(tokenizer)
+    loaded = tokenizer_for(Tokenizer.load(tokenizer), template)
     check_vocabulary(loaded, model.vocab_size)
     planned = _plan(model, weights)
     with new_folder(out) as staging:
-        write_tokenizer(loaded, staging, model.max_position_embeddings, with_fast_tokenizer)
-        ids = {"bos_token_id": loaded.bos_id, "eos_token_id": loaded.end_id}
+        ids = _write_tokenizer(loaded, template, staging, model.max_position_embeddings, with_fast_tokenizer)
+        pad = ids.pop("pad_token_id")
         write_json(staging / "config.json", hugging_face_config(model, dtype) | ids)
-        # The end of a turn pads too: without an id for it, batches of unequal prompts cannot be generated.
-        write_json(staging / "generation_config.json", {**ids, "pad_token_id": loaded.end_id})
+        write_json(staging / "generation_config.json", {**ids, "pad_token_id": pad})
         num_bytes = write_weights(planned, staging, getattr(torch, dtype), max_file_bytes)
         _verify(staging, planned)
         names = sorted(path.name for path in staging.iterdir())
@@ -68,6 +72,18 @@ def export_model(
         "fast_tokenizer": with_fast_tokenizer,
         "files": names,
     }
+
+
+def _write_tokenizer(
+    tokenizer: Tokenizer, template: Template, out: Path, context: int, with_fast: bool
+) -> dict[str, Any]:
+    """Write the tokenizer's files; returns the ids of bos, eos and pad."""
+    if isinstance(template, JinjaTemplate):
+        write_own_template(tokenizer, template, out, context, with_fast)
+        return end_ids(tokenizer, template)
+    write_tokenizer(tokenizer, out, context, with_fast)
+    # The end of a turn pads too: without an id for it, batches of unequal prompts cannot be generated.
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.end_id}
 
 
 def _plan(model: ModelConfig, weights: Path) -> list[Planned]:

@@ -2,6 +2,7 @@
 
     model-*.safetensors, model.safetensors.index.json    whole weights in our names, values as they were
     tokenizer.model or tokenizer.json                    the tokenizer's file
+    chat_template.json                                   the model's own chat template, where it has one
     config.yaml                                          for `lumina train --config`: shape, tokenizer, init_from
     import.json                                          written last: shape, family, and what was added
 
@@ -17,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
+from lumina_ds.config.chat_templates import AUTO_TEMPLATE, ChatTemplate
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.data.templates.find import (
+    STORED_TEMPLATE,
+    NamedTemplate,
+    certified_template,
+    find_template,
+    stored_text,
+)
+from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from lumina_ds.errors import CheckpointError, ConfigError, DataError
 from lumina_ds.export.folder import new_folder, write_json
@@ -49,13 +59,13 @@ VOCABULARY_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
 def import_model(source: Path, out: Path, max_file_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
     """Make `out` from the folder `source`; returns what was made.
 
-    The chat template's markers get rows of their own where the vocabulary has no room for them: the mean of all
-    rows. Raises ConfigError for a model that ours cannot compute, CheckpointError for weights that are not
+    A model's own chat template is kept, with its special tokens. Where the folder brings none, the markers of ours get rows
+    of their own if the vocabulary has no room for them: the mean of all rows. Raises ConfigError for a model that ours cannot compute, CheckpointError for weights that are not
     exactly that model's, DataError for a folder without config.json or with a tokenizer that cannot be used.
     """
     config = read_json(source / "config.json")
     model = model_from_hugging_face(config)
-    tokenizer = _tokenizer(source)
+    tokenizer, template, fault = _tokenizer(source)
     num_added = max(0, tokenizer.vocab_size - model.vocab_size) if tokenizer is not None else 0
     planned = _plan(model, source, num_added)
     model = model.model_copy(update={"vocab_size": model.vocab_size + num_added})
@@ -65,32 +75,38 @@ def import_model(source: Path, out: Path, max_file_bytes: int = MAX_FILE_BYTES) 
         "source": str(source),
         "model": model.model_dump(),
         "num_added_rows": num_added,
+        "chat_template": None if template is None else template.name,
+        "chat_template_fault": fault,
         "tokenizer": None if tokenizer is None else {"sha256": tokenizer.digest, "num_ids": tokenizer.vocab_size},
     }
     with new_folder(out) as staging:
         num_bytes = write_weights(planned, staging, None, max_file_bytes)
         if tokenizer is not None:
             shutil.copyfile(tokenizer.path, staging / tokenizer.file_name)
-        settings = _run_settings(model, out.resolve(), tokenizer)
+        if template is not None and isinstance(template.template, JinjaTemplate):
+            (staging / STORED_TEMPLATE).write_text(stored_text(template.template), encoding="utf-8")
+        settings = _run_settings(model, out.resolve(), tokenizer, template)
         (staging / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         write_json(staging / MARK, made)
     return {"out": str(out), **made, "tensors": len(planned), "weight_bytes": num_bytes}
 
 
-def read_published(source: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], Path]:
-    """Shape, tensors by our names, and tokenizer file of a folder in Hugging Face's format, all of it in memory.
+def read_published(source: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], Path, NamedTemplate]:
+    """Shape, tensors by our names, tokenizer file and chat template of a folder in Hugging Face's format, all of it in memory.
 
     Errors as those of import_model, and a ConfigError for a model that has no tokens for the chat template.
     """
     model = model_from_hugging_face(read_json(source / "config.json"))
-    tokenizer = _tokenizer(source)
-    if tokenizer is None:
+    tokenizer, template, fault = _tokenizer(source)
+    if tokenizer is None or template is None:
         raise DataError(f"{source} holds neither tokenizer.model nor tokenizer.json; copy one of them there")
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
             f"the model in {source} has no tokens for the turns of a chat; lumina import and train it first"
         )
-    return model, read_weights(_plan(model, source, 0)), tokenizer.path
+    if fault is not None:
+        raise DataError(fault)
+    return model, read_weights(_plan(model, source, 0)), tokenizer.path, template
 
 
 def read_start_folder(folder: Path) -> ModelConfig | None:
@@ -106,11 +122,22 @@ def read_start_folder(folder: Path) -> ModelConfig | None:
         raise CheckpointError(f"{folder / MARK} was altered; import the model again") from error
 
 
-def _tokenizer(source: Path) -> Tokenizer | None:
-    """The folder's own tokenizer; None where it has none."""
+def _tokenizer(source: Path) -> tuple[Tokenizer | None, NamedTemplate | None, str | None]:
+    """The folder's tokenizer, None where it has none; its chat template, or ours where it brings none, which takes
+    markers; and why the masks of its own are not proven, if so."""
     if not any((source / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    return Tokenizer.load(source)
+        return None, None, None
+    tokenizer = Tokenizer.load(source)
+    found = find_template(AUTO_TEMPLATE, tokenizer)
+    if isinstance(found.template, ChatTemplate):
+        return tokenizer, found, None
+    fast = source / TOKENIZER_FILES[1]
+    if fast.is_file():  # whose ids transformers gives
+        tokenizer = Tokenizer.load(fast)
+    try:
+        return tokenizer.without_markers(), certified_template(AUTO_TEMPLATE, tokenizer), None
+    except DataError as fault:
+        return tokenizer.without_markers(), found, str(fault)
 
 
 def _plan(model: ModelConfig, source: Path, num_added: int) -> list[Planned]:
@@ -139,8 +166,12 @@ def _parts(name: str, shape: tuple[int, ...], model: ModelConfig, found: dict[st
     return tuple(found[published] for published, _ in published_names(name, shape[0], model))
 
 
-def _run_settings(model: ModelConfig, out: Path, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _run_settings(
+    model: ModelConfig, out: Path, tokenizer: Tokenizer | None, template: NamedTemplate | None
+) -> dict[str, Any]:
     settings: dict[str, Any] = {"model": model.model_dump(exclude_none=True)}
     if tokenizer is not None:
         settings["data"] = {"tokenizer": str(out / tokenizer.file_name)}
+        if template is not None and isinstance(template.template, JinjaTemplate):
+            settings["data"]["chat_template"] = AUTO_TEMPLATE
     return {**settings, "train": {"init_from": str(out)}}

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.data.chat_template import encode_conversations, encode_prompt
-from lumina_ds.data.conversation import Conversation, Turn
 from lumina_ds.data.tokenizer.sentencepiece_file import read_model_file
 from lumina_ds.data.tokenizer.tokenizer import END_MARKER, MARKERS, ROLE_MARKERS, Tokenizer
+from lumina_ds.data.turns import Conversation, ToolCall, Turn, canonical_json, to_messages
 from lumina_ds.errors import DataError, MachineError
 from lumina_ds.export.chat_template import GUARD, jinja_chat_template
 from lumina_ds.export.fast_tokenizer import as_text, fast_tokenizer_document
@@ -69,14 +69,19 @@ def check_same_ids(tokenizer: Tokenizer, document: dict[str, Any], template: str
         fast = tokenizers.Tokenizer.from_str(json.dumps(document))
     except Exception as error:  # the library raises plain Exception for every fault of the file
         raise DataError(f"{tokenizer.path} cannot be written as tokenizer.json ({error}); {_REMEDY}") from error
-    render = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template).render
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = canonical_json  # as transformers has it
+    render = environment.from_string(template).render
     bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
     conversations = list(_conversations(tokenizer, document))
     expected = [ids for ids, _ in encode_conversations(conversations, tokenizer)]
-    rendered = [render(messages=_messages(one), bos_token=bos) for one in conversations]
+    rendered = []
+    for one in conversations:
+        messages, tools = to_messages(one)
+        rendered.append(render(messages=messages, tools=tools, bos_token=bos))
     prompt = conversations[0].turns[:1]
     expected.append(encode_prompt(prompt, tokenizer))
-    rendered.append(render(messages=_messages(Conversation(prompt)), bos_token=bos, add_generation_prompt=True))
+    rendered.append(render(messages=to_messages(Conversation(prompt))[0], bos_token=bos, add_generation_prompt=True))
     found = fast.encode_batch(rendered, add_special_tokens=False)
     for text, ours, theirs in zip(rendered, expected, found, strict=True):
         if ours != theirs.ids:
@@ -109,10 +114,12 @@ def _conversations(tokenizer: Tokenizer, document: dict[str, Any]) -> list[Conve
     # A tokenizer.json has no way to tell the symbol from the space that it stands for; docs/hugging-face.md says so.
     texts = [text for text in texts if text and "\u2581" not in text and GUARD not in text]
     roles = list(ROLE_MARKERS)
-    return [
+    plain = [
         Conversation((Turn(roles[i % 3], text), Turn("assistant", texts[i - 1])))  # type: ignore[arg-type]
         for i, text in enumerate(texts)
     ]
+    few = [*SAMPLE, *(f"a{name}b {name}{name}" for name in names)]
+    return [*plain, *(_with_tools(text) for text in texts if text in few)]
 
 
 def _random_texts(tokenizer: Tokenizer) -> list[str]:
@@ -123,8 +130,12 @@ def _random_texts(tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode(run).replace("\ufffd", "") for run in runs]
 
 
-def _messages(conversation: Conversation) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+def _with_tools(text: str) -> Conversation:
+    """A definition, reasoning, two calls and their results about one text."""
+    calls = tuple(ToolCall("f", canonical_json({text: text}), call_id) for call_id in ("a", "b"))
+    results = (Turn("tool", text, tool_call_id="a"), Turn("tool", "", tool_call_id="b"))
+    turns = (Turn("user", text), Turn("assistant", text, text, calls), *results, Turn("assistant", "", "", calls[:1]))
+    return Conversation(turns, tools=(canonical_json({"type": "function", "function": {"name": text}}),) * 2)
 
 
 def _tokenizer_config(tokenizer: Tokenizer, document: dict[str, Any], template: str, context: int) -> dict[str, Any]:

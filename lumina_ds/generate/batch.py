@@ -46,11 +46,12 @@ def read_prompts(path: Path, system: str | None = None) -> list[tuple[dict[str, 
 def replies(
     loaded: LoadedModel, asked: Sequence[tuple[dict[str, Any], Conversation]], settings: SamplingSettings
 ) -> Iterator[dict[str, Any]]:
-    """Each document with its "reply"; with "error" beside an empty one where a prompt does not fit the context."""
+    """Each document with its "reply"; with "error" beside an empty one where a prompt does not fit the context, or the
+    run's own template refuses it."""
     for document, chat in asked:
         try:
             yield {**document, "reply": "".join(stream_reply(loaded, chat.turns, settings, chat.tools))}
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             yield {**document, "reply": "", "error": str(error)}
 
 

@@ -43,7 +43,7 @@ def generate_ids(
         logits_V = logits_BSV[0, -1, : loaded.tokenizer.vocab_size]
         logits_V = penalize_repetition(logits_V, seen_V, settings.repetition_penalty)
         token = sample(logits_V, settings, generator)
-        if stop_at_end and token == loaded.stop_id:
+        if stop_at_end and token in loaded.stop_ids:
             return
         yield token
         ids = torch.tensor([[token]], device=loaded.device)
@@ -77,7 +77,7 @@ def _growing_text(
     """The reply so far, each a prefix of the next; the last one is the whole reply."""
     ids: list[int] = []
     text = ""
-    prompt_ids = encode_prompt(turns, loaded.tokenizer, loaded.template, tools)
+    prompt_ids = encode_prompt(turns, loaded.tokenizer, loaded.template, tools, loaded.train_reasoning)
     for token in generate_ids(loaded, prompt_ids, settings):
         ids.append(token)
         longer = loaded.tokenizer.decode(ids)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
-from lumina_ds.data.chat_template import encode_prompt
-from lumina_ds.data.conversation import Turn
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
+from lumina_ds.data.chat_template import Template, encode_prompt
+from lumina_ds.data.rendering import read_reply
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import TrainReasoning, Turn
 from lumina_ds.errors import ConfigError
 
 
@@ -17,12 +18,14 @@ class History:
         tokenizer: Tokenizer,
         context: int,
         system: str | None = None,
-        template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE],
+        template: Template = TEMPLATES[DEFAULT_TEMPLATE],
+        train_reasoning: TrainReasoning = "yes",
     ) -> None:
         self.turns: list[Turn] = []
         self._tokenizer = tokenizer
         self._context = context
         self._template = template
+        self._train_reasoning = train_reasoning
         self._opening = [Turn("system", system)] if system else []
 
     def ask(self, text: str) -> int:
@@ -46,7 +49,7 @@ class History:
 
     def answer(self, text: str) -> None:
         """Add the assistant's reply."""
-        self.turns.append(Turn("assistant", text))
+        self.turns.append(read_reply(text))
 
     def reset(self) -> None:
         """Forget everything but the system turn."""
@@ -58,4 +61,5 @@ class History:
         return [*self._opening, *self.turns]
 
     def _num_tokens(self, turns: list[Turn]) -> int:
-        return len(encode_prompt([*self._opening, *turns], self._tokenizer, self._template))
+        asked = [*self._opening, *turns]
+        return len(encode_prompt(asked, self._tokenizer, self._template, train_reasoning=self._train_reasoning))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.data.chat_template import Template, stop_ids
+from lumina_ds.data.templates.find import tokenizer_for
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.data.turns import TrainReasoning
 from lumina_ds.errors import CheckpointError
 from lumina_ds.generate.precision import convert, inference_precision
 from lumina_ds.model.transformer import CausalLM
@@ -25,15 +29,22 @@ class LoadedModel:
     tokenizer: Tokenizer
     device: torch.device
     precision: str = "fp32"
-    template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE]
+    template: Template = TEMPLATES[DEFAULT_TEMPLATE]
+    train_reasoning: TrainReasoning = "yes"  # of earlier turns, `last` leaves it out of a prompt too
 
-    @property
-    def stop_id(self) -> int:
-        """The id that ends a reply."""
-        return self.tokenizer.ids_of([self.template.end_token])[0]
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids each of which ends a reply."""
+        return stop_ids(self.tokenizer, self.template)
 
 
-def load_model(model: ModelConfig, weights: Sequence[Path], tokenizer: Path, precision: str = "auto") -> LoadedModel:
+def load_model(
+    model: ModelConfig,
+    weights: Sequence[Path],
+    tokenizer: Path,
+    precision: str = "auto",
+    template: Template = TEMPLATES[DEFAULT_TEMPLATE],
+) -> LoadedModel:
     """Build the model and fill it from safetensors files of ours; on the GPU if there is one.
 
     Raises CheckpointError when a file is none.
@@ -49,11 +60,15 @@ def load_model(model: ModelConfig, weights: Sequence[Path], tokenizer: Path, pre
             state |= load_file(path)
         except SafetensorError as error:
             raise CheckpointError(f"{path} is no safetensors file: {error}") from error
-    return build_model(model, state, tokenizer, precision)
+    return build_model(model, state, tokenizer, precision, template)
 
 
 def build_model(
-    model: ModelConfig, state: Mapping[str, Tensor], tokenizer: Path, precision: str = "auto"
+    model: ModelConfig,
+    state: Mapping[str, Tensor],
+    tokenizer: Path,
+    precision: str = "auto",
+    template: Template = TEMPLATES[DEFAULT_TEMPLATE],
 ) -> LoadedModel:
     """The same from tensors by our names; a tied head need not be among them."""
     device_name, resolved, _ = inference_precision(precision)
@@ -70,4 +85,5 @@ def build_model(
     except RuntimeError as error:
         fault = " ".join(str(error).split())[:300]
         raise CheckpointError(f"the weights are not those of the configured model: {fault}") from error
-    return LoadedModel(convert(network.eval(), resolved, device), Tokenizer.load(tokenizer), device, resolved)
+    reader = tokenizer_for(Tokenizer.load(tokenizer), template)
+    return LoadedModel(convert(network.eval(), resolved, device), reader, device, resolved, template)

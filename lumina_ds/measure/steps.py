@@ -125,10 +125,10 @@ def open_rows(config: RunConfig) -> PackedRows | RandomRows:
     if config.data.shards is None:
         return RandomRows(config.model.vocab_size, config.seq_length)
     from lumina_ds.data.shards.folder import ShardFolder
-    from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary
+    from lumina_ds.data.tokenizer.tokenizer import check_vocabulary
 
     folder = ShardFolder.open(Path(config.data.shards), force_streaming=config.data.force_streaming)
-    check_vocabulary(Tokenizer.load(folder.tokenizer_path), config.model.vocab_size)
+    check_vocabulary(folder.tokenizer(), config.model.vocab_size)
     return PackedRows(folder, config.seq_length)
 
 

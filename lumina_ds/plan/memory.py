@@ -186,7 +186,7 @@ def shape_of(
         device=device,
         product_bytes=product_bytes,
         plain_linear=zero.stage != 3,
-        fused_loss=device == "cuda" and train.may_fuse_loss,
+        fused_loss=device == "cuda" and train.may_fuse_loss and not config.data.sources,
         load=expert_load or ExpertLoad(),
     )
 

@@ -17,7 +17,9 @@ import yaml
 
 from lumina_ds import __version__
 from lumina_ds.checkpoint.format import step_folders
+from lumina_ds.config.chat_templates import AUTO_TEMPLATE
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.data.templates.find import STORED_TEMPLATE
 from lumina_ds.errors import ConfigError
 from lumina_ds.files import write_atomically
 
@@ -84,10 +86,13 @@ class RunFolder:
             write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def write_settings(self, config: dict[str, Any], deepspeed_json: dict[str, Any], tokenizer: Path) -> None:
-        """config.yaml, which starts the same run again, ds_config.json, and the tokenizer of the shards."""
+        """config.yaml, which starts the same run again, ds_config.json, and tokenizer and template of the shards."""
         write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         write_atomically(self.path / "ds_config.json", json.dumps(deepspeed_json, indent=2))
         shutil.copyfile(tokenizer, self.path / tokenizer.name)
+        template = tokenizer.with_name(STORED_TEMPLATE)
+        if template.is_file():
+            shutil.copyfile(template, self.path / template.name)
 
 
 def effective_config(
@@ -107,7 +112,9 @@ def effective_config(
         data[name] = made.pop()
         if made:  # folders that were made differently are held to no setting
             del data[name]
-    data["chat_template"] = rows.folder.manifest.template.version
+    template = rows.folder.manifest.template
+    # A model's own lies beside the shards.
+    data["chat_template"] = AUTO_TEMPLATE if template.certificate else template.version
     return values | {"data": data}
 
 

@@ -93,7 +93,7 @@ def train(
     `settle_batch` chooses the micro-batch where the configuration leaves it open; ConfigError when it is needed and not
     given.
     """
-    from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary
+    from lumina_ds.data.tokenizer.tokenizer import check_vocabulary
     from lumina_ds.model.device import device_and_precision
     from lumina_ds.train.opened_data import OpenedData
     from lumina_ds.train.precision_fallback import train_with_fallback
@@ -107,7 +107,7 @@ def train(
     data = OpenedData.of(config, shards, eval_shards)
     verify_shards(data.folders, world)
     for folder in data.folders:
-        check_vocabulary(Tokenizer.load(folder.tokenizer_path), config.model.vocab_size)
+        check_vocabulary(folder.tokenizer(), config.model.vocab_size)
     if config.train.auto_micro_batch:
         if settle_batch is None:
             raise ConfigError("--batch-size auto needs trial steps, which are not to be had here; give it a number")

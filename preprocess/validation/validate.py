@@ -15,10 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
+from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
+from lumina_ds.data.chat_template import Template, stop_ids
 from lumina_ds.data.conversation import parse_conversation, split_lines
 from lumina_ds.data.formats import check_format
 from lumina_ds.data.rendering import is_plain, render
+from lumina_ds.data.templates.find import certified_template, tokenizer_for
+from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.data.turns import Conversation, TrainReasoning, TrainTurns, Turn
 from lumina_ds.errors import DataError
@@ -27,6 +30,7 @@ from lumina_ds.report.data.visible import excerpt
 from lumina_ds.text import counted
 from preprocess.layout import lay_out
 from preprocess.other_keys import add_other_keys, describe_other_keys
+from preprocess.rendered import render_rows
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import BLOCK_BYTES, Block, resolve_inputs
 from preprocess.text_check import BlockTextCheck, EncodedTexts, TextCheck, check_texts
@@ -62,7 +66,7 @@ def validate_files(
     train_turns: TrainTurns = "all",
     train_reasoning: TrainReasoning = "yes",
     format_name: str | None = None,
-    template: ChatTemplate = TEMPLATES[DEFAULT_TEMPLATE],
+    chat_template: str = DEFAULT_TEMPLATE,
     on_progress: Progress | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Findings:
@@ -74,6 +78,10 @@ def validate_files(
     check_format(format_name)
     files = resolve_inputs(patterns)
     tokenizer = Tokenizer.load(tokenizer_path) if tokenizer_path is not None else None
+    template: Template = TEMPLATES[DEFAULT_TEMPLATE]
+    if tokenizer is not None:
+        template = certified_template(chat_template, tokenizer).template
+        tokenizer = tokenizer_for(tokenizer, template)
     with DuplicateFinder() as duplicates:
         run = _Validation(tokenizer, seq_length, num_examples, duplicates, template)
         run.read_as(train_turns, train_reasoning, format_name)
@@ -98,7 +106,7 @@ class _Validation:
         seq_length: int | None,
         num_examples: int,
         duplicates: DuplicateFinder,
-        template: ChatTemplate,
+        template: Template,
     ) -> None:
         self._template = template
         self._tokenizer = tokenizer
@@ -139,7 +147,9 @@ class _Validation:
             self._duplicates.add(_as_rendered(conversation), len(self.findings.inputs) - 1, line)
         self._measure_text([conversation.turns for _, conversation in usable])
         if self._tokenizer and usable:
-            self._measure_tokens(usable, conversations, self._tokenizer)
+            usable, encoded = self._laid_out(block, usable, conversations, self._tokenizer)
+            if usable:
+                self._measure_tokens(usable, encoded, self._tokenizer)
 
     def finish(self) -> None:
         """Look for duplicates, which takes all conversations."""
@@ -182,17 +192,36 @@ class _Validation:
         findings.turns.add([len(turns) for turns in conversations])
         findings.characters.add(characters)
 
+    def _laid_out(
+        self, block: Block, usable: list[tuple[int, Conversation]], conversations: Conversations, tokenizer: Tokenizer
+    ) -> tuple[list[tuple[int, Conversation]], EncodedTexts]:
+        """The conversations that the template takes, and their rows; the others are counted as refused."""
+        dtype = np.dtype(np.uint32)
+        if not isinstance(self._template, JinjaTemplate):
+            documents = lay_out(conversations, tokenizer, dtype, self._template)
+            found = conversations.texts, conversations.first_turns, conversations.lines
+            return usable, EncodedTexts(*found, *documents[:3])
+        refused: list[Rejection] = []
+        rows = render_rows(
+            block, conversations, refused, tokenizer, self._template, dtype, self._reading[1]
+        )  # fmt: skip
+        for rejection, (_, conversation) in zip(refused, (usable[n] for n in rows.left_out), strict=True):
+            self._count(rejection.rule, rejection.line, rejection.reason, describe(conversation.turns))
+        self.findings.inputs[-1].conversations -= len(refused)
+        lines = conversations.lines[rows.kept]
+        return [usable[number] for number in rows.kept], EncodedTexts(
+            rows.texts, rows.first_turns, lines, *rows.documents[:3]
+        )
+
     def _measure_tokens(
-        self, usable: list[tuple[int, Conversation]], conversations: Conversations, tokenizer: Tokenizer
+        self, usable: list[tuple[int, Conversation]], encoded: EncodedTexts, tokenizer: Tokenizer
     ) -> None:
         findings = self.findings
         assert findings.tokens is not None and findings.trained_percent is not None
-        ids, mask, lengths, _ = lay_out(conversations, tokenizer, np.dtype(np.uint32), self._template)
-        turns = EncodedTexts(conversations.texts, conversations.first_turns, conversations.lines, ids, mask, lengths)
-        self._count_losses(
-            check_texts(findings.inputs[-1].name, turns, tokenizer), {line: one.turns for line, one in usable}
-        )
-        (end_id,) = tokenizer.ids_of([self._template.end_token])
+        ids, mask, lengths = encoded.ids, encoded.mask, encoded.lengths
+        turns_of = {line: one.turns for line, one in usable}
+        self._count_losses(check_texts(findings.inputs[-1].name, encoded, tokenizer), turns_of)
+        end_ids = np.array(sorted(stop_ids(tokenizer, self._template)))
         ends = np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
         trained = np.add.reduceat(mask, starts, dtype=np.int64)
@@ -201,12 +230,12 @@ class _Validation:
         findings.trained_tokens += int(trained.sum())
         findings.inputs[-1].tokens += len(ids)
         # Nearly every conversation fits and ends with a trained end of turn; only the others are looked at closely.
-        ends_well = (mask[ends - 1] == 1) & (ids[ends - 1] == end_id)
+        ends_well = (mask[ends - 1] == 1) & np.isin(ids[ends - 1], end_ids)
         excess = np.maximum(0, lengths - (self._seq_length or np.iinfo(np.int32).max))
         for number in np.flatnonzero(~ends_well | (excess > 0)).tolist():
             line, conversation = usable[number]
             begin, end = starts[number], ends[number]
-            for rule, reason in _row_faults(ids[begin:end], mask[begin:end], end_id, self._seq_length):
+            for rule, reason in _row_faults(ids[begin:end], mask[begin:end], end_ids, self._seq_length):
                 self._count(rule, line, reason, describe(conversation.turns))
         if findings.row_loss:
             findings.row_loss.conversations += int((excess > 0).sum())
@@ -235,14 +264,16 @@ def _as_rendered(conversation: Conversation) -> Sequence[Turn]:
     return [Turn(piece.role, piece.text) for piece in render(conversation)]  # type: ignore[arg-type]
 
 
-def _row_faults(ids: np.ndarray, mask: np.ndarray, end_id: int, seq_length: int | None) -> Iterator[tuple[str, str]]:
+def _row_faults(
+    ids: np.ndarray, mask: np.ndarray, end_ids: np.ndarray, seq_length: int | None
+) -> Iterator[tuple[str, str]]:
     """(rule, reason) for what a row of `seq_length` tokens (None: of any length) does to one conversation."""
     kept = len(ids) if seq_length is None else min(seq_length, len(ids))
     if kept < len(ids):
         yield OVERLONG, f"{len(ids):,} tokens, {len(ids) - kept:,} beyond {seq_length:,}"
     if not mask[:kept].any():
         yield NOTHING_TRAINED, f"the first trained token is number {int(mask.argmax()) + 1:,}"
-    elif not (mask[:kept] & (ids[:kept] == end_id)).any():
+    elif not (mask[:kept] & np.isin(ids[:kept], end_ids)).any():
         yield NO_TRAINED_END, f"no assistant turn ends within the first {kept:,} tokens"
 
 

@@ -28,13 +28,19 @@ def rules() -> set[str]:
             and isinstance(node.value, ast.Constant)
         }
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "RejectedLine" and node.args:
+            if isinstance(node, ast.Call) and _is_refusal(node) and node.args:
                 rule = node.args[0]
                 if isinstance(rule, ast.Constant):
                     found.add(rule.value)
                 elif isinstance(rule, ast.Name) and rule.id in constants:
                     found.add(constants[rule.id])
     return found
+
+
+def _is_refusal(call: ast.Call) -> bool:
+    """RejectedLine(...), or super().__init__(RULE, ...) of a class made of it."""
+    of_base = ast.unparse(call.func) == "super().__init__" and call.args and ast.unparse(call.args[0]) == "UNPROVEN"
+    return getattr(call.func, "id", "") == "RejectedLine" or bool(of_base)
 
 
 def test_every_rule_has_a_remedy_and_every_remedy_a_rule() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from lumina_ds.config.chat_templates import TEMPLATES
 from lumina_ds.data.chat_template import encode_conversations, encode_prompt
-from lumina_ds.data.rendering import Piece, render
+from lumina_ds.data.rendering import Piece, read_reply, render
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.data.turns import Conversation, ToolCall, TrainReasoning, Turn
 
@@ -147,3 +147,17 @@ def test_pieces_of_a_plain_chat_are_its_turns(tmp_path: Path) -> None:
     assert render(chat, "last") == [
         Piece(turn.role, turn.content, on) for turn, on in zip(turns, chat.trained, strict=True)
     ]
+
+
+@pytest.mark.parametrize("text", ["plain", "<think>\nhm\n</think>\n\nyes", "<think>\nhm", "<think>\n\n</think>\n\nx"])
+def test_a_reply_that_goes_on_is_what_the_model_wrote(text: str) -> None:
+    turn = read_reply(text)
+    assert render(Conversation((turn,)))[0].text == text
+    assert turn.reasoning == ("hm" if text.endswith("yes") else "")
+
+
+def test_a_chat_of_a_run_without_earlier_reasoning_has_none(tokenizer: Tokenizer) -> None:
+    turns = [Turn("user", "a"), read_reply("<think>\nhm\n</think>\n\nyes"), Turn("user", "b")]
+    prompts = {how: encode_prompt(turns, tokenizer, train_reasoning=how) for how in ("yes", "no", "last")}  # type: ignore[arg-type]
+    assert prompts["yes"] == prompts["no"] and "hm" in tokenizer.decode(prompts["yes"])
+    assert prompts["last"] == encode_prompt([turns[0], Turn("assistant", "yes"), turns[2]], tokenizer)

@@ -225,3 +225,56 @@ def test_without_the_package(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MachineError, match=r"needs the package tokenizers; pip install 'lumina-ds\[hf\]'"):
         Tokenizer.load(path)
+
+
+def test_parts_of_a_rendered_chat(path: Path) -> None:
+    document = json.loads(path.read_text())
+    for token in document["added_tokens"]:
+        token["rstrip"] = token["content"] == "<|im_start|>"
+    path.write_text(json.dumps(document))
+    reference = library(path)
+    reference.no_truncation()
+    reference.no_padding()
+    tokenizer = Tokenizer.load(path)
+    text = "<|im_start|>  user\nhi é   <tool_call> there</s><s>"
+    expected = reference.encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode_template(text) == expected
+    for cut in range(len(text)):  # two strokes of the template are one text
+        assert tokenizer.encode_parts([(text[:cut], True), (text[cut:], True)]).ids == expected
+    special = tokenizer.special_tokens
+    for content in ["a<s>b", "</s>", "<|im_start|>", "\ufdd0<s>\ufdd0", "\ufdd0" * 9, "\ufdd0\ufdd0</s>\ufdd0\ufdd0"]:
+        ids, spans = tokenizer.encode_parts([("<|im_start|>", True), (content, False), ("</s>", True)])
+        assert [ids[0], ids[-1]] == [special["<|im_start|>"], special["</s>"]]
+        assert not set(special.values()) & set(ids[1:-1])
+        assert spans[0].tolist() == [0, 12] and spans[-1].tolist() == [12 + len(content), 16 + len(content)]
+        assert tokenizer.decode(ids) == content
+    # A name that content and template spell together is no special token.
+    assert special["<s>"] not in tokenizer.encode_parts([("<", True), ("s>", False)]).ids
+
+
+def test_what_stands_beside_a_tokenizer(path: Path, tmp_path: Path) -> None:
+    shutil.copyfile(path, tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.chat_template is None and tokenizer.token_names == {}
+    names = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "in config", **names}))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.chat_template == "in config"
+    assert tokenizer.token_names == {"bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "chat_template.jinja").write_text("its own\n")
+    assert Tokenizer.load(tmp_path).chat_template == "its own\n"
+    own = tokenizer.without_markers()
+    assert own.vocab_size == own.num_own_ids == tokenizer.vocab_size - 4 and own.role_ids == {}
+    assert own.ids_of(["<s>"]) == [tokenizer.special_tokens["<s>"]]
+    (tmp_path / "chat_template.jinja").unlink()
+    for content, message in [
+        ({"chat_template": [{"name": "default", "template": "one"}, {"name": "rag", "template": "two"}]}, None),
+        ({"chat_template": [{"name": "rag", "template": "two"}]}, "and none of the name default"),
+        ([1], "is a list, not an object"),
+    ]:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+        if message is None:
+            assert Tokenizer.load(tmp_path).chat_template == "one"
+            continue
+        with pytest.raises(DataError, match=message):
+            _ = Tokenizer.load(tmp_path).chat_template

@@ -82,6 +82,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, corpus: Any) -> Path:
     for source, name in ((corpus.train, "quickstart/train.jsonl"), (corpus.eval, "quickstart/eval.jsonl")):
         shutil.copyfile(source, folder / name)
     shutil.copyfile(corpus.train, folder / "chats.jsonl")
+    [mixture] = [block for page in all_pages() if page.path.name == "mixtures.md" for block in page.blocks("yaml")]
+    (folder / "mixture.yaml").write_text(mixture)
     (folder / "hostfile").write_text("localhost slots=8\n")
     (folder / "questions.jsonl").write_text('{"prompt": "what is 3 plus 4?"}\n')
     (folder / "shards").mkdir()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sentencepiece
 
 from lumina_ds.data.chat_template import encode_conversations, encode_prompt
-from lumina_ds.data.conversation import Conversation, Turn
 from lumina_ds.data.tokenizer.tokenizer import MARKERS, Tokenizer
+from lumina_ds.data.turns import Conversation, ToolCall, Turn, to_messages
 from lumina_ds.errors import DataError
 from lumina_ds.export.chat_template import GUARD, split_token
 from lumina_ds.export.fast_tokenizer import fast_tokenizer_document
@@ -81,6 +82,11 @@ def byte_level(folder: Path) -> Path:
     return folder / "tokenizer.json"
 
 
+def chat_wrapped(chat: Conversation) -> Conversation:
+    """The same with its definitions as reading gives them."""
+    return replace(chat, tools=tuple(f'{{"type": "function", "function": {tool}}}' for tool in chat.tools))
+
+
 @pytest.mark.parametrize("make", [ours, llama, nfkc_unigram, byte_level])
 def test_transformers_gives_our_ids(make, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -94,6 +100,20 @@ def test_transformers_gives_our_ids(make, tmp_path, monkeypatch):
     [(expected, _)] = encode_conversations([Conversation(TURNS)], tokenizer)
     assert theirs.apply_chat_template(messages, return_dict=False) == expected
     assert expected.count(tokenizer.end_id) == len(TURNS)
+    call = ToolCall("f", '{"x": "<|end|></tool_call> é"}', "c")
+    asked = (
+        *TURNS,
+        Turn("assistant", "", "hm <s>", (call, call._replace(id="d"))),
+        Turn("tool", "<|end|>", "", (), "c"),
+    )
+    chat = Conversation((*asked, Turn("assistant", "so", "", (call,))), tools=('{"name": "f", "é": ["<|user|>"]}',))
+    messages_with_tools, tools = to_messages(chat)
+    [(expected_with_tools, _)] = encode_conversations([chat_wrapped(chat)], tokenizer)
+    assert theirs.apply_chat_template(messages_with_tools, tools=tools, return_dict=False) == expected_with_tools
+    messages_with_tools[-2]["tool_call_id"] = "d"
+    with pytest.raises(Exception, match="in the order of their calls"):
+        theirs.apply_chat_template(messages_with_tools)
+
     prompt = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert prompt == encode_prompt(TURNS, tokenizer)
 
@@ -112,8 +132,8 @@ def test_transformers_gives_our_ids(make, tmp_path, monkeypatch):
 def test_roles_without_a_marker_are_refused_by_the_template(tmp_path):
     write_tokenizer(Tokenizer.load(ours(tmp_path)), tmp_path, context=64)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    with pytest.raises(Exception, match="unknown role tool"):
-        theirs.apply_chat_template([{"role": "tool", "content": "x"}])
+    with pytest.raises(Exception, match="unknown role narrator"):
+        theirs.apply_chat_template([{"role": "narrator", "content": "x"}])
 
 
 def test_another_order_of_merges_is_found(tmp_path):

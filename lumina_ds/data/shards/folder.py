@@ -43,7 +43,8 @@ from lumina_ds.data.shards.manifest import (
 )
 from lumina_ds.data.shards.packing_file import packing_file, read_packing, write_packing
 from lumina_ds.data.shards.writer import shard_schema
-from lumina_ds.data.tokenizer.tokenizer import tokenizer_in
+from lumina_ds.data.templates.find import NamedTemplate, template_of
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer, tokenizer_in
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
 
@@ -109,6 +110,16 @@ class ShardFolder:
     @property
     def tokenizer_path(self) -> Path:
         return tokenizer_in(self.path)
+
+    @property
+    def template(self) -> NamedTemplate | None:
+        """The chat template that the documents were made with; None where it is unknown here. Raises DataError."""
+        return template_of(self.path, self.manifest.template.digest)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the documents were made with: under a model's own template without our markers."""
+        tokenizer = Tokenizer.load(self.tokenizer_path)
+        return tokenizer.without_markers() if self.manifest.template.certificate else tokenizer
 
     def document(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(input ids, loss mask) of one document: read-only views of uint16 or uint32, and of uint8."""

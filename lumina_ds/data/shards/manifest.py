@@ -67,8 +67,17 @@ class TokenizerEntry(_Entry):
 
 
 class TemplateEntry(_Entry):
+    """certificate: digest of the proof of a model's own template; day: year-month-day that it has written, if any."""
+
     version: str
     digest: str
+    certificate: str | None = None
+    day: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_missing(self, handler: SerializerFunctionWrapHandler) -> dict[str, str]:
+        """Manifests of our own template stay what they were."""
+        return {name: value for name, value in handler(self).items() if value is not None}
 
 
 class FileEntry(_Entry):
@@ -167,8 +176,10 @@ def describe_difference(old: Manifest, new: Manifest) -> str | None:
     """The first thing that `old` was made with and `new` would not be; None when both have the same source."""
     if old.tokenizer != new.tokenizer:
         return f"tokenizer {old.tokenizer.digest[:12]}, not {new.tokenizer.digest[:12]}"
-    if old.template != new.template:
+    if old.template.digest != new.template.digest:
         return f"chat template {old.template.version}, not {new.template.version}"
+    if old.template.certificate != new.template.certificate:
+        return f"chat template {old.template.version} with another certificate"
     if old.reading != reading_of(old.totals):
         return "made before all keys and formats were read that are read now"
     for name in Settings.model_fields:

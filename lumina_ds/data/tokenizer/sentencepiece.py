@@ -27,19 +27,15 @@ def read_sentencepiece(content: bytes, path: Path) -> SentencePieceModel | None:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(content)
+        pieces = processor.id_to_piece(list(range(processor.get_piece_size())))
     except RuntimeError:
         return None
-    num_ids = processor.get_piece_size()
-    if not num_ids:
-        return None
-    try:
-        pieces = processor.id_to_piece(list(range(num_ids)))
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError as error:  # of a piece, or of the library's own message about one
         raise DataError(
             f"{path} is a damaged SentencePiece model: a piece is not UTF-8 ({error.reason}); take it from its source "
             "again, or use another"
         ) from None
-    return SentencePieceModel(processor, content, pieces)
+    return SentencePieceModel(processor, content, pieces) if pieces else None
 
 
 class SentencePieceModel:

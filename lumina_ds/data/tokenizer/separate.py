@@ -27,6 +27,7 @@ def guarded_name(name: str, guard: str = GUARD) -> str:
 def special_names(document: dict[str, Any]) -> list[str]:
     """Names of the special tokens, longest first: the order in which the library finds them in a text."""
     names = {token["content"] for token in document.get("added_tokens") or [] if token.get("special")}
+    names.discard("")  # the library passes over a token without a name
     return sorted(names, key=lambda name: (-len(name), name))
 
 
@@ -45,7 +46,7 @@ def without_special_tokens(document: dict[str, Any], guard: str = GUARD) -> dict
 
 def _renamed(token: dict[str, Any], renamed: dict[str, str]) -> dict[str, Any]:
     name = token["content"]
-    return {**token, "content": renamed[name]} if token.get("special") else token
+    return {**token, "content": renamed.get(name, name)} if token.get("special") else token
 
 
 def _pieces_of(merge: str | Sequence[str]) -> set[str]:

@@ -23,6 +23,7 @@ from lumina_ds.data.tokenizer.model_folder import read_chat_template, read_token
 from lumina_ds.data.tokenizer.sentencepiece_file import SPACE_SYMBOL
 from lumina_ds.data.tokenizer.spans import Part, Spans
 from lumina_ds.data.tokenizer.tokenizer_json import parse_tokenizer_json, read_tokenizer_json
+from lumina_ds.data.tokenizer.trial import try_elsewhere
 from lumina_ds.errors import ConfigError, DataError
 
 ROLES = tuple(ROLE_MARKERS)  # where roles are numbers, these are their meanings
@@ -90,10 +91,11 @@ class Tokenizer:
         self._byte_runs = ByteRuns(model)
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path, is_tried: bool = False) -> Tokenizer:
         """Load a SentencePiece model or a tokenizer.json, whatever its name, or the one in a model's folder.
 
-        Raises DataError when the file is missing or something else, MachineError when a tokenizer.json needs the
+        is_tried: the file passed trial.py in this run already, so no process is started to try it.
+        Raises DataError when the file is missing, damaged or something else, MachineError when a tokenizer.json needs the
         package tokenizers and it is not installed.
         """
         path = Path(path)
@@ -103,7 +105,8 @@ class Tokenizer:
             content = path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
-        return cls(_read_model(content, path), path, hashlib.sha256(content).hexdigest())
+        digest = hashlib.sha256(content).hexdigest()
+        return cls(_read_model(content, path, None if is_tried else digest), path, digest)
 
     @property
     def file_name(self) -> str:
@@ -251,10 +254,13 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
-def _read_model(content: bytes, path: Path) -> Model:
+def _read_model(content: bytes, path: Path, untried: str | None) -> Model:
+    """untried: the digest of a file that is to be tried first."""
     from lumina_ds.data.tokenizer.sentencepiece import read_sentencepiece
 
     document = parse_tokenizer_json(content)
+    if document and untried:
+        try_elsewhere(path, untried, len(content))
     model = read_tokenizer_json(content, document, path) if document else read_sentencepiece(content, path)
     if model is None:
         raise DataError(

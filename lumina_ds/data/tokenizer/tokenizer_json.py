@@ -24,7 +24,7 @@ import numpy as np
 from lumina_ds.data.tokenizer.flat import Texts, flatten
 from lumina_ds.data.tokenizer.separate import GUARD, guarded_name, special_names, without_special_tokens
 from lumina_ds.data.tokenizer.spans import Part, Spans, guarded_text
-from lumina_ds.errors import DataError, MachineError
+from lumina_ds.errors import DataError, LuminaError, MachineError
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +61,10 @@ def read_tokenizer_json(content: bytes, document: dict[str, Any], path: Path) ->
         # A number beyond its type, a list for a table: the library knows its own format, so it reads first.
         whole = tokenizers.Tokenizer.from_str(content.decode())
         ids = whole.get_vocab(with_added_tokens=True)
-    document = _without_dropout(document, path)
-    _check_spelling(without_special_tokens(document), path, set(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-    _check_ids(document, ids, path)
-    return TokenizerJson(document, ids, path)
+        document = _without_dropout(document, path)
+        _check_spelling(without_special_tokens(document), path, set(tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+        _check_ids(document, ids, path)
+        return TokenizerJson(document, ids, path)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def library_faults(path: Path, what: str) -> Iterator[None]:
         yield
     except BaseException as error:
         is_panic = type(error).__name__ == "PanicException"
-        if isinstance(error, DataError) or not (is_panic or isinstance(error, Exception)):
+        if isinstance(error, LuminaError) or not (is_panic or isinstance(error, Exception)):
             raise
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} {what}: {reason}; take it from its source again, or use another") from None
@@ -93,18 +93,17 @@ class TokenizerJson:
         self.num_ids: int = max(ids.values()) + 1
         specials = special_names(document)
         self.special_tokens = {name: ids[name] for name in specials}
-        added = [token["content"] for token in document.get("added_tokens") or []]
+        added = [token["content"] for token in document.get("added_tokens") or [] if token["content"]]
         self.added_tokens = {name: ids[name] for name in added if name not in self.special_tokens}
         self._special_ids = np.array(sorted(self.special_tokens.values()), np.uint32)
         unknown = document["model"].get("unk_token")
         # A special one is reached by no text: all characters can be spelled.
         self.unknown_id: int | None = None if unknown in self.special_tokens else ids.get(unknown)
-        with library_faults(path, "is a damaged tokenizer.json"):
-            self._plain = _library(without_special_tokens(document))
-            self._plain.encode_special_tokens = True
-            self._check_copy(ids)
-            self.bos_id = self._leading_id()
-            self._has_space_symbol = _reads_space_symbol_as_space(self._plain)
+        self._plain = _library(without_special_tokens(document))
+        self._plain.encode_special_tokens = True
+        self._check_copy(ids)
+        self.bos_id = self._leading_id()
+        self._has_space_symbol = _reads_space_symbol_as_space(self._plain)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         with library_faults(self._path, "cannot encode a text"):

@@ -8,7 +8,7 @@ from lumina_ds.report.data.mask_row import MaskRow, MaskSegment, Token
 from lumina_ds.report.page import details, escape, page, section, table
 from lumina_ds.text import counted
 
-_STYLE = """
+STYLE = """
 :root { --trained: #b7e4c0; --edge: #1a7f37; --hatch: #f3c6c2; --marker: #7a3fb0; }
 @media (prefers-color-scheme: dark) { :root { --trained: #1d4d2b; --edge: #56d364; --hatch: #5b2623; --marker: #d2a8ff; } }
 .tokens { background: var(--panel); border: 1px solid var(--line); border-radius: .4rem; padding: .7rem .8rem;
@@ -42,7 +42,7 @@ _LEGEND = (
 
 def mask_page(rows: Iterable[MaskRow], folder: str) -> str:
     """The whole document; `folder` names the shards in the subtitle."""
-    return page("Mask microscope", f"Packed rows of {folder}", _sections(rows), _STYLE)
+    return page("Mask microscope", f"Packed rows of {folder}", _sections(rows), STYLE)
 
 
 def _sections(rows: Iterable[MaskRow]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lumina_ds.report.data.token_text import TokenText, spell_bytes
@@ -108,12 +109,14 @@ class _SegmentReader:
         self._tokenizer = tokenizer
         self._text = TokenText(tokenizer)
         self._markers = {tokenizer.bos_id, tokenizer.end_id, *tokenizer.role_ids.values()}
+        if not tokenizer.role_ids:  # a model's own template
+            self._markers |= set(tokenizer.special_tokens.values())
 
     def read(self, segment: Segment, position: int) -> MaskSegment:
         """The segment whose first token stands at `position` of the row."""
         ids, mask = (column.tolist() for column in self._folder.document(segment.document))
         end = segment.start + segment.length
-        roles = list(_roles(ids[:end], self._tokenizer))
+        roles = list(_roles(ids[:end], mask[:end], self._tokenizer))
         pieces = [self._tokenizer.piece(token_id) for token_id in ids[segment.start : end]]
         data = [self._bytes_of(*token) for token in zip(ids[segment.start : end], pieces, strict=True)]
         tokens = []
@@ -132,8 +135,14 @@ class _SegmentReader:
         return None if token_id in self._markers else self._text.bytes_of(token_id, piece)
 
 
-def _roles(ids: list[int], tokenizer: Tokenizer) -> Iterator[tuple[str | None, int]]:
-    """(role, number of its turn) at every position, from the markers, which text can never become."""
+def _roles(ids: list[int], mask: list[int], tokenizer: Tokenizer) -> Iterator[tuple[str | None, int]]:
+    """(role, number of its turn) at every position, from the markers, which text can never become.
+
+    A model's own template has none of them: there the labels tell the assistant's turns, which alone are numbered.
+    """
+    if not tokenizer.role_ids:
+        yield from _replies(mask)
+        return
     role_of = {marker: role for role, marker in tokenizer.role_ids.items()}
     role: str | None = None
     turn = 0
@@ -149,6 +158,13 @@ def _roles(ids: list[int], tokenizer: Tokenizer) -> Iterator[tuple[str | None, i
         previous = token_id
         if token_id == tokenizer.end_id:
             role = None
+
+
+def _replies(mask: list[int]) -> Iterator[tuple[str | None, int]]:
+    turn = 0
+    for before, is_label in pairwise([0, *mask]):
+        turn += is_label > before
+        yield ("assistant" if is_label else None), turn
 
 
 def _segment_json(segment: MaskSegment) -> dict[str, Any]:

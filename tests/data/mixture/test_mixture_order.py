@@ -95,17 +95,17 @@ def test_the_listing_and_the_ranks_change_nothing():
     whole = rows_of(order, 96)
     assert rows_of(mixture(WEIGHTED, names=("few", "code", "chats")), 96) == whole
     for ranks, micro, accumulation in ((1, 12, 1), (2, 3, 2), (3, 1, 4), (6, 2, 1)):
-        found = []
+        found, order = [], mixture(WEIGHTED)
         for step in range(8):
             for index in range(accumulation):
                 for rank in range(ranks):
-                    found += mixture(WEIGHTED).step_rows(step, index, rank, ranks, micro, accumulation)
+                    found += order.step_rows(step, index, rank, ranks, micro, accumulation)
         assert found == whole
     assert rows_of(mixture(WEIGHTED, seed=8), 96) != whole
 
 
 @given(st.lists(st.floats(0.01, 50), min_size=3, max_size=3), st.integers(0, 2000), st.integers(1, 2000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_every_window_has_the_shares_within_a_row_of_each_source(weights, first, count):
     order = mixture({name: {"weight": weight} for name, weight in zip(SIZES, weights, strict=True)})
     before, after = (order.reached(position).tokens for position in (first, first + count))
@@ -191,6 +191,22 @@ def test_rows_that_are_passed_over_stay_out_after_a_resume():
     again.go_on_from(saved(order, 20))
     again.passed_over = order.passed_over
     assert rows_of(again, 30, 20) == rows_of(order, 30, 20)
+
+
+@pytest.mark.parametrize("settings", [{}, WEIGHTED])
+def test_a_longer_second_life_reads_every_row_of_the_longer_run(settings):
+    """The first life fills its last step with empty rows, which are none of the mixture's."""
+    first, batch = mixture(settings, passes=1), 16
+    end = -(-first.total_rows // batch) * batch
+    assert end > first.total_rows and first.row_at(end - 1) == FILLER_ROW
+    state = saved(first, end)
+    assert state.reached.position == first.total_rows
+    second, long = mixture(settings, passes=2.5), mixture(settings, passes=2.5)
+    second.go_on_from(state)
+    second.filled = first.filled_before(end)
+    assert second.num_positions == long.total_rows + second.num_filled
+    rows = rows_of(first, first.total_rows) + rows_of(second, second.num_positions - end, end)
+    assert rows == rows_of(long, long.total_rows)
 
 
 def test_other_sources_are_refused():
