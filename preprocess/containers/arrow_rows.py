@@ -94,7 +94,7 @@ def arrow_lines(stream: Any) -> Iterator[bytes]:
 
 def batch_lines(batch: pa.RecordBatch) -> Iterator[bytes]:
     """The rows of a sound batch as lines, some at a time."""
-    step = max(1, min(_MOST_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+    step = max(1, min(_MOST_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.get_total_buffer_size())))
     for begin in range(0, batch.num_rows, step):
         part = batch.slice(begin, step)
         try:
@@ -238,6 +238,7 @@ def _as_it_is(value: Any) -> Any:
 
 def _checked_lines(batch: pa.RecordBatch) -> Iterator[bytes]:
     """The lines of a batch whose offsets may lead anywhere, as those of damaged files do."""
+    batch.validate()
     for column in batch.columns:
         _check(column)
     return batch_lines(batch)
