@@ -94,7 +94,7 @@ def arrow_lines(stream: Any) -> Iterator[bytes]:
 
 def batch_lines(batch: pa.RecordBatch) -> Iterator[bytes]:
     """The rows of a sound batch as lines, some at a time."""
-    step = max(1, min(_MOST_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+    step = max(1, min(_MOST_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.get_total_buffer_size())))
     for begin in range(0, batch.num_rows, step):
         part = batch.slice(begin, step)
         try:
@@ -238,6 +238,7 @@ def _as_it_is(value: Any) -> Any:
 
 def _checked_lines(batch: pa.RecordBatch) -> Iterator[bytes]:
     """The lines of a batch whose offsets may lead anywhere, as those of damaged files do."""
+    batch.validate()
     for column in batch.columns:
         _check(column)
     return batch_lines(batch)
@@ -257,6 +258,7 @@ def _check(array: pa.Array) -> None:
     elif pa.types.is_dictionary(kind):
         _check(array.indices)
         _check(array.dictionary)
+        _check_places(array)
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
         values = (array.keys, array.items) if pa.types.is_map(kind) else (array.values,)
         lists = pa.LargeListArray if pa.types.is_large_list(kind) else pa.ListArray
@@ -268,6 +270,15 @@ def _check(array: pa.Array) -> None:
     else:
         as_bytes = _binary_type(kind)
         (array if as_bytes == kind else array.view(as_bytes)).validate(full=True)
+
+
+def _check_places(array: pa.DictionaryArray) -> None:
+    """pyarrow follows a place below zero. Zero may stand below a null struct, also in an empty dictionary."""
+    import pyarrow.compute as pc
+
+    bounds = pc.min_max(array.indices).as_py()
+    if bounds["min"] is not None and (bounds["min"] < 0 or bounds["max"] >= max(1, len(array.dictionary))):
+        raise pa.ArrowInvalid("a place outside the dictionary")
 
 
 def _check_names(schema: pa.Schema) -> None:

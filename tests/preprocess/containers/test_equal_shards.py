@@ -30,7 +30,7 @@ HARD = [
 ]
 
 
-def exchanges(count: int = 60) -> list[tuple[str, str]]:
+def exchanges(count: int = 20) -> list[tuple[str, str]]:
     generator = random.Random(5)
 
     def text() -> str:
@@ -42,7 +42,8 @@ def exchanges(count: int = 60) -> list[tuple[str, str]]:
 def digest(container: str, form: str, tokenizer: Tokenizer, folder: Path) -> str:
     """Of all Arrow files of the shards."""
     folder.mkdir()
-    path = folder / "chats"  # the name stands in the shards
+    # The name stands in the shards, so it is the same for all; a table of one column needs it to be known as one.
+    path = folder / "chats.csv"
     write([FORMATS[form](*exchange) for exchange in exchanges()], container, path)
     settings = Settings(seq_length=64, eval_fraction=0.1)
     preprocess_files([str(path)], tokenizer.path, folder / "out", settings, max_rejected=0)
@@ -53,20 +54,27 @@ def digest(container: str, form: str, tokenizer: Tokenizer, folder: Path) -> str
 
 
 def table(tokenizer: Tokenizer, folder: Path) -> dict[str, dict[str, str]]:
-    """{container: {format: digest}}."""
+    """{container: {format: digest}}, without a TSV file of one column, which needs its own name to be known as one."""
     return {
-        container: {form: digest(container, form, tokenizer, folder / f"{container} {form}") for form in FORMATS}
+        container: {
+            form: digest(container, form, tokenizer, folder / f"{container} {form}")
+            for form in FORMATS
+            if (container, form) != ("tsv", "text")
+        }
         for container in CONTAINERS
     }
 
 
 def test_equal_conversations_give_equal_shards(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """`pytest -s` prints the table. One digest stands everywhere in it."""
+    """`pytest -s` prints the table. One digest stands everywhere in it, and another one for plain texts."""
     found = table(tokenizer, tmp_path)
-    print("\n" + "\n".join(f"{container:<16}" + " ".join(row.values()) for container, row in found.items()))
-    assert len({each for row in found.values() for each in row.values()}) == 1
+    print("\n" + " " * 16 + " ".join(f"{form[:12]:<12}" for form in FORMATS))
+    print("\n".join(f"{container:<16}" + " ".join(row.values()) for container, row in found.items()))
+    digests = {form: {row[form] for row in found.values() if form in row} for form in FORMATS}
+    assert all(len(each) == 1 for each in digests.values())
+    assert len(set.union(*(digests[form] for form in FORMATS if form != "text"))) == 1
+    assert digests["text"] != digests["messages"]
 
 
 def test_every_format_stands_in_the_table() -> None:
-    """One that no exchange of a question and an answer can be written in is named here with the reason."""
     assert set(formats.FORMATS) == set(FORMATS)

@@ -133,4 +133,10 @@ FORMATS: dict[str, Callable[[str, str], Row]] = {
     "alpaca": lambda asked, said: {"instruction": asked, "output": said},
     "prompt-completion": lambda asked, said: {"prompt": asked, "completion": said},
     "instruction-response": lambda asked, said: {"instruction": asked, "response": said},
+    "oasst": lambda asked, said: {
+        "prompt": {"role": "prompter", "text": asked, "replies": [{"role": "assistant", "text": said, "rank": 0}]}
+    },
+    "preference": lambda asked, said: {"prompt": asked, "chosen": said, "rejected": "no"},
+    # A document has no turns, so its shards are others; they are the same from every container.
+    "text": lambda asked, said: {"text": asked + said},
 }
