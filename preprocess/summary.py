@@ -46,11 +46,12 @@ def summary_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def summary_record(folder: Path) -> dict[str, Any]:
-    """The same as one JSON document."""
+    """The same as one JSON document, with those lines as `summary`."""
     manifest = read_manifest(folder)
     plan = read_packing(folder / packing_file(manifest.settings.seq_length))
     return {
         "shards": str(folder),
+        "summary": list(summary_lines(folder, manifest)),
         "inputs": [entry.model_dump() for entry in manifest.inputs],
         "settings": manifest.settings.model_dump(),
         **manifest.totals.model_dump(),

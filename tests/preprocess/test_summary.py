@@ -97,6 +97,7 @@ def test_the_run_folder_keeps_the_record(tenth: Path, tmp_path: Path) -> None:
     made = _with_shards(RunConfig.model_validate(wanted))
     record = json.loads((tmp_path / "runs" / made.run_name / "preprocessing.json").read_text())
     assert record["train"]["shards"] == made.data.shards and record["train"]["rejected"] == 10
+    assert "10 of 100 lines rejected" in record["train"]["summary"][0]
 
 
 def test_other_data_do_not_replace_the_record_of_a_run_with_checkpoints(tmp_path: Path) -> None:

@@ -58,3 +58,19 @@ def test_the_live_line_and_the_trackers_have_them():
         "eval/b/loss": 2.0, "eval/b/perplexity": 7.4, "eval/b/trained_tokens": 10.0
     }  # fmt: skip
     assert "name" not in EvaluationRecord(4, 2.0, 7.4, 10).values()
+
+
+def test_what_became_of_the_lines_stands_in_the_report(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    _, page = report(capsys, run)
+    assert "Training data" not in page.text
+    record = {
+        "train": {"summary": ["made: 9 conversations, 1 of 10 lines rejected", "  rejected 1: <empty>"], "rows": 3},
+        "eval_sets": {"chats": {"summary": ["2 unknown ids"]}, "old": {"rows": 1}},
+        "sources": "damaged",
+    }
+    (run / "preprocessing.json").write_text(json.dumps(record))
+    _, page = report(capsys, run)
+    for part in ("Training data", "1 of 10 lines rejected", "rejected 1: <empty>", "Evaluation set chats2 unknown ids"):
+        assert part in page.text, part
+    assert "Evaluation set old" not in page.text and "Source" not in page.text

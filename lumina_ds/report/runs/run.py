@@ -19,6 +19,7 @@ from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.monitor.metrics import is_per_layer
 from lumina_ds.monitor.reading import read_lines
 from lumina_ds.monitor.records import METRICS, EvaluationRecord, StepRecord
+from lumina_ds.report.runs.preprocessing import PREPROCESSING
 from lumina_ds.report.runs.series import ExpertUsage, Series
 from lumina_ds.report.runs.sources import SourceCurves, judged_points
 from lumina_ds.report.scale import Point
@@ -40,6 +41,7 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     deepspeed: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
     series: dict[str, Series] = field(
         default_factory=lambda: {name: Series() for name, metric in METRICS.items() if metric.plot}
     )
@@ -119,6 +121,8 @@ def read_run(path: Path) -> RunRecord:
     run.deepspeed = _json_object(path / DEEPSPEED, run.faults)
     if (path / ENVIRONMENT).exists():  # runs of earlier versions have none
         run.environment = _json_object(path / ENVIRONMENT, run.faults)
+    if (path / PREPROCESSING).exists():  # of runs that made their shards themselves
+        run.preprocessing = _json_object(path / PREPROCESSING, run.faults)
     for record in _records(path / STEPS, StepRecord.read, run.faults):
         _take(run, record)
     sets: dict[str | None, list[Point]] = {}
