@@ -17,6 +17,7 @@ import numba
 import numpy as np
 
 from lumina_ds.data.conversation import TOP_LEVEL_KEYS
+from lumina_ds.data.formats import ANSWER_KEYS
 from lumina_ds.data.messages import MESSAGE_ROLES, SHAREGPT_ROLES
 from lumina_ds.data.strict_json import MAX_LINE_BYTES
 from lumina_ds.data.tokenizer.tokenizer import ROLES
@@ -44,10 +45,10 @@ def _word(text: str) -> np.ndarray:
 
 _MESSAGES, _ROLE, _CONTENT = _word("messages"), _word("role"), _word("content")
 _CONVERSATIONS, _FROM, _VALUE = _word("conversations"), _word("from"), _word("value")
-# Keys that change what is trained, one per row and filled up with NUL.
+# Keys that change what is trained, or may, one per row and filled up with NUL.
 _TOP_LEVEL_WORDS, _TURN_WORDS = (
     np.array([list(name.encode().ljust(24, b"\0")) for name in sorted(names)], np.uint8)
-    for names in (TOP_LEVEL_KEYS, TURN_KEYS)
+    for names in (TOP_LEVEL_KEYS | ANSWER_KEYS, TURN_KEYS | {"role", "content", "from", "value"})
 )
 _TRUE, _FALSE, _NULL = _word("true"), _word("false"), _word("null")
 # Names of roles, one per row and filled up with NUL; those that only ShareGPT's form knows stand last.

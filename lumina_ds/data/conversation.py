@@ -18,6 +18,7 @@ from lumina_ds.data.tools import read_tools, results_in_order
 from lumina_ds.data.turn_keys import (
     DEFINITION_KEYS,
     FLAGS,
+    PART_KEYS,
     TOP_LEVEL_UNSUPPORTED,
     TURN_KEYS,
     check_flags_beside_turns,
@@ -184,9 +185,13 @@ def _other_keys(document: dict[str, Any], form: DataFormat | None, read: dict[st
     yield from (each for each in FORMS if each in document and each not in read and document[each])
     if form and form.messages and key in document and document[key]:
         yield key
-    known = TURN_KEYS | form_of(read[key], key).keys
+    turns_form = form_of(read[key], key)
+    known = TURN_KEYS | turns_form.keys
     for message in read[key]:
         yield from message.keys() - known
+        content = message.get(turns_form.content_key)
+        for part in content if isinstance(content, list) else ():
+            yield from part.keys() - PART_KEYS - {"type", "text"}
 
 
 def _turns(messages: Any, key: str, form: Form) -> tuple[Turn, ...]:

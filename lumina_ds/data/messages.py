@@ -10,7 +10,7 @@ from typing import Any
 
 from lumina_ds.data.strict_json import RejectedLine, json_type, shorten
 from lumina_ds.data.tools import read_call_text, read_calls
-from lumina_ds.data.turn_keys import EMPTY, REASONING_KEYS, UNSUPPORTED, check_unsupported
+from lumina_ds.data.turn_keys import EMPTY, REASONING_KEYS, UNSUPPORTED, check_part, check_unsupported
 from lumina_ds.data.turns import THINK_END, Role, ToolCall, Turn
 
 # Roles of the turns that a line without tools has; the compiled scanner reads these and no others.
@@ -64,6 +64,7 @@ def read_message(message: Any, number: int, form: Form) -> Turn:
     if not isinstance(message, dict):
         raise RejectedLine("wrong type", f"message {number} is a {json_type(message)}, not an object")
     role = _role(message, number, form)
+    _check_other_form(message, role, number, form)
     check_unsupported(message, UNSUPPORTED, f"of message {number}")
     reasoning = _reasoning(message, role, number)
     calls = _calls(message, role, number, form)
@@ -83,6 +84,21 @@ def _role(message: dict[str, Any], number: int, form: Form) -> Role:
     if role is None:
         raise RejectedLine("unknown role", f"message {number} has the unknown role {shorten(written)}")
     return role
+
+
+def _check_other_form(message: dict[str, Any], role: Role, number: int, form: Form) -> None:
+    """Refuse a message that says two things, one with OpenAI's keys and one with ShareGPT's."""
+    other = SHAREGPT if form is OPENAI else OPENAI
+    written, text = message.get(other.role_key), message.get(other.content_key)
+    if isinstance(written, str) and other.roles.get(written, role) != role:
+        raise RejectedLine(
+            "two roles", f"message {number} has '{form.role_key}' and '{other.role_key}', which differ; keep one"
+        )
+    if isinstance(text, str) and text and text != message.get(form.content_key):
+        raise RejectedLine(
+            "two contents",
+            f"message {number} has '{form.content_key}' and '{other.content_key}', which differ; keep one",
+        )
 
 
 def _reasoning(message: dict[str, Any], role: Role, number: int) -> str:
@@ -161,6 +177,7 @@ def _joined(parts: list[Any], key: str, number: int, may_be_empty: bool) -> str:
             )
         if not isinstance(part.get("text"), str):
             raise RejectedLine("wrong type", f"a text part of message {number} has no string under 'text'")
+        check_part(part, number)
         texts.append(part["text"])
     if not any(texts) and not may_be_empty:
         raise RejectedLine("empty content", f"'{key}' of message {number} is empty")

@@ -12,6 +12,7 @@ _WITH_CONTENT = "jq -c '.messages |= map(select(.content != \"\" and .content !=
 _NO_FLAG = "remove the flag (jq -c 'del(.messages[].weight)'), or correct it"
 _CALLS = 'write {"name": NAME, "arguments": OBJECT} into tool_calls'
 REMEDIES: dict[str, str] = {
+    "answer not to be learned": "leave such lines out (jq -c 'select(.label != false)')",
     "another format": "give --format another name, or leave it out",
     "byte order mark": _CONVERT,
     "call without result": "give the calls in the order of their results, or remove the unanswered ones",
@@ -44,10 +45,13 @@ REMEDIES: dict[str, str] = {
     "tool definition": 'write {"type": "function", "function": {"name": NAME, "parameters": SCHEMA}} into tools',
     "two calls of one id": "give every call an id of its own, or none",
     "two conversations": "choose one with --format messages or --format sharegpt, or jq -c 'del(.conversations)'",
+    "two contents": "keep one key (jq -c 'del(.messages[].value)')",
     "two formats": "choose one with --format NAME",
+    "two inputs": "keep one (jq -c 'del(.context)')",
     "two lists of calls": "jq -c 'del(.messages[].function_call)'",
     "two lists of tools": "jq -c 'del(.functions)'",
     "two reasonings": "keep one key (jq -c 'del(.messages[].thinking)')",
+    "two roles": "keep one key (jq -c 'del(.messages[].from)')",
     "two system prompts": "keep one (jq -c 'del(.system)')",
     "unknown role": 'rename it (jq -c \'(.messages[] | select(.role == "OLD")).role = "user"\')',
     "unreadable row": "mend the row, or write the table anew",

@@ -38,6 +38,8 @@ TOP_LEVEL_UNSUPPORTED: dict[str, str] = {
     **{key: _AT_A_TURN.replace("KEY", key) for key in (*REASONING_KEYS, *sorted(CALL_KEYS), "tool_call_id")},
 }
 TURN_KEYS = FLAGS | UNSUPPORTED.keys() | CALL_KEYS | {*REASONING_KEYS, "tool_call_id", "name"}
+# What a part of a content must not say: a part has no flag, picture, call or reasoning of its own here.
+PART_KEYS = TURN_KEYS | {"image_url", "input_image", "input_audio", "file", "input_file"}
 # Beside the turns a flag speaks of all of them: these values leave everything to the flags of turns.
 _TRAINS: dict[str, int | bool] = {"weight": 1, "loss_scale": 1, "train": True, "loss": True, "masked": False}
 
@@ -83,6 +85,20 @@ def check_flags_beside_turns(document: dict[str, Any]) -> None:
         if value not in (None, [], "", {}) and not is_like:
             remedy = "give it to the turns that it is meant for, leave the conversation out, or remove the key"
             raise RejectedLine(f"unsupported {key}", f"'{key}' beside the turns is not {json.dumps(trains)}: {remedy}")
+
+
+def check_part(part: dict[str, Any], number: int) -> None:
+    """Refuse a text part of message `number` that says more than its text."""
+    for key in sorted(PART_KEYS & part.keys()):
+        value = part[key]
+        leaves_it = key in FLAGS and isinstance(value, bool) == isinstance(_TRAINS[key], bool) and value == _TRAINS[key]
+        # A flag that is false says something; of other keys, what holds nothing is no loss.
+        is_empty = value is None if key in FLAGS else value in EMPTY
+        if not is_empty and not leaves_it:
+            raise RejectedLine(
+                f"unsupported {key} of a part",
+                f"'{key}' of a part of message {number}: a part is text alone; split the turn, or leave the conversation out",
+            )
 
 
 def _flag(key: str, value: Any, number: int) -> bool:

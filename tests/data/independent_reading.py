@@ -13,6 +13,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 MEDIA = ("images", "image", "audio", "audios", "videos", "video", "refusal")
 NOT_BESIDE = (*MEDIA, *REASONING, "tool_calls", "function_call", "tool_call_id")
 NOT_AT_A_TURN = (*MEDIA, "tools", "functions", "train_detail")
+PART_OF_A_TURN = (*NOT_AT_A_TURN, *REASONING, "tool_calls", "function_call", "tool_call_id", "name", "image_url")
 FLAGS = {"weight": 1, "loss_scale": 1, "train": True, "loss": True, "masked": False}
 COMMON = {"user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "ai": "assistant"}
 COMMON |= {"bot": "assistant", "system": "system", "developer": "system", "tool": "tool", "function": "tool"}
@@ -58,6 +59,7 @@ def pieces(document: Any) -> list[Piece]:
         return chat(document, rewritten(document, kind), "role")
     for key in full[1:]:
         need(document[key] is None)
+    need(not (document.get("chosen") and document.get("rejected")))
     need(isinstance(document[full[0]], list))
     usual, other = ("role", "from") if full[0] == "messages" else ("from", "role")
     first = document[full[0]][0]
@@ -90,7 +92,9 @@ def rewritten(document: dict[str, Any], kind: str) -> list[Any]:
     if kind == "tree":
         return [{"role": node["role"], "content": node["text"]} for node in best_path(document["prompt"])]
     if kind == "response":
-        return pair(text(document["instruction"]), text(document["response"]))
+        below = {text(document[key]) for key in ("input", "context") if document.get(key) not in (None, "")}
+        need(len(below) < 2)
+        return pair("\n".join([text(document["instruction"]), *below]), text(document["response"]))
     if kind == "alpaca":
         parts = [document.get("instruction"), document.get("input")]
         asked = "\n".join(text(part) for part in parts if part is not None and part != "")
@@ -103,6 +107,7 @@ def rewritten(document: dict[str, Any], kind: str) -> list[Any]:
         return turns + pair(asked, text(document["output"]))
     prompt, answer = document.get("prompt"), document["completion" if kind == "completion" else "chosen"]
     if kind == "completion":
+        need(document.get("label") is not False)
         both = isinstance(prompt, list) and isinstance(answer, list)
         return [*prompt, *answer] if both else pair(text(prompt), text(answer))
     if not isinstance(answer, list):
@@ -210,6 +215,7 @@ def turn(message: Any, role_key: str) -> dict[str, Any]:
     role = roles[named]
     for key in NOT_AT_A_TURN:
         need(empty(message.get(key)))
+    only_one_meaning(message, role_key, "assistant" if role == "call" else role)
     is_assistant = role in ("assistant", "call")
     thoughts = [message[key] for key in REASONING if not empty(message.get(key))]
     need(all(isinstance(thought, str) for thought in thoughts) and len(set(thoughts)) < 2)
@@ -237,6 +243,16 @@ def turn(message: Any, role_key: str) -> dict[str, Any]:
     return {"role": role, "text": whole, "label": is_label(message, role), **found}
 
 
+def only_one_meaning(message: dict[str, Any], role_key: str, role: str) -> None:
+    """The keys of the other dialect may stand beside these where they say the same, or nothing."""
+    other, written, ours = ("from", "value", "content") if role_key == "role" else ("role", "content", "value")
+    known = {name: each for name, each in (SHARED if other == "from" else COMMON).items() if each != "call"}
+    if isinstance(message.get(other), str):
+        need(known.get(message[other], role) == role)
+    if isinstance(message.get(written), str) and message[written]:
+        need(message[written] == message.get(ours))
+
+
 def beside(message: dict[str, Any], key: str, role: str) -> str:
     value = message.get(key)
     if empty(value):
@@ -250,6 +266,11 @@ def words(content: Any, may_be_empty: bool) -> str:
         for part in content:
             need(isinstance(part, dict) and part.get("type") in ("text", "input_text", "output_text"))
             need(isinstance(part.get("text"), str))
+            for key in PART_OF_A_TURN:
+                need(empty(part.get(key)))
+            for key, value in FLAGS.items():
+                said = part.get(key)
+                need(said is None or (isinstance(said, bool) == isinstance(value, bool) and said == value))
         content = "".join(part["text"] for part in content)
     if may_be_empty and (content is None or content in ("", [])):
         return ""

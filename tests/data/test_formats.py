@@ -175,3 +175,51 @@ def test_a_format_from_outside_is_one_entry(
     assert json.loads(capsys.readouterr().out)["questions"]["example"] == {"q": "Hello", "a": "Hi"}
     assert run_command(cli, ["data", "formats"]) == 0
     assert 'questions: a question and an answer\n  {"q": "Hello", "a": "Hi"}' in capsys.readouterr().out
+
+
+U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+def parts(**keys):
+    return {"messages": [U, {"role": "assistant", "content": [{"type": "text", "text": "x", **keys}]}]}
+
+
+@pytest.mark.parametrize(
+    ("document", "rule"),
+    [
+        (parts(train=False), "unsupported train of a part"),
+        (parts(weight=0), "unsupported weight of a part"),
+        (parts(masked=True), "unsupported masked of a part"),
+        (parts(image_url={"url": "u"}), "unsupported image_url of a part"),
+        (parts(thinking="hm"), "unsupported thinking of a part"),
+        ({"messages": [U, A], "chosen": "c", "rejected": "r"}, "two formats"),
+        ({"conversations": [{"from": "human", "value": "q"}], "chosen": "c", "rejected": "r"}, "two formats"),
+        ({"prompt": "p", "completion": "c", "label": False}, "answer not to be learned"),
+        ({"instruction": "i", "input": "x", "context": "y", "response": "o"}, "two inputs"),
+        ({"conversations": [{"from": "human", "role": "assistant", "value": "q"}, {"from": "gpt", "value": "a"}]}, "two roles"),
+        ({"messages": [U, {**A, "value": "b"}]}, "two contents"),
+    ],
+)  # fmt: skip
+def test_what_says_two_things_is_refused(document, rule):
+    with pytest.raises(RejectedLine) as refused:
+        parse_conversation(json.dumps(document).encode())
+    assert refused.value.rule == rule
+
+
+@pytest.mark.parametrize(
+    ("document", "turns"),
+    [
+        (parts(train=True, weight=1, image_url=None, cache_control={"type": "x"}), ["q", "x"]),
+        ({"messages": [U, A], "prompt": "p", "response": "o"}, ["q", "a"]),
+        ({"messages": [U, A], "chosen": None, "rejected": ""}, ["q", "a"]),
+        ({"prompt": "p", "completion": "c", "label": True}, ["p", "c"]),
+        ({"instruction": "i", "context": "x", "response": "o", "category": "k"}, ["i\nx", "o"]),
+        ({"instruction": "i", "input": "", "context": None, "response": "o"}, ["i", "o"]),
+        ({"messages": [{**U, "from": "a@b.c"}, {**A, "value": "a"}]}, ["q", "a"]),
+    ],
+)
+def test_what_says_one_thing_is_taken(document, turns):
+    read = parse_conversation(json.dumps(document).encode())
+    assert [turn.content for turn in read.turns] == turns
+    if "cache_control" in json.dumps(document):
+        assert read.other_keys == ("cache_control",)

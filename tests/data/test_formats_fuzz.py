@@ -38,6 +38,7 @@ KEYS = [
     *FLAGS, *REASONING, *MEDIA[:3], "tool_calls", "function_call", "tool_call_id", "name", "tools", "functions", "system",
     "messages", "conversations", "text", "prompt", "chosen", "rejected", "train_detail", "role", "from", "content",
     "value", "id", "instruction", "output", "response", "completion", "rank", "score", "deleted", "replies", "arguments",
+    "label", "input", "context", "image_url",
 ]  # fmt: skip
 
 

@@ -65,11 +65,12 @@ BROKEN: dict[str, list[str | bytes]] = {
     "not an object": ["[]", '"text"', "null", "true", "17", f"[{GOOD}]"],
     "missing key": [
         "{}",
-        '{"text": "x"}',
+        '{"texts": "x"}',
         GOOD.replace("messages", "Messages"),
         messages(f'[{{"content": "x"}}, {ASSISTANT}]'),
         messages(f'[{{"role": "user"}}, {ASSISTANT}]'),
     ],
+    "unsupported content part": [messages(f'[{{"role": "user", "content": ["x"]}}, {ASSISTANT}]')],
     "wrong type": [
         messages("null"),
         messages('"text"'),
@@ -77,7 +78,6 @@ BROKEN: dict[str, list[str | bytes]] = {
         messages(f'["hi", {ASSISTANT}]'),
         messages(f"[[], {ASSISTANT}]"),
         messages(f'[{{"role": "user", "content": null}}, {ASSISTANT}]'),
-        messages(f'[{{"role": "user", "content": ["x"]}}, {ASSISTANT}]'),
         messages(f'[{{"role": 1, "content": "x"}}, {ASSISTANT}]'),
     ],
     "empty conversation": [messages("[]")],

@@ -19,7 +19,7 @@ from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.errors import ConfigError
 from lumina_ds.text import nearest
 
-__all__ = ["FORMATS", "LISTS_OF_TURNS", "DataFormat", "as_messages", "check_format", "format_of", "pair"]
+__all__ = ["ANSWER_KEYS", "FORMATS", "LISTS_OF_TURNS", "DataFormat", "as_messages", "check_format", "format_of", "pair"]
 
 FORMATS: dict[str, DataFormat] = {
     "messages": MESSAGES,
@@ -34,6 +34,9 @@ FORMATS: dict[str, DataFormat] = {
 
 
 _AS_THEY_STAND = ("messages", "sharegpt")
+# Beside a list of turns these make a line one of two formats: the list may be the prompt alone, its answers not to be
+# learned. What other formats have there is named as without a meaning.
+ANSWER_KEYS = PREFERENCE.keys
 
 
 def check_format(name: str | None) -> None:
@@ -53,11 +56,15 @@ def format_of(document: dict[str, Any], name: str | None = None) -> DataFormat |
             keys = " and ".join(f"'{key}'" for key in sorted(form.keys))
             raise RejectedLine("another format", f"a line of {name} has {keys}, and --format names that format")
         return form
-    if any(document.get(key) for key in LISTS_OF_TURNS):
-        return None
     found = [name for name, form in FORMATS.items() if name not in _AS_THEY_STAND and form.matches(document)]
     # Where the keys are those of turns too, a text beside them is a copy of these.
-    found = [name for name in found if FORMATS[name].text is None] or found
+    chats = [name for name in found if FORMATS[name].text is None]
+    turns = [name for name in _AS_THEY_STAND if any(document.get(key) for key in FORMATS[name].keys)]
+    if turns:
+        if not all(document.get(key) for key in ANSWER_KEYS):
+            return None
+        chats = ["preference"]
+    found = [*turns, *chats] or found
     if len(found) > 1:
         raise RejectedLine(
             "two formats", f"the keys are those of {' and of '.join(found)}; name the one that is meant with --format"

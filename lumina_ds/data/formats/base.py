@@ -8,7 +8,7 @@ from typing import Any
 
 from lumina_ds.data.strict_json import RejectedLine, json_type
 
-# Lists of turns that need no rewriting. Where one holds something, the line is of that kind, whatever else it has.
+# Lists of turns that need no rewriting.
 LISTS_OF_TURNS = ("messages", "conversations")
 
 
