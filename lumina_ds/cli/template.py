@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.text import counted
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES = """Examples:
 
@@ -63,8 +60,9 @@ def check(
     certificate = certify(found.template, tokenizer, _own(files, max_conversations))
     if html:
         from lumina_ds.report.data.certificate_page import certificate_page
+        from lumina_ds.report.page import write_page
 
-        html.write_text(certificate_page(certificate, tokenizer), encoding="utf-8")
+        write_page(certificate_page(certificate, tokenizer), html)
     if as_json:
         click.echo(json.dumps(to_json(certificate), ensure_ascii=False))
     else:

@@ -270,6 +270,10 @@ BROKEN: dict[str, tuple[str, str]] = {
     "refuses all": ("{{ raise_exception('never') }}", RENDERS),
     "drops the reply": (LINES + "{% if m.role == 'user' %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endif %}"
                         "{% endfor %}", RENDERS),
+    "by chance": ("{{ ['a', 'b'] | random }}" + CASES["chatml"].source, RENDERS),
+    "white space within": (CASES["chatml"].source.replace("message['content']", "message['content'].split() | join(' ')"), WHOLE),
+    "header left to the reply": (LINES + "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}",
+                                 PREFIX),
 }  # fmt: skip
 
 
@@ -313,6 +317,24 @@ def test_what_is_no_template(source: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "bad.jinja").write_text(source)
     with pytest.raises(DataError, match=f"bad.jinja, {message}"):
         find_template(str(tmp_path / "bad.jinja"), Tokenizer.load(path))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"), [("{{ 'a' * 2000000 }}", "writes 2,000"), ("{{ 'x' | center(9000000000) }}", "does not end")]
+)
+def test_a_template_without_end_is_refused(source: str, message: str, tmp_path: Path) -> None:
+    path = write_tokenizer(CASES["chatml"], tmp_path)
+    (tmp_path / "bad.jinja").write_text(source)
+    with pytest.raises(DataError, match=message):
+        find_template(str(tmp_path / "bad.jinja"), Tokenizer.load(path))
+
+
+def test_the_template_in_an_older_file_of_transformers(tmp_path: Path) -> None:
+    path = write_tokenizer(CASES["chatml"], tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": CASES["chatml"].source}))
+    found = find_template("auto", Tokenizer.load(path)).template
+    assert isinstance(found, JinjaTemplate) and found.source == CASES["chatml"].source
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,9 @@ def _find_ends(found: Certificate, writer: TemplateWriter) -> None:
         found.counterexamples.append(Counterexample(ENDS, reason, question))
         return
     found.template = replace(found.template, rewrites=len(stops) > 1 or _rewrites(writer))
+    foreign = _foreign_labels(writer, question)
+    if foreign:
+        found.counterexamples.append(Counterexample(PREFIX, f"{found.template.name} {foreign}", question))
 
 
 def _end_of_reply(writer: TemplateWriter, messages: list[dict[str, Any]], may_be_next: bool = False) -> str | None:
@@ -170,6 +173,23 @@ def _end_of_reply(writer: TemplateWriter, messages: list[dict[str, Any]], may_be
     if may_be_next and (control.id in header or text[after : control.begin].strip()):
         return None
     return writer.encoder.name_of(control.id)
+
+
+def _foreign_labels(writer: TemplateWriter, question: list[dict[str, Any]]) -> str | None:
+    """What a template writes after the prompt of a generation that would be a label and is no part of a reply."""
+    marked = with_sentinels(question)
+    text, encoded, _ = writer.rendered(marked, None)
+    prompt = writer.text(marked[:1], None, add_generation_prompt=True)
+    if not text.startswith(prompt):
+        return None  # the proof of each conversation says so
+    asked, own = sentinel(0), sentinel(1)
+    if asked in text[len(prompt) :]:
+        return "writes the question again within the reply, where it would be a label"
+    opening = next((one.id for one in encoded.controls if len(prompt) <= one.begin < text.find(own)), None)
+    if opening is not None and opening in {one.id for one in encoded.controls if one.begin < text.find(asked)}:
+        name = writer.encoder.name_of(opening)
+        return f"leaves {name}, which begins a turn, to the reply; let add_generation_prompt write the reply's header"
+    return None
 
 
 def _rewrites(writer: TemplateWriter) -> bool:
@@ -208,6 +228,10 @@ def _try(found: Certificate, writer: TemplateWriter, sample: Sample) -> None:
         else:
             found.refused[sample.kind, refusal.reason] += 1
     else:
+        if sample.kind is None and any(leaf.text not in row.text for leaf in leaves(sample.messages)):
+            reason = "it changes white space within a text, which line breaks and indents are lost by"
+            found.counterexamples.append(Counterexample(WHOLE, reason, sample.messages, sample.tools))
+            return
         if sample.kind not in {example.kind for example, _ in found.examples}:
             found.examples.append((sample, row))
 

@@ -30,12 +30,13 @@ from lumina_ds.data.templates.certificate import certify
 from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.templates.render import DATE_FUNCTION, check_source, today
 from lumina_ds.data.templates.text_ids import GUARDS
-from lumina_ds.data.tokenizer.model_folder import CONFIG_FILE
+from lumina_ds.data.templates.trial import try_elsewhere
+from lumina_ds.data.tokenizer.model_folder import CONFIG_FILE, LEGACY_FILE, legacy_template
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.text import nearest
 
-STORED_TEMPLATE = "chat_template.json"
+STORED_TEMPLATE = LEGACY_FILE
 _MOST_BYTES = 4 << 20
 
 Template = ChatTemplate | JinjaTemplate
@@ -94,12 +95,15 @@ def find_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
 
 def jinja_template(name: str, source: str, tokenizer: Tokenizer) -> JinjaTemplate:
     """The template of `source` with the special tokens that the files beside the tokenizer name."""
+    special_tokens = _special_tokens(tokenizer)
+    if jinja_source(name) is None:  # one that was not written here
+        try_elsewhere(name, source, special_tokens)
     check_source(source, name)
     config = tokenizer.path.parent / CONFIG_FILE
     return JinjaTemplate(
         name=name,
         source=source,
-        special_tokens=tuple(sorted(_special_tokens(tokenizer).items())),
+        special_tokens=tuple(sorted(special_tokens.items())),
         day=today() if DATE_FUNCTION in source else None,
         tokenizer_config=_text(config) if config.is_file() else None,
     )
@@ -135,7 +139,7 @@ def stored_text(template: JinjaTemplate) -> str:
 def read_template(folder: Path) -> JinjaTemplate | None:
     """The template in a folder's chat_template.json; None where there is none. Raises DataError."""
     path = folder / STORED_TEMPLATE
-    if not path.is_file():
+    if not path.is_file() or legacy_template(path) is not None:
         return None
     try:
         stored = _Stored.model_validate_json(_text(path))

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
-from lumina_ds.errors import DataError
+from lumina_ds.errors import ConfigError, DataError
 
 Message = Mapping[str, Any]
 # Names under which a turn's reasoning is found, and the two under which templates look for it.
@@ -68,13 +68,17 @@ def check_source(source: str, name: str) -> None:
 
 
 def today() -> str:
-    """Year-month-day that templates with a date are rendered with: SOURCE_DATE_EPOCH's where that is set."""
+    """Year-month-day that templates with a date are rendered with: SOURCE_DATE_EPOCH's where that is set.
+
+    Raises ConfigError where that is no date."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return (
-        datetime.fromtimestamp(int(fixed), timezone.utc).strftime("%Y-%m-%d")
-        if fixed.isdigit()
-        else f"{datetime.now():%Y-%m-%d}"
-    )
+    try:
+        now = datetime.fromtimestamp(int(fixed), timezone.utc) if fixed else datetime.now()
+    except (ValueError, OverflowError, OSError):
+        raise ConfigError(
+            f"SOURCE_DATE_EPOCH is {fixed!r}, no date; set it to seconds since 1970, or unset it"
+        ) from None
+    return f"{now:%Y-%m-%d}"
 
 
 @lru_cache(maxsize=16)
@@ -110,11 +114,15 @@ def _environment() -> Any:
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
+    def by_chance(*_: object, **__: object) -> None:
+        raise TemplateError("it writes what chance decides, so a mask proves nothing of the next rendering")
+
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = raise_exception
+    environment.filters["random"] = environment.globals["lipsum"] = by_chance
     return environment
 
 

@@ -2,6 +2,7 @@
 
 chat_template.jinja                         the template; counts before the one in tokenizer_config.json
 tokenizer_config.json                       chat_template, bos_token, eos_token, ...
+chat_template.json                          older folders of models with pictures have the template there
 special_tokens_map.json                     older folders have the names there
 """
 
@@ -14,6 +15,8 @@ from typing import Any
 from lumina_ds.errors import DataError
 
 TEMPLATE_FILE = "chat_template.jinja"
+# Folders that Lumina DS writes have a file of this name too, with other keys.
+LEGACY_FILE = "chat_template.json"
 CONFIG_FILE = "tokenizer_config.json"
 NAMES_FILE = "special_tokens_map.json"
 # What a template may ask for by name.
@@ -28,7 +31,9 @@ def read_chat_template(folder: Path) -> str | None:
     if path.is_file():
         return _read_text(path)
     found = _read_json(folder / CONFIG_FILE).get("chat_template")
-    if found is None or isinstance(found, str):
+    if found is None:
+        return legacy_template(folder / LEGACY_FILE)
+    if isinstance(found, str):
         return found
     entries = found if isinstance(found, list) else [found]
     named = {entry.get("name"): entry.get("template") for entry in entries if isinstance(entry, dict)}
@@ -39,6 +44,16 @@ def read_chat_template(folder: Path) -> str | None:
             f"write the one to use into {path}"
         )
     return chosen
+
+
+def legacy_template(path: Path) -> str | None:
+    """The template in a chat_template.json that transformers wrote; None where there is none, or it is ours."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None  # who reads it as one of ours says what is wrong
+    source = document.get("chat_template") if isinstance(document, dict) else None
+    return source if isinstance(source, str) and "format" not in document else None
 
 
 def read_token_names(folder: Path) -> dict[str, str]:
