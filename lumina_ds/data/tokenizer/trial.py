@@ -25,6 +25,8 @@ from lumina_ds.errors import DataError, MachineError
 # A file of 10 MB is read in 2 to 4 seconds on a slow machine.
 CPU_SECONDS = 20
 CPU_SECONDS_PER_MB = 2
+# Where an allocation fails, Rust now and then waits for ever on a lock of its own, and no CPU time passes.
+WALL_PER_CPU_SECOND = 5
 MEMORY_BYTES = 8 << 30
 MEMORY_PER_BYTE = 100
 RUN_LENGTH = 300
@@ -42,7 +44,9 @@ def try_elsewhere(path: Path, digest: str, num_bytes: int) -> None:
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     environment = {**os.environ, **one, "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
     try:
-        tried = subprocess.run(command, capture_output=True, env=environment, timeout=30 * seconds, check=False)
+        tried = subprocess.run(
+            command, capture_output=True, env=environment, timeout=WALL_PER_CPU_SECOND * seconds, check=False
+        )
     except subprocess.TimeoutExpired:
         raise _too_costly(path, seconds) from None
     except OSError as error:
