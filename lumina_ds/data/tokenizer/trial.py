@@ -4,58 +4,40 @@ Its expressions run in a library of Rust, where nothing in this process could st
 file and encodes texts that bring expressions to light (runs of the characters that they name), within limits of CPU
 time and memory; what it finds is one typed error. A file that passed is read here as usual.
 
-    python -m lumina_ds.data.tokenizer.trial FILE      the process; prints {"error": ..., "kind": ...}
+    python -m lumina_ds.data.tokenizer.trial SECONDS BYTES FILE      the process; prints {"error": ..., "kind": ...}
 """
 
 from __future__ import annotations
 
 import json
-import os
-import resource
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lumina_ds.data.limited import limit_this_process, verdict_of
 from lumina_ds.data.tokenizer.tokenizer_json import parse_tokenizer_json, read_tokenizer_json
 from lumina_ds.errors import DataError, MachineError
 
 # A file of 10 MB is read in 2 to 4 seconds on a slow machine.
 CPU_SECONDS = 20
 CPU_SECONDS_PER_MB = 2
-# Where an allocation fails, Rust now and then waits for ever on a lock of its own, and no CPU time passes.
-WALL_PER_CPU_SECOND = 5
 MEMORY_BYTES = 8 << 30
 MEMORY_PER_BYTE = 100
 RUN_LENGTH = 300
 _MOST_CHARACTERS = 64
 _CHARACTERS = "a0 \n.é你"
-_ROOT = Path(__file__).parents[3]
 
 
 @lru_cache(maxsize=8)
 def try_elsewhere(path: Path, digest: str, num_bytes: int) -> None:
     """Raise DataError where the file cannot be read and used within the limits. digest: of its content, tried once."""
     seconds = CPU_SECONDS + CPU_SECONDS_PER_MB * (num_bytes >> 20)
-    command = [sys.executable, "-m", __name__, str(path), str(seconds), str(MEMORY_BYTES + MEMORY_PER_BYTE * num_bytes)]
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    environment = {**os.environ, **one, "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
-    try:
-        tried = subprocess.run(
-            command, capture_output=True, env=environment, timeout=WALL_PER_CPU_SECOND * seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise _too_costly(path, seconds) from None
-    except OSError as error:
-        raise MachineError(f"cannot start a process to try {path}: {error.strerror}") from error
-    try:
-        verdict = json.loads(tried.stdout)
-    except ValueError:
-        # Ended by the kernel, or by Rust: the CPU limit, an allocation that failed, a stack that ran over.
-        raise _too_costly(path, seconds) from None
+    memory_bytes = MEMORY_BYTES + MEMORY_PER_BYTE * num_bytes
+    verdict = verdict_of(__name__, seconds, memory_bytes, str(path))
+    if verdict is None:
+        raise _too_costly(path, seconds)
     if verdict["error"]:
         raise (MachineError if verdict["kind"] == "MachineError" else DataError)(verdict["error"])
 
@@ -92,10 +74,8 @@ def _too_costly(path: Path, seconds: int) -> DataError:
     )
 
 
-def _main(path: Path, seconds: int, memory_bytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def _main(seconds: int, memory_bytes: int, path: Path) -> None:
+    limit_this_process(seconds, memory_bytes)
     verdict: dict[str, str | None] = {"error": None, "kind": None}
     try:
         content = path.read_bytes()
@@ -113,4 +93,4 @@ def _main(path: Path, seconds: int, memory_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    _main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
