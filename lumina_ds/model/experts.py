@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lumina_ds.model.cpu_products import product_dtype
+from lumina_ds.model.graph_breaks import outside_graphs
 
 
 class Experts(nn.Module):
@@ -92,7 +93,7 @@ def mix_grouped(x_TD: Tensor, weights_N: Tensor, plan: RowPlan, w1: Tensor, w2: 
     return _Combine.apply(F.grouped_mm(hidden_NF, w2, offs=ends_E), plan.token_N, plan.row_TK)
 
 
-@torch.compiler.disable
+@outside_graphs
 def mix_on_cpu(x_TD: Tensor, weights_N: Tensor, plan: RowPlan, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
     """The same in one function with a backward of its own, in x's type."""
     return _MixOnCpu.apply(x_TD, weights_N, plan, w1, w2, w3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lumina_ds.model.graph_breaks import outside_graphs
 from lumina_ds.model.loss import IGNORED, multiplied_dtype
 
 # What follows the labels, by position, since autograd functions take no keywords. The weight's gradient is added up in
@@ -26,7 +27,7 @@ _CROSS_ENTROPY_ARGUMENTS = {
 }
 
 
-@torch.compiler.disable
+@outside_graphs
 def liger_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
@@ -35,7 +36,7 @@ def liger_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "gemma", False)
 
 
-@torch.compiler.disable
+@outside_graphs
 def liger_rope(q_BSHC: Tensor, k_BSKC: Tensor, cos_BSC: Tensor, sin_BSC: Tensor) -> tuple[Tensor, Tensor]:
     """Overwrites q and k, the outputs of projections or norms, which nothing else reads."""
     from liger_kernel.ops.rope import LigerRopeFunction
@@ -44,14 +45,14 @@ def liger_rope(q_BSHC: Tensor, k_BSKC: Tensor, cos_BSC: Tensor, sin_BSC: Tensor)
     return q.transpose(1, 2), k.transpose(1, 2)
 
 
-@torch.compiler.disable
+@outside_graphs
 def liger_swiglu(gate: Tensor, up: Tensor) -> Tensor:
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
     return LigerSiLUMulFunction.apply(gate, up)
 
 
-@torch.compiler.disable
+@outside_graphs
 def liger_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int) -> Tensor:
     """Liger cuts its own chunks, about as many tokens as make logits of the hidden states' size: not `chunk_tokens`."""
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction

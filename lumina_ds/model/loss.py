@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from lumina_ds.config.precision import loss_chunk_tokens
 from lumina_ds.model.cpu_products import product_dtype
+from lumina_ds.model.graph_breaks import outside_graphs
 
 IGNORED = -100
 
 
-@torch.compiler.disable
+@outside_graphs
 def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int) -> Tensor:
     """Sum of -log softmax(hidden @ weight.T)[label], fp32, with at most `chunk_tokens` rows of logits alive.
 
@@ -39,7 +40,7 @@ def chunked_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor
         return torch.stack(losses).sum()
 
 
-@torch.compiler.disable
+@outside_graphs
 def grouped_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, chunk_tokens: int, groups_N: Tensor, num_groups: int
 ) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lumina_ds.config.router_scores import ROUTER_SCORES
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.model.graph_breaks import outside_graphs
 from lumina_ds.model.placement import UNPLACED, expert_capacity, fill_unplaced, place
 
 # State that a resumed run needs and inference does not.
@@ -214,7 +215,7 @@ class Router(nn.Module):
         return uniform_by_row(choice_TE, seeds, 2 * self.layer + 1) < self.config.expert_dropout
 
 
-@torch.compiler.disable
+@outside_graphs
 def uniform_by_row(like: Tensor, seeds: tuple[int, ...], stream: int) -> Tensor:
     """Numbers in [0, 1) in fp32 of the shape of `like`, each row's a function of its seed and `stream` alone.
 
