@@ -7,13 +7,18 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lumina_ds.errors import MachineError
 
-# Where an allocation fails, Rust now and then waits for ever on a lock of its own, and no CPU time passes.
-WALL_PER_CPU_SECOND = 5
+# Where an allocation fails, Rust now and then waits for ever on a lock of its own: all threads sleep, no CPU time passes.
+STILL_SECONDS = 2.0
+WALL_PER_CPU_SECOND = 5  # The end where the kernel does not tell what a process does.
+_LOOK_SECONDS = 0.05
 _ROOT = Path(__file__).parents[2]
 
 
@@ -29,15 +34,47 @@ def verdict_of(
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     environment = {**os.environ, **one, "PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", module, str(seconds), str(memory_bytes), *words]
-    limit = WALL_PER_CPU_SECOND * seconds
     try:
-        tried = subprocess.run(command, input=content, capture_output=True, env=environment, timeout=limit, check=False)
-        verdict: dict[str, Any] = json.loads(tried.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        ) as tried:
+            output = _output_of(tried, content, WALL_PER_CPU_SECOND * seconds)
+        verdict: dict[str, Any] = json.loads(output)
+    except ValueError:
         return None
     except OSError as error:
         raise MachineError(f"cannot start {module} in a process of its own: {error.strerror}") from error
     return verdict
+
+
+def _output_of(process: subprocess.Popen[bytes], content: bytes, limit_seconds: float) -> bytes:
+    """What the process printed until it ended, or was ended because it stood still or took too long."""
+    begun = moved = time.monotonic()
+    used = -1.0
+    waiting: bytes | None = content
+    while True:
+        try:
+            output, _ = process.communicate(waiting, timeout=_LOOK_SECONDS)
+            return output
+        except subprocess.TimeoutExpired:
+            waiting = None  # communicate goes on with what it got first.
+        now = time.monotonic()
+        working, seen = _progress(process.pid)
+        if working or seen != used:
+            moved, used = now, seen
+        if now - moved > STILL_SECONDS or now - begun > limit_seconds:
+            process.kill()
+
+
+def _progress(pid: int) -> tuple[bool, float]:
+    """Whether a thread of the process runs or waits for a core or a disk, and its CPU seconds so far."""
+    try:
+        process = psutil.Process(pid)
+        threads = [psutil.Process(thread.id).status() for thread in process.threads()]
+        times = process.cpu_times()
+    except psutil.Error:
+        return True, 0.0
+    return any(status != psutil.STATUS_SLEEPING for status in threads), times.user + times.system
 
 
 def limit_this_process(seconds: int, memory_bytes: int) -> None:
