@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -39,6 +40,12 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
+
+
+def tell(text: str) -> None:
+    """A line on stderr. A terminal or pipe that is gone costs the line, never the save that comes with it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def configure_logging(rank: int = 0, log_file: Path | None = None, verbose: bool = False) -> None:

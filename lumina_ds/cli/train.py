@@ -22,6 +22,7 @@ from lumina_ds.cli.main import run_command
 from lumina_ds.config.load import ResolvedConfig
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.export.hugging_face import exportable
+from lumina_ds.logs import tell
 
 if TYPE_CHECKING:
     from lumina_ds.plan.memory import MemoryPlan
@@ -88,8 +89,10 @@ def main() -> None:
 
 
 def _launch(config: RunConfig, runner: list[str]) -> int:
+    from lumina_ds.train.run_folder import RunFolder
     from lumina_ds.train.stop import ending_when_told
 
+    tell(f"run folder {RunFolder.of(config).path}; loading PyTorch and DeepSpeed")
     with ending_when_told():
         from lumina_ds.ranks.handoff import hand_over
         from lumina_ds.ranks.runner import complete_runner_arguments, rank_environment, runner_command, say_cards
@@ -147,21 +150,24 @@ def _train_what_is_handed_over(path: Path, digest: str) -> NoReturn:
     from lumina_ds.engine.launchers import reporting_rank
     from lumina_ds.train.stop import ending_when_told
 
-    with ending_when_told(reporting_rank(os.environ)[0]):
+    rank, speaks = reporting_rank(os.environ)
+    with ending_when_told(rank):
         from lumina_ds.ranks.handoff import take_over
 
         config, sys.argv = take_over(path, digest)  # the run folder keeps the command that the user typed
-        _run(config)
+        _run(config, speaks)
 
 
 def _train_as_rank(config: RunConfig, rank: int) -> NoReturn:
     from lumina_ds.train.stop import ending_when_told
 
     with ending_when_told(rank):
-        _run(_with_shards(config, keep_record=rank == 0))
+        _run(_with_shards(config, keep_record=rank == 0), rank == 0)
 
 
-def _run(config: RunConfig) -> NoReturn:
+def _run(config: RunConfig, speaks: bool) -> NoReturn:
+    if speaks:
+        tell("the ranks load PyTorch and DeepSpeed")
     from lumina_ds.measure.batch_size import settle_batch
     from lumina_ds.train.start import run_rank
 
@@ -237,8 +243,7 @@ def _print_dry_run(
     render_sources(config, sources, console)
     saves = describe_saves(config.train, checkpoint_bytes(config, checked.precision).total)
     console.print(f"Checkpoints: {saves}.", highlight=False)
-    console.print("Command (started from this folder; the data is prepared first):")
-    console.print(f"  {command}", soft_wrap=True, highlight=False)
+    console.print(f"Command (after the data is prepared):\n  {command}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -107,5 +107,6 @@ class TrainingConsole:
 
     def stop(self) -> None:
         if self._progress is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
             self._progress = None

@@ -22,6 +22,8 @@ from typing import IO
 import psutil
 
 from lumina_ds.errors import Interrupted
+from lumina_ds.ranks.killed import MemoryKills
+from lumina_ds.train.stop import heeded
 from lumina_ds.train.watch.orphans import START_MARK, is_alive
 
 # What each signal becomes on its way to the ranks: a closed terminal or Ctrl-C ends a run like SIGTERM does.
@@ -68,7 +70,8 @@ def complete_runner_arguments(given: list[str]) -> list[str]:
     ):
         arguments = ["--master_port", str(free_port()), *arguments]
     if not names & {"--quiet", "-q", "--log_level"}:
-        arguments = ["--quiet", *arguments]
+        # As an error it would report that ranks ended with 75, a clean stop; what fails is said by the ranks and by us.
+        arguments = ["--log_level", "critical", *arguments]
     return arguments
 
 
@@ -136,12 +139,14 @@ def shown_start(runner: list[str], arguments: list[str]) -> str:
 @dataclass(frozen=True)
 class Ended:
     """How one start of the ranks ended. `started` is in seconds since the epoch; `signalled`: we were told to stop;
-    `without_ranks`: the runner died of that signal, so that `code` says nothing of its ranks, which may still save."""
+    `without_ranks`: the runner died of that signal, so that `code` says nothing of its ranks, which may still save.
+    `memory`: in words, how many processes the kernel ended meanwhile for want of it, and the limit."""
 
     code: int
     signalled: bool
     started: float
     without_ranks: bool = False
+    memory: tuple[str, ...] = ()
 
 
 class Signals:
@@ -152,7 +157,7 @@ class Signals:
         self.running: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Signals:
-        self._previous = {number: signal.signal(number, self._handle) for number in FORWARDED}
+        self._previous = {number: signal.signal(number, self._handle) for number in heeded(FORWARDED)}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -197,6 +202,7 @@ def run_until_done(
     print, instead of standard output."""
     if signals.received:
         return Ended(Interrupted.exit_code, True, started)
+    kills = MemoryKills()
     signals.running = subprocess.Popen(command, env=environment, start_new_session=True, stdout=output)
     try:
         for number in signals.received:  # one that came between the two lines above
@@ -206,7 +212,8 @@ def run_until_done(
         signals.running = None
     signalled = bool(signals.received)
     without_ranks = signalled and code in (-signal.SIGTERM % 256, -signal.SIGUSR1 % 256)
-    return Ended(Interrupted.exit_code if without_ranks else code, signalled, started, without_ranks)
+    code = Interrupted.exit_code if without_ranks else code
+    return Ended(code, signalled, started, without_ranks, kills.since_then())
 
 
 def rank_processes(runner_pid: int) -> list[psutil.Process]:

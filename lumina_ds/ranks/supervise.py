@@ -7,14 +7,12 @@ a run that diverged, and a stop that was asked for.
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import psutil
 
 from lumina_ds.checkpoint.format import step_folders
@@ -30,9 +28,11 @@ from lumina_ds.errors import (
     StalledError,
     UnstableError,
 )
+from lumina_ds.logs import tell
 from lumina_ds.monitor.reading import last_step
 from lumina_ds.monitor.writers import append_record
 from lumina_ds.plan.batch import next_smaller, with_batch
+from lumina_ds.ranks.killed import meaning
 from lumina_ds.ranks.runner import Ended, Signals, marked_processes, run_until_done, shown_command, wait_for_ranks
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.watch.heartbeat import Beat, beat_path, cause_of_end, read_beats, tells_of_another_end
@@ -70,22 +70,21 @@ def supervise(config: RunConfig, make_command: Callable[[RunConfig], list[str]],
                 # Such as a full disk: what ended the ranks before is what the caller must learn.
                 if failure is None:
                     raise
-                click.echo(f"not started again: {error}", err=True)
+                tell(f"not started again: {error}")
                 return failure.code
             ended = _start(command, environment, signals)
             failure = _failure(folder, ended)
             if failure.code == 0 or ended.signalled:
                 return failure.code
             if failure.code == OutOfMemory.exit_code and batch.halve():
-                click.echo(f"out of memory; starting again with {batch}, the same rows per step", err=True)
+                tell(f"out of memory; starting again with {batch}, the same rows per step")
                 continue
             if failure.code in FINAL or restarts >= config.run.max_restarts:
                 return failure.code
             if before is not None and (before.checkpoint, before.step) == (failure.checkpoint, failure.step):
-                click.echo(
+                tell(
                     f"no progress: the run failed twice at step {failure.step} from the same checkpoint "
-                    f"({failure.checkpoint or 'none'}); not started again",
-                    err=True,
+                    f"({failure.checkpoint or 'none'}); not started again"
                 )
                 return failure.code
             before, restarts = failure, restarts + 1
@@ -138,13 +137,13 @@ class _Batch:
 
 def _start(command: list[str], environment: dict[str, str], signals: Signals) -> Ended:
     """One start of the ranks, until none of its processes is left."""
-    click.echo(f"+ {shown_command(command, environment)}", err=True)
+    tell(f"+ {shown_command(command, environment)}")
     mark = uuid.uuid4().hex
     started = time.time()
     try:
         ended = run_until_done(command, {**environment, START_MARK: mark}, signals, started)
         if ended.without_ranks and not wait_for_ranks(mark):
-            print("stopped by a signal before there was anything to save", file=sys.stderr)
+            tell("stopped by a signal before there was anything to save")
         return ended
     finally:
         end_marked(mark)
@@ -174,7 +173,8 @@ def _failure(folder: RunFolder, ended: Ended) -> Failure:
         reason = cause.end_reason if code == StalledError.exit_code else f"rank {cause.rank}: {cause.end_reason}"
     elif cause is not None and not ended.signalled:
         reason = f"rank {cause.rank} was killed around step {step}"
-        click.echo(f"error: {reason} (exit code {code}); its log is {folder.logs}/rank-{cause.rank}.log", err=True)
+        because = "; ".join([f"exit code {code}{meaning(code)}", *ended.memory])
+        tell(f"error: {reason} ({because}); its log is {folder.logs}/rank-{cause.rank}.log")
     return Failure(code, reason, _newest(folder), step)
 
 
@@ -190,13 +190,12 @@ def _wait(folder: RunFolder, failure: Failure, restart: int, config: RunConfig, 
     seconds = min(config.run.restart_backoff_seconds * 2 ** (restart - 1), MAX_BACKOFF_SECONDS)
     record = {"time": time.time(), "restart": restart, "exit_code": failure.code, "reason": failure.reason}
     append_record(folder.logs / "restarts.jsonl", record | {"step": failure.step, "checkpoint": failure.checkpoint})
-    click.echo(
+    tell(
         f"restart {restart} of {config.run.max_restarts} in {seconds:g} s, from {failure.checkpoint or 'the start'}, "
-        f"after step {failure.step}: {failure.reason}",
-        err=True,
+        f"after step {failure.step}: {failure.reason}"
     )
     if signals.wait(seconds):
-        print("stopped by a signal before the restart; start the same command again to go on", file=sys.stderr)
+        tell("stopped by a signal before the restart; start the same command again to go on")
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -9,7 +10,7 @@ import traceback
 from typing import NoReturn
 
 from lumina_ds.errors import DataError, Interrupted, LuminaError, MachineError, OutOfMemory, SharedFault
-from lumina_ds.logs import CONSOLE_LOGGER
+from lumina_ds.logs import CONSOLE_LOGGER, tell
 from lumina_ds.train.watch.heartbeat import tells_of_another_end
 
 log = logging.getLogger(CONSOLE_LOGGER)
@@ -40,9 +41,9 @@ def report_error(rank: int, error: LuminaError) -> None:
     log.error("%s", error)
     if rank == 0:
         # A stop that was asked for is no error.
-        print(str(error) if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr, flush=True)
+        tell(str(error) if isinstance(error, Interrupted) else f"error: {error}")
     elif isinstance(error, DataError | MachineError) and not isinstance(error, SharedFault):
-        print(f"[rank {rank}] error: {error}", file=sys.stderr, flush=True)
+        tell(f"[rank {rank}] error: {error}")
 
 
 def report_unexpected(rank: int, error: BaseException) -> int:
@@ -51,13 +52,13 @@ def report_unexpected(rank: int, error: BaseException) -> int:
     if is_out_of_memory(error):
         remedy = "lower --batch-size and raise --grad-accum, or use --activation-checkpointing full"
         what = str(error).partition("\n")[0]
-        print(f"error: rank {rank} ran out of memory ({what}); {remedy}", file=sys.stderr, flush=True)
+        tell(f"error: rank {rank} ran out of memory ({what}); {remedy}")
         return OutOfMemory.exit_code
     if isinstance(error, RuntimeError) and tells_of_another_end(str(error)):
         # Its traceback is in the log; the rank that failed first has the cause.
-        print(f"rank {rank} lost the connection to another rank and ends", file=sys.stderr, flush=True)
+        tell(f"rank {rank} lost the connection to another rank and ends")
         return 1
-    print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    tell(f"rank {rank} failed:\n{traceback.format_exc()}")
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
@@ -65,6 +66,7 @@ def end_at_once(rank: int, error: LuminaError) -> NoReturn:
     """Report the error and end the process from whichever thread this is, without waiting for the others."""
     report_error(rank, error)
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(error.exit_code)

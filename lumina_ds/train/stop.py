@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1, or the end of the launcher, as a flag that the training loop reads."""
+"""Signals that ask for the end, or the end of the launcher, as a flag that the training loop reads."""
 
 from __future__ import annotations
 
@@ -7,30 +7,38 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 
 from lumina_ds.errors import Interrupted
 from lumina_ds.train.watch.orphans import Launchers
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
 
 log = logging.getLogger(__name__)
 
 
+def heeded(numbers: Iterable[signal.Signals] = HANDLED) -> list[signal.Signals]:
+    """Without those that this process was started to ignore: nohup does so with SIGHUP, a shell's `&` with SIGINT."""
+    return [n for n in numbers if n not in _MAY_BE_IGNORED or signal.getsignal(n) is not signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def ending_when_told(rank: int = 0) -> Iterator[None]:
-    """Until somebody else handles them, SIGTERM and SIGUSR1 end this process with 75: there is nothing to save yet.
+    """Until somebody else handles them, all but Ctrl-C end this process with 75: there is nothing to save yet.
 
     Without it a rank that is still importing would die of SLURM's SIGUSR1, and its job would not be queued again.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         if rank == 0:
-            os.write(2, b"stopped by a signal before there was anything to save\n")
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                os.write(2, b"stopped by a signal before there was anything to save\n")
         os._exit(Interrupted.exit_code)
 
-    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    told = heeded((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
+    previous = {number: signal.signal(number, end) for number in told}
     try:
         yield
     finally:
@@ -48,7 +56,7 @@ class StopRequest:
         # of a collective; the number is in this pipe at once.
         self._arrived, self._written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._previous_pipe = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
-        self._previous = {number: signal.signal(number, self._handle) for number in HANDLED}
+        self._previous = {number: signal.signal(number, self._handle) for number in heeded()}
 
     @property
     def requested(self) -> bool:
@@ -62,7 +70,7 @@ class StopRequest:
     def notice(self) -> None:
         """For the watchdog's thread: see signals that the main thread has not come to, and launchers that are gone."""
         with contextlib.suppress(BlockingIOError):
-            if set(os.read(self._arrived, 4096)) & set(HANDLED):
+            if set(os.read(self._arrived, 4096)) & set(self._previous):
                 self._ask()
         if not self.requested and (gone := self._launchers.first_gone()) is not None:
             log.warning("%s has gone, so this run saves and ends", gone)
