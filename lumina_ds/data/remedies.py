@@ -63,6 +63,11 @@ _TEXT_PARTS = (
     f"({_TURNS} | {_CONTENTS} | arrays) |= "
     'map(select(type == "object" and (.type | IN("text", "input_text", "output_text"))))'
 )
+_AS_LISTS = (
+    "((.messages, .conversations) | strings) |= fromjson | ((.messages, .conversations) | objects) |= "
+    "(to_entries as $columns | [range($columns[0].value | length) as $n "
+    "| $columns | map({key, value: .value[$n]}) | from_entries])"
+)
 _AS_TEXT = (
     f"({_TURNS} | {_CONTENTS} | (numbers, booleans, objects)) |= tostring | "
     "((.instruction, .input, .output, .response, .completion, .text, .system) | (numbers, booleans)) |= tostring"
@@ -136,7 +141,9 @@ REMEDIES: dict[str, str] = {
     "unreadable row": "mend the row, or write the table anew",
     "unsupported content part": _say("keep the text ({})", _TEXT_PARTS),
     "wrong type": _say(
-        "write the content as text ({}), and remove turns that have null ({}), or such lines ({})",
+        "read turns that stand as JSON text or as an object of columns ({}), write the content as text ({}), and remove "
+        "turns that have null ({}), or such lines ({})",
+        _AS_LISTS,
         _AS_TEXT,
         _NO_EMPTY_TURNS,
         _NO_EMPTY_FIELDS,

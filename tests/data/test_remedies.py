@@ -154,7 +154,8 @@ BROKEN: dict[str, list[Any]] = {
     "unknown role": [*with_turns([{"role": "OLD", "content": "a"}, ASSISTANT]),
         {"prompt": {"role": "OLD", "text": "a", "replies": [{"role": "assistant", "text": "b"}]}}],
     "unsupported content part": with_turns([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}, ASSISTANT]),
-    "wrong type": with_turns([{"role": "user", "content": 5}, {"role": "assistant", "content": {"a": 1}}])
+    "wrong type": [{"messages": json.dumps([USER, ASSISTANT])}, {"conversations": json.dumps([shared(USER), shared(ASSISTANT)])},
+        {"messages": {"role": ["user", "assistant"], "content": ["a", "b"]}}] + with_turns([{"role": "user", "content": 5}, {"role": "assistant", "content": {"a": 1}}])
     + with_turns([USER, ASSISTANT, {"role": "assistant", "content": None}, CALL | {"content": None}])
     + [FORMATS[name].example | {key: value} for name, key in TEXT_KEYS for value in (7, None)],
     # A flag of KNOWN_KEYS in each place where it is refused.
