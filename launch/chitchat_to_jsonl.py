@@ -18,6 +18,7 @@ import click
 
 from lumina_ds.cli.main import run_command
 from lumina_ds.errors import DataError, MachineError
+from lumina_ds.text import with_article
 
 PACKAGE = "chitchat_dataset"
 INSTALL = "pip install chitchat-dataset==0.9.0"
@@ -62,7 +63,7 @@ def read_chats(path: Path) -> list[Any]:
         raise DataError(f"cannot read {path} as JSON ({error}); {INSTALL} again, or give another --source") from error
     if not isinstance(loaded, dict):
         raise DataError(
-            f"{path} holds a {type(loaded).__name__}, not chats by id; give chitchat-dataset's dataset.json"
+            f"{path} holds {with_article(type(loaded).__name__)}, not chats by id; give chitchat-dataset's dataset.json"
         )
     return list(loaded.values())
 

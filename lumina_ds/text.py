@@ -34,3 +34,8 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """A hint that names the closest candidate, or the empty string when none is close."""
     match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f"; did you mean {match[0]}?" if match else ""
+
+
+def with_article(noun: str) -> str:
+    """The noun with a or an before it, as it sounds: an object, a list, a user."""
+    return f"{'an' if noun.lower().startswith(('a', 'e', 'i', 'o', 'un')) else 'a'} {noun}"

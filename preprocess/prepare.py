@@ -23,6 +23,7 @@ from lumina_ds.config.chat_templates import ALIASES, AUTO_TEMPLATE, TEMPLATES
 from lumina_ds.config.schema import DataConfig, RunConfig
 from lumina_ds.data.shards.folder import EVAL_FOLDER, ShardFolder
 from lumina_ds.data.shards.manifest import READING, VERSION, InputEntry, Manifest, Settings, read_manifest
+from lumina_ds.data.shards.text_loss import describe_loss
 from lumina_ds.data.templates.find import certified_template, find_template, is_same, tokenizer_for
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, check_vocabulary, tokenizer_in
 from lumina_ds.errors import ConfigError, DataError
@@ -30,6 +31,7 @@ from lumina_ds.files import shown_path
 from preprocess.pipeline import Limits, check_totals, preprocess_files
 from preprocess.sources import STDIN, resolve_inputs, warn_of_shared_files
 from preprocess.summary import summary_lines, summary_record
+from preprocess.text_check import check_unknown
 from preprocess.train_tokenizer import RECIPE, train_tokenizer
 
 log = logging.getLogger("lumina_ds.preprocess")
@@ -136,9 +138,14 @@ def _check_same_tokenizer(folder: ShardFolder, tokenizer: Tokenizer) -> None:
 
 
 def _check_folder(folder: ShardFolder, data: DataConfig) -> None:
-    """Refuse settings that the shards cannot follow: the template, and packing where it was set explicitly."""
+    """Refuse settings that the shards cannot follow (the template, and packing where it was set explicitly) and trained
+    unknown ids without --allow-unknown, and say what the tokenizer lost."""
     _check_template(folder, data)
-    manifest = folder.manifest
+    manifest, totals = folder.manifest, folder.manifest.totals
+    check_unknown(totals.text_loss, data.allow_unknown, totals.lines, f"of {folder.path}")
+    if totals.text_loss is None or totals.text_loss.is_any:
+        for line in describe_loss(totals.text_loss, totals.tokens, totals.trained_tokens):
+            log.warning("%s: %s", folder.path, line)
     for name in ("packing", "overlong", "train_turns", "train_reasoning"):
         made, wanted = getattr(manifest.settings, name), getattr(data, name)
         if name in data.model_fields_set and made != wanted:

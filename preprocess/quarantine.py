@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lumina_ds.data.conversation import NO_ASSISTANT_TURN
+from lumina_ds.data.remedies import remedy
 from lumina_ds.data.shards.manifest import FileEntry, Totals
 from lumina_ds.data.shards.writer import HashingFile
 from lumina_ds.data.strict_json import NOT_JSON_RULES
@@ -76,7 +77,8 @@ def too_many_rejected(totals: Totals, limit: int | float, where: Path, at_end: b
 
     at_end: whether all lines were read.
     """
-    first = next(iter(totals.first_rejected.values()))
+    rule, first = next(iter(totals.first_rejected.items()))
+    mends = f"mend them ({rule}: {how})" if (how := remedy(rule)) else "mend them"
     rules = ", ".join(f"{count:,} {rule}" for rule, count in totals.rejected_by_rule.items())
     shown = f"{limit}" if isinstance(limit, int) else f"{limit:.4%}".rstrip("0%").rstrip(".") + "%"
     allows = (
@@ -87,7 +89,7 @@ def too_many_rejected(totals: Totals, limit: int | float, where: Path, at_end: b
     read = "" if at_end else f"; no more than the first {counted(totals.lines, 'line')} looked at"
     return DataError(
         f"{totals.rejected} of {counted(totals.lines, 'line')} rejected, more than --max-rejected {shown} "
-        f"(first: {first}; by rule: {rules}{read}); all of them stand in {where}; mend them, "
+        f"(first: {first}; by rule: {rules}{read}); all of them stand in {where}; {mends}, "
         f"or {allows}"
     )
 

@@ -140,6 +140,7 @@ class _Scan:
         # Only flags mark turns, and lines with flags are for the strict parser anyway.
         can_scan = train_turns != "marked" and format_name is None
         self._kernel = _kernel() if can_scan else None
+        self._words = self._kernel.known_words() if self._kernel else None
         self._train_turns = train_turns
         self._train_reasoning = train_reasoning
         self._bytes = data
@@ -172,7 +173,7 @@ class _Scan:
         if self._kernel is None:
             return self.position == len(self._data)
         return self._kernel.scan_lines(
-            self._data, self._progress, self._text, self._offsets, self._roles, self._first_turns, self._lines,
+            self._words, self._data, self._progress, self._text, self._offsets, self._roles, self._first_turns, self._lines,
             self._keys, self._scanned_keys,
         )  # fmt: skip
 

@@ -6,22 +6,26 @@ no part of a content. Where it meets
 anything else it gives up on the line, and the strict parser of lumina_ds.data.conversation says what is the matter, so
 it needs no reasons.
 
-numba compiles this at first use, as it does tokenizer_kernel.py. Import it only where numba may be missing. All of it
-stands in one file because numba compiles anew only when a function's own file has changed: delete __pycache__ after a
-change of the roles or limits that are imported here.
+numba compiles this at first use, as it does tokenizer/kernel.py. Import it only where numba may be missing. All of it
+stands in one file, and what other modules say is an argument (`words`), because numba compiles anew only when a
+function's own file has changed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cache
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
-from lumina_ds.data.conversation import TOP_LEVEL_KEYS
+from lumina_ds.data.conversation import KEYS_BESIDE
 from lumina_ds.data.formats import ANSWER_KEYS
 from lumina_ds.data.messages import MESSAGE_ROLES, SHAREGPT_ROLES
 from lumina_ds.data.strict_json import MAX_LINE_BYTES
 from lumina_ds.data.tokenizer.tokenizer import ROLES
-from lumina_ds.data.turn_keys import TURN_KEYS
+from lumina_ds.data.turn_keys import HARMLESS_KEYS, TURN_KEYS
 
 # What `progress` holds: how far the block is read, and how much stands in each output.
 POSITION, LINE, TEXT_BYTES, TURNS, ROWS, SPACE_SYMBOLS, OTHER_KEYS, OTHER_KEY_LINES = range(8)
@@ -45,18 +49,7 @@ def _word(text: str) -> np.ndarray:
 
 _MESSAGES, _ROLE, _CONTENT = _word("messages"), _word("role"), _word("content")
 _CONVERSATIONS, _FROM, _VALUE = _word("conversations"), _word("from"), _word("value")
-# Keys that change what is trained, or may, one per row and filled up with NUL.
-_TOP_LEVEL_WORDS, _TURN_WORDS = (
-    np.array([list(name.encode().ljust(24, b"\0")) for name in sorted(names)], np.uint8)
-    for names in (TOP_LEVEL_KEYS | ANSWER_KEYS, TURN_KEYS | {"role", "content", "from", "value"})
-)
 _TRUE, _FALSE, _NULL = _word("true"), _word("false"), _word("null")
-# Names of roles, one per row and filled up with NUL; those that only ShareGPT's form knows stand last.
-_ROLE_NAMES = sorted(SHAREGPT_ROLES, key=lambda name: name not in MESSAGE_ROLES)
-_ROLE_WORDS = np.array([list(name.encode().ljust(16, b"\0")) for name in _ROLE_NAMES], np.uint8)
-_ROLE_CODES = np.array([ROLES.index(SHAREGPT_ROLES[name]) for name in _ROLE_NAMES], np.uint8)
-_NUM_MESSAGE_ROLES = len(MESSAGE_ROLES)
-_ASSISTANT = ROLES.index("assistant")
 # ASCII that stands for itself within a string.
 _IS_PLAIN = np.array([0x20 <= byte < 0x80 and byte not in (_QUOTE, _BACKSLASH) for byte in range(256)])
 # What follows a backslash, and the byte that it stands for.
@@ -65,8 +58,43 @@ for _letter, _meaning in zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True):
     _ESCAPES[ord(_letter)] = ord(_meaning)
 
 
+class Words(NamedTuple):
+    """What other modules say. Names stand one per row, filled up with NUL."""
+
+    top_level: np.ndarray  # keys that change what is trained, or may, beside the turns
+    turn: np.ndarray  # the same at a turn
+    harmless: np.ndarray  # keys that are not counted
+    roles: np.ndarray  # those that only ShareGPT's form knows stand last
+    role_codes: np.ndarray  # [roles] places in tokenizer.ROLES
+    num_message_roles: int
+    assistant: int
+    max_line_bytes: int
+
+
+@cache
+def known_words() -> Words:
+    names = sorted(SHAREGPT_ROLES, key=lambda name: name not in MESSAGE_ROLES)
+    return Words(
+        _rows((KEYS_BESIDE | ANSWER_KEYS) - HARMLESS_KEYS),
+        _rows((TURN_KEYS | {"role", "content", "from", "value"}) - HARMLESS_KEYS),
+        _rows(HARMLESS_KEYS),
+        _rows(names),
+        np.array([ROLES.index(SHAREGPT_ROLES[name]) for name in names], np.uint8),
+        len(MESSAGE_ROLES),
+        ROLES.index("assistant"),
+        MAX_LINE_BYTES,
+    )
+
+
+def _rows(names: Iterable[str]) -> np.ndarray:
+    words = [name.encode() for name in names]
+    width = max(map(len, words)) + 1  # a NUL at the end of each
+    return np.array([list(word.ljust(width, b"\0")) for word in words], np.uint8)
+
+
 @numba.njit(cache=True, nogil=True)
 def scan_lines(
+    words: Words,
     data: np.ndarray,
     progress: np.ndarray,
     text: np.ndarray,
@@ -79,7 +107,7 @@ def scan_lines(
 ) -> bool:
     """Read lines from progress[POSITION] on; True at the end of `data`, False before a line to be looked at.
 
-    data: uint8, whole lines, the last one with its line end too. Appended to: text: uint8, a space before each content;
+    words: known_words(). data: uint8, whole lines, the last one with its line end too. Appended to: text: uint8, a space before each content;
     offsets: int64 [turns + 1], where that space stands; roles: uint8 [turns], of tokenizer.ROLES; first_turns:
     int64 [rows + 1]; lines: int64 [rows]. keys: int64 [MAX_KEYS, 2], working memory.
     other_keys: int64 [MAX_OTHER_KEYS, 4], names that were met in accepted lines and mean nothing here.
@@ -93,9 +121,9 @@ def scan_lines(
             for other in range(num_others):
                 other_keys[other, _COUNT_BEFORE] = other_keys[other, _COUNT]
             position, num_turns, num_bytes, num_symbols = _document(
-                data, position, text, offsets, roles, turns, progress, keys, other_keys
+                words, data, position, text, offsets, roles, turns, progress, keys, other_keys
             )
-            if position < 0 or position - begin > MAX_LINE_BYTES:
+            if position < 0 or position - begin > words.max_line_bytes:
                 for other in range(num_others):
                     other_keys[other, _COUNT] = other_keys[other, _COUNT_BEFORE]
                 progress[OTHER_KEYS] = num_others
@@ -116,6 +144,7 @@ def scan_lines(
 
 @numba.njit(cache=True, nogil=True)
 def _document(
+    words: Words,
     data: np.ndarray,
     position: int,
     text: np.ndarray,
@@ -144,10 +173,10 @@ def _document(
                 return failed
             has_turns = True
             position, num_turns, num_bytes, num_symbols = _turns(
-                data, position, is_messages, text, offsets, roles, num_turns, num_bytes, progress, keys,
+                words, data, position, is_messages, text, offsets, roles, num_turns, num_bytes, progress, keys,
                 count, other_keys,
             )  # fmt: skip
-        elif _count_other(data, keys[count - 1], _TOP_LEVEL_WORDS, progress, other_keys):
+        elif _count_other(data, keys[count - 1], words.top_level, words.harmless, progress, other_keys):
             position = _pass_value(data, position, keys, count)
         else:
             return failed
@@ -164,6 +193,7 @@ def _document(
 
 @numba.njit(cache=True, nogil=True)
 def _turns(
+    words: Words,
     data: np.ndarray,
     position: int,
     is_messages: bool,
@@ -197,11 +227,11 @@ def _turns(
             name = keys[count]
             count += 1
             if _is_word(data, name, _ROLE if is_messages else _FROM):
-                role, position = _read_role(data, position, is_messages)
+                role, position = _read_role(words, data, position, is_messages)
             elif _is_word(data, name, _CONTENT if is_messages else _VALUE):
                 position, num_bytes, more_symbols = _content(data, position, text, num_bytes)
                 num_symbols += more_symbols
-            elif _count_other(data, name, _TURN_WORDS, progress, other_keys):
+            elif _count_other(data, name, words.turn, words.harmless, progress, other_keys):
                 position = _pass_value(data, position, keys, count)
             else:
                 return failed
@@ -213,7 +243,7 @@ def _turns(
         # A content of no bytes leaves its space alone.
         if data[position] != _CLOSE_OBJECT or role == _NO_ROLE or num_bytes < begin + 2:
             return failed
-        has_assistant |= role == _ASSISTANT
+        has_assistant |= role == words.assistant
         roles[num_turns] = role
         num_turns += 1
         offsets[num_turns] = num_bytes
@@ -227,16 +257,18 @@ def _turns(
 
 @numba.njit(cache=True, nogil=True)
 def _count_other(
-    data: np.ndarray, name: np.ndarray, known: np.ndarray, progress: np.ndarray, other_keys: np.ndarray
+    data: np.ndarray,
+    name: np.ndarray,
+    known: np.ndarray,
+    harmless: np.ndarray,
+    progress: np.ndarray,
+    other_keys: np.ndarray,
 ) -> bool:
     """Count a key that is neither role nor content; False where it is one of `known`, or one name too many."""
-    begin, size = name[0], name[1] - name[0]
-    for row in range(len(known)):
-        same = 0
-        while same < size and same < 24 and known[row, same] == data[begin + same]:
-            same += 1
-        if same == size and (same == 24 or known[row, same] == 0):
-            return False
+    if _is_one_of(data, name, known):
+        return False
+    if _is_one_of(data, name, harmless):
+        return True
     count = progress[OTHER_KEYS]
     for other in range(count):
         if _is_word(data, name, data[other_keys[other, _BEGIN] : other_keys[other, _END]]):
@@ -250,17 +282,31 @@ def _count_other(
 
 
 @numba.njit(cache=True, nogil=True)
-def _read_role(data: np.ndarray, position: int, is_messages: bool) -> tuple[int, int]:
+def _is_one_of(data: np.ndarray, name: np.ndarray, known: np.ndarray) -> bool:
+    begin, size = name[0], name[1] - name[0]
+    if size >= known.shape[1]:
+        return False
+    for row in range(len(known)):
+        same = 0
+        while same < size and known[row, same] == data[begin + same]:
+            same += 1
+        if same == size and known[row, same] == 0:
+            return True
+    return False
+
+
+@numba.njit(cache=True, nogil=True)
+def _read_role(words: Words, data: np.ndarray, position: int, is_messages: bool) -> tuple[int, int]:
     """(role or _NO_ROLE, position after it or -1)."""
     if data[position] != _QUOTE:
         return _NO_ROLE, -1
     begin = position + 1
-    for row in range(_NUM_MESSAGE_ROLES if is_messages else len(_ROLE_WORDS)):
+    for row in range(words.num_message_roles if is_messages else len(words.roles)):
         size = 0
-        while size < 16 and _ROLE_WORDS[row, size] != 0 and data[begin + size] == _ROLE_WORDS[row, size]:
+        while words.roles[row, size] != 0 and data[begin + size] == words.roles[row, size]:
             size += 1
-        if _ROLE_WORDS[row, size] == 0 and data[begin + size] == _QUOTE:
-            return np.int64(_ROLE_CODES[row]), begin + size + 1
+        if words.roles[row, size] == 0 and data[begin + size] == _QUOTE:
+            return np.int64(words.role_codes[row]), begin + size + 1
     return _NO_ROLE, -1
 
 

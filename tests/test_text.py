@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from source_tree import modules, tree
 
-from lumina_ds.text import counted, format_bytes, format_count, nearest
+from lumina_ds.text import counted, format_bytes, format_count, nearest, with_article
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,3 +51,21 @@ def test_no_other_module_turns_bytes_into_text() -> None:
         for match in written.finditer(path.read_text(encoding="utf-8"))
     ]
     assert found == []
+
+
+def test_an_article_fits_the_word_that_is_inserted() -> None:
+    assert [with_article(word) for word in ("object", "assistant", "int", "list", "user", "unknown", "tool")] == [
+        "an object", "an assistant", "an int", "a list", "a user", "an unknown", "a tool",
+    ]  # fmt: skip
+    # Words that all begin alike, and no word.
+    known = {"kind", "_NAMED[separator]", "flag", "' b '.join(some)"}
+    before = re.compile(r"(^|\W)[Aa]n? ['\"]?$")
+    found = {
+        ast.unparse(value.value)
+        for path in modules().values()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.JoinedStr)
+        for text, value in pairwise(node.values)
+        if isinstance(text, ast.Constant) and isinstance(value, ast.FormattedValue) and before.search(text.value)
+    }
+    assert found <= known, f"use with_article for {found - known}"

@@ -48,6 +48,18 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def train_turns_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --train-turns to a verb that takes no configuration."""
+    return click.option(
+        "--train-turns",
+        default="all",
+        show_default=True,
+        type=click.Choice(["all", "last", "marked"]),
+        help="Assistant turns that are labels: all that no flag (weight, train, loss, masked) switches off, the last of each "
+        "conversation, or only those that a flag marks.",
+    )(function)
+
+
 def train_reasoning_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --train-reasoning to a verb that takes no configuration."""
     return click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option
+from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option, train_turns_option
 from lumina_ds.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -61,14 +61,7 @@ def _max_rejected(ctx: click.Context, parameter: click.Parameter, value: str) ->
     type=click.Choice(["truncate", "split", "drop"]),
     help="What happens to conversations longer than a row; --packing concat cuts them at row ends.",
 )
-@click.option(
-    "--train-turns",
-    default="all",
-    show_default=True,
-    type=click.Choice(["all", "last", "marked"]),
-    help="Assistant turns that are labels: all that no flag (weight, train, loss, masked) switches off, the last of each "
-    "conversation, or only those that a flag marks.",
-)
+@train_turns_option
 @train_reasoning_option
 @format_option
 @click.option(

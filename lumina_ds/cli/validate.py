@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option
+from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option, train_turns_option
 from lumina_ds.config.chat_templates import ALIASES, TEMPLATES
 from lumina_ds.errors import DataError
 
@@ -31,13 +31,7 @@ EXAMPLES = """Examples:
 @click.option("--tokenizer", "tokenizer_path", metavar="FILE", help="Count tokens with this model, else characters.")
 @chat_template_option
 @click.option("--seq-length", type=click.IntRange(min=2), help="Report what rows of so many tokens would cut.")
-@click.option(
-    "--train-turns",
-    default="all",
-    show_default=True,
-    type=click.Choice(["all", "last", "marked"]),
-    help="Assistant turns that are labels, as in lumina preprocess.",
-)
+@train_turns_option
 @train_reasoning_option
 @format_option
 @click.option("--allow-unknown", is_flag=True, help="Let trained ids for characters that the tokenizer lacks pass.")

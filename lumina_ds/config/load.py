@@ -19,7 +19,7 @@ from lumina_ds.config.mixtures import EvalSetConfig, SourceConfig
 from lumina_ds.config.schema import ModelConfig, RunConfig, Section
 from lumina_ds.config.tensors import num_parameters
 from lumina_ds.errors import ConfigError
-from lumina_ds.text import nearest
+from lumina_ds.text import nearest, with_article
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 MAX_YAML_BYTES = 1 << 20
@@ -126,7 +126,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds a {type(loaded).__name__}, not a mapping of sections")
+        raise ConfigError(f"{path} holds {with_article(type(loaded).__name__)}, not a mapping of sections")
     if _num_values(loaded, {}) > MAX_YAML_VALUES:
         raise ConfigError(f"{path} holds above {MAX_YAML_VALUES} values once its aliases are written out; remove them")
     return loaded

@@ -11,17 +11,27 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lumina_ds.data.formats import DataFormat, as_messages, format_of
+from lumina_ds.data.formats.preference import REJECTED_SIDES
 from lumina_ds.data.messages import FORMS, MESSAGE_ROLES, SHAREGPT_ROLES, Form, form_of, read_message
 from lumina_ds.data.rendering import first_with_reasoning
-from lumina_ds.data.strict_json import RejectedLine, json_type, parse_object
+from lumina_ds.data.strict_json import RejectedLine, a_type, parse_object, required_text
 from lumina_ds.data.tools import read_tools, results_in_order
 from lumina_ds.data.turn_keys import (
+    CALL_KEYS,
     DEFINITION_KEYS,
+    EMPTY,
     FLAGS,
+    HARMLESS_KEYS,
+    JUDGEMENTS,
+    KNOWN_KEYS,
     PART_KEYS,
-    TOP_LEVEL_UNSUPPORTED,
+    REFUSED_BESIDE,
+    REJECTED_KEYS,
+    SYSTEM_KEYS,
+    TOP_LEVEL_KEYS,
     TURN_KEYS,
     check_flags_beside_turns,
+    check_judgement,
     check_unsupported,
     read_flag,
 )
@@ -37,7 +47,9 @@ NOTHING_TO_TRAIN = "no turn to train"
 TEXTS = "documents of plain text: every token is a label"
 EARLIER_REASONING = "turns whose reasoning is left out and that are no labels, by --train-reasoning last"
 
-TOP_LEVEL_KEYS = FLAGS | TOP_LEVEL_UNSUPPORTED.keys() | DEFINITION_KEYS | FORMS.keys() | {"system"}
+# What may stand beside the turns and is no name without a meaning.
+_OF_A_CALL = {"id", "type", "function", "name", "arguments", "index"}
+KEYS_BESIDE = TOP_LEVEL_KEYS | FORMS.keys() | HARMLESS_KEYS
 
 
 def split_lines(block: bytes) -> Iterator[tuple[int, bytes]]:
@@ -84,6 +96,8 @@ def parse_conversation(
     ]
     trained, notes = _trained(turns, flags, train_turns, train_reasoning)
     notes += tuple(form.notes(document)) if form is not None and form.notes else ()
+    if any(read.get(key) for key in REJECTED_KEYS):
+        notes += ((REJECTED_SIDES, 1),)
     return Conversation(turns, trained, tuple(_other_keys(document, form, read, key)), tools, notes)
 
 
@@ -99,28 +113,24 @@ def read_chat(document: dict[str, Any]) -> Conversation:
 def _document(document: dict[str, Any], form: DataFormat, train_turns: TrainTurns) -> Conversation:
     """A text for continued pretraining; what belongs to chats is refused beside it."""
     assert form.text is not None
-    check_unsupported(document, TOP_LEVEL_UNSUPPORTED, "beside a text")
-    for key in sorted((DEFINITION_KEYS | {"system"}) & document.keys()):
+    check_unsupported(document, REFUSED_BESIDE, "beside a text")
+    for key in sorted(({*DEFINITION_KEYS, *SYSTEM_KEYS}) & document.keys()):
         if document[key]:
-            raise RejectedLine(
-                f"unsupported {key}", f"'{key}' beside a text, which has no turns; remove it (jq -c 'del(.{key})')"
-            )
+            raise RejectedLine(f"unsupported {key}", f"'{key}' beside a text, which has no turns")
     check_flags_beside_turns(document)
-    text = document[form.text]
-    if not isinstance(text, str):
-        raise RejectedLine("wrong type", f"'{form.text}' is a {json_type(text)}, not a string")
-    if not text:
-        raise RejectedLine("empty content", f"'{form.text}' is empty")
+    text = required_text(document, form.text)
     if train_turns == "marked" and not any(document.get(key) is not None for key in FLAGS):
         raise RejectedLine(NOTHING_TO_TRAIN, "no flag marks the text, and --train-turns is marked")
-    known = TOP_LEVEL_KEYS | {form.text}
+    # Beside a text a label is a class of it, and rejected sides are those of nothing.
+    known = KEYS_BESIDE - {*JUDGEMENTS, *REJECTED_KEYS, "instruction"} | {form.text}
     return Conversation((Turn("text", text),), other_keys=tuple(sorted(document.keys() - known)), notes=((TEXTS, 1),))
 
 
 def _read(document: dict[str, Any]) -> tuple[str, tuple[Turn, ...], tuple[str, ...]]:
     """(key of the list of messages, turns, definitions of tools)."""
-    check_unsupported(document, TOP_LEVEL_UNSUPPORTED, "beside the turns")
+    check_unsupported(document, REFUSED_BESIDE, "beside the turns")
     check_flags_beside_turns(document)
+    check_judgement(document)
     tools = read_tools(document)
     present = [key for key in FORMS if key in document]
     filled = [key for key in present if document[key]]
@@ -129,20 +139,30 @@ def _read(document: dict[str, Any]) -> tuple[str, tuple[Turn, ...], tuple[str, .
     key = (filled or present)[0]
     turns = _with_system(document, _turns(document[key], key, form_of(document[key], key)))
     results_in_order(turns)
+    _check_instruction(document, turns)
     return key, turns, tools
 
 
 def _with_system(document: dict[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    system = document.get("system")
-    if system is None or system == "":
-        return turns
-    if not isinstance(system, str):
-        raise RejectedLine("wrong type", f"'system' is a {json_type(system)}, not a string")
-    if any(turn.role == "system" for turn in turns):
+    """`turns` after the system turn that stands beside them, unless they begin with the same one."""
+    found = {key: document[key] for key in SYSTEM_KEYS if document.get(key) not in (None, "")}
+    for key, text in found.items():
+        if not isinstance(text, str):
+            raise RejectedLine("wrong type", f"'{key}' is {a_type(text)}, not a string")
+    written = {turn.content for turn in turns if turn.role == "system"}
+    if len(written | set(found.values())) > len(written or {""}):
+        shown = " and ".join(f"'{key}'" for key in found)
+        raise RejectedLine("two system prompts", f"{shown} beside the turns and another system prompt, which differ")
+    return turns if written or not found else (Turn("system", next(iter(found.values()))), *turns)
+
+
+def _check_instruction(document: dict[str, Any], turns: tuple[Turn, ...]) -> None:
+    """Refuse an instruction beside the turns, unless it is a copy of what they say."""
+    text = document.get("instruction")
+    if text not in EMPTY and not (isinstance(text, str) and any(text in turn.content for turn in turns)):
         raise RejectedLine(
-            "two system prompts", "'system' stands beside the turns and a system turn among them; keep one"
+            "unsupported instruction", f"'instruction' beside the turns: {KNOWN_KEYS['instruction'].meaning}"
         )
-    return (Turn("system", system), *turns)
 
 
 def _trained(
@@ -180,23 +200,26 @@ def _trained(
 
 def _other_keys(document: dict[str, Any], form: DataFormat | None, read: dict[str, Any], key: str) -> Iterator[str]:
     """Names of the keys that mean nothing here, one per place where they stand. `read`: the document that `key` is in."""
-    known = TOP_LEVEL_KEYS | (form.keys | form.optional if form else set())
+    known = KEYS_BESIDE | (form.keys | form.optional if form else set())
     yield from document.keys() - known
     yield from (each for each in FORMS if each in document and each not in read and document[each])
     if form and form.messages and key in document and document[key]:
         yield key
     turns_form = form_of(read[key], key)
-    known = TURN_KEYS | turns_form.keys
+    known = TURN_KEYS | HARMLESS_KEYS | turns_form.keys
     for message in read[key]:
         yield from message.keys() - known
         content = message.get(turns_form.content_key)
         for part in content if isinstance(content, list) else ():
-            yield from part.keys() - PART_KEYS - {"type", "text"}
+            yield from part.keys() - PART_KEYS - HARMLESS_KEYS - {"type", "text"}
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            yield from call.keys() - CALL_KEYS - HARMLESS_KEYS - _OF_A_CALL
 
 
 def _turns(messages: Any, key: str, form: Form) -> tuple[Turn, ...]:
     if not isinstance(messages, list):
-        raise RejectedLine("wrong type", f"'{key}' is a {json_type(messages)}, not a list")
+        raise RejectedLine("wrong type", f"'{key}' is {a_type(messages)}, not a list")
     if not messages:
         raise RejectedLine("empty conversation", f"'{key}' is empty")
     return tuple(read_message(message, number, form) for number, message in enumerate(messages, 1))

@@ -8,10 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lumina_ds.data.strict_json import RejectedLine, json_type, shorten
+from lumina_ds.data.strict_json import RejectedLine, a_type, required_text, shorten
 from lumina_ds.data.tools import read_call_text, read_calls
-from lumina_ds.data.turn_keys import EMPTY, REASONING_KEYS, UNSUPPORTED, check_part, check_unsupported
+from lumina_ds.data.turn_keys import (
+    EMPTY,
+    KNOWN_KEYS,
+    PART_KEYS,
+    REASONING_KEYS,
+    REFUSED_AT_A_TURN,
+    check_inside,
+    check_unsupported,
+)
 from lumina_ds.data.turns import THINK_END, Role, ToolCall, Turn
+from lumina_ds.text import with_article
 
 # Roles of the turns that a line without tools has; the compiled scanner reads these and no others.
 MESSAGE_ROLES: dict[str, Role] = {
@@ -62,10 +71,11 @@ def form_of(messages: Any, key: str) -> Form:
 def read_message(message: Any, number: int, form: Form) -> Turn:
     """Message `number`, counted from 1, as a turn. Raises RejectedLine."""
     if not isinstance(message, dict):
-        raise RejectedLine("wrong type", f"message {number} is a {json_type(message)}, not an object")
+        raise RejectedLine("wrong type", f"message {number} is {a_type(message)}, not an object")
     role = _role(message, number, form)
     _check_other_form(message, role, number, form)
-    check_unsupported(message, UNSUPPORTED, f"of message {number}")
+    check_unsupported(message, REFUSED_AT_A_TURN, f"of message {number}")
+    _check_channel(message, number)
     reasoning = _reasoning(message, role, number)
     calls = _calls(message, role, number, form)
     tool_call_id = _of_a_result(message, "tool_call_id", role, number)
@@ -76,8 +86,17 @@ def read_message(message: Any, number: int, form: Form) -> Turn:
     return Turn(role, _content(message, form.content_key, number, may_be_empty), reasoning, calls, tool_call_id, name)
 
 
+def _check_channel(message: dict[str, Any], number: int) -> None:
+    """Refuse what gpt-oss says in another channel than the answer's: reasoning and calls have keys here."""
+    channel = message.get("channel")
+    if channel not in EMPTY and channel != "final":
+        raise RejectedLine(
+            "unsupported channel", f"'channel' of message {number} is not final: {KNOWN_KEYS['channel'].meaning}"
+        )
+
+
 def _role(message: dict[str, Any], number: int, form: Form) -> Role:
-    written = _required_text(message, form.role_key, number)
+    written = required_text(message, form.role_key, f"message {number}")
     if written in form.calls:
         return "assistant"
     role = form.roles.get(written)
@@ -108,11 +127,12 @@ def _reasoning(message: dict[str, Any], role: Role, number: int) -> str:
     key, value = next(iter(found.items()))
     if role != "assistant":
         raise RejectedLine(
-            "reasoning on another role", f"'{key}' of message {number}, a {role} turn; only assistants reason"
+            "reasoning on another role",
+            f"'{key}' of message {number}, {with_article(role)} turn; only assistants reason",
         )
     for each, text in found.items():
         if not isinstance(text, str):
-            raise RejectedLine("wrong type", f"'{each}' of message {number} is a {json_type(text)}, not a string")
+            raise RejectedLine("wrong type", f"'{each}' of message {number} is {a_type(text)}, not a string")
     if len(set(found.values())) > 1:
         shown = " and ".join(f"'{each}'" for each in found)
         raise RejectedLine("two reasonings", f"message {number} has {shown}, which differ; keep one")
@@ -129,12 +149,14 @@ def _calls(message: dict[str, Any], role: Role, number: int, form: Form) -> tupl
     if message[form.role_key] in form.calls:
         if found:
             raise RejectedLine(
-                "two lists of calls", f"message {number} is a {message[form.role_key]} and has '{found[0]}'; keep one"
+                "two lists of calls",
+                f"message {number} is {with_article(message[form.role_key])} and has '{found[0]}'; keep one",
             )
-        return read_call_text(_required_text(message, form.content_key, number), number)
+        return read_call_text(required_text(message, form.content_key, f"message {number}"), number)
     if found and role != "assistant":
         raise RejectedLine(
-            "tool call on another role", f"'{found[0]}' of message {number}, a {role} turn; only assistants call tools"
+            "tool call on another role",
+            f"'{found[0]}' of message {number}, {with_article(role)} turn; only assistants call tools",
         )
     if len(found) > 1:
         raise RejectedLine("two lists of calls", f"message {number} has 'tool_calls' and 'function_call'; keep one")
@@ -148,11 +170,10 @@ def _of_a_result(message: dict[str, Any], key: str, role: Role, number: int) -> 
     if role != "tool":
         raise RejectedLine(
             f"unsupported {key}",
-            f"'{key}' of message {number}, a {role} turn: only results of tools have one; write a speaker's name into "
-            f"the content, or remove the key (jq -c 'del(.messages[] | select(.role != \"tool\") | .{key})')",
+            f"'{key}' of message {number}, {with_article(role)} turn: only results of tools have one",
         )
     if not isinstance(value, str):
-        raise RejectedLine("wrong type", f"'{key}' of message {number} is a {json_type(value)}, not a string")
+        raise RejectedLine("wrong type", f"'{key}' of message {number} is {a_type(value)}, not a string")
     return value
 
 
@@ -161,7 +182,7 @@ def _content(message: dict[str, Any], key: str, number: int, may_be_empty: bool)
         return ""
     if isinstance(message.get(key), list):
         return _joined(message[key], key, number, may_be_empty)
-    return _required_text(message, key, number)
+    return required_text(message, key, f"message {number}")
 
 
 def _joined(parts: list[Any], key: str, number: int, may_be_empty: bool) -> str:
@@ -170,26 +191,15 @@ def _joined(parts: list[Any], key: str, number: int, may_be_empty: bool) -> str:
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(kind, str) or kind not in _TEXT_PARTS:
-            shown = shorten(kind) if isinstance(kind, str) else f"a {json_type(part)}"
+            shown = shorten(kind) if isinstance(kind, str) else a_type(part)
             raise RejectedLine(
                 "unsupported content part",
                 f"'{key}' of message {number} holds {shown}; only parts of type text are trained",
             )
         if not isinstance(part.get("text"), str):
             raise RejectedLine("wrong type", f"a text part of message {number} has no string under 'text'")
-        check_part(part, number)
+        check_inside(part, PART_KEYS, "part", f"a part of message {number}")
         texts.append(part["text"])
     if not any(texts) and not may_be_empty:
         raise RejectedLine("empty content", f"'{key}' of message {number} is empty")
     return "".join(texts)
-
-
-def _required_text(message: dict[str, Any], key: str, number: int) -> str:
-    if key not in message:
-        raise RejectedLine("missing key", f"message {number} has no '{key}'")
-    value = message[key]
-    if not isinstance(value, str):
-        raise RejectedLine("wrong type", f"'{key}' of message {number} is a {json_type(value)}, not a string")
-    if not value:
-        raise RejectedLine("empty content", f"'{key}' of message {number} is empty")
-    return value

@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+from lumina_ds.text import with_article
+
 # Far above any context; SentencePiece takes about 50 bytes per character, so this bounds a worker's memory.
 MAX_LINE_BYTES = 16 << 20
 MAX_DEPTH = 100
@@ -40,7 +42,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """The JSON object of one line. Raises RejectedLine, also for keys that stand twice and depth beyond MAX_DEPTH."""
     document = _parse_json(line)
     if not isinstance(document, dict):
-        found = "an empty array" if document == [] else f"a {json_type(document)}"
+        found = "an empty array" if document == [] else a_type(document)
         raise RejectedLine("not an object", f"{found}, not an object")
     return document
 
@@ -141,6 +143,24 @@ def json_type(value: Any) -> str:
         return "boolean"
     names: dict[type, str] = {dict: "object", list: "list", str: "string"}
     return names.get(type(value), "number")
+
+
+def a_type(value: Any) -> str:
+    """The type of a value for a sentence: "an object", "a list", "null"."""
+    return "null" if value is None else with_article(json_type(value))
+
+
+def required_text(holder: dict[str, Any], key: str, where: str = "") -> str:
+    """The text under `key`; `where` names the holder, such as "message 3". Raises RejectedLine where there is none."""
+    if key not in holder:
+        raise RejectedLine("missing key", f"{where or 'the line'} has no '{key}'")
+    value = holder[key]
+    shown = f"'{key}' of {where}" if where else f"'{key}'"
+    if not isinstance(value, str):
+        raise RejectedLine("wrong type", f"{shown} is {a_type(value)}, not a string")
+    if not value:
+        raise RejectedLine("empty content", f"{shown} is empty")
+    return value
 
 
 def shorten(text: str) -> str:

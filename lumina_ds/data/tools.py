@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from lumina_ds.data.strict_json import RejectedLine, json_type, parse_json, shorten
-from lumina_ds.data.turn_keys import EMPTY
+from lumina_ds.data.strict_json import RejectedLine, a_type, parse_json, shorten
+from lumina_ds.data.turn_keys import CALL_KEYS, EMPTY, check_inside
 from lumina_ds.data.turns import ToolCall, Turn, canonical_json
 
 DANGLING = "dangling tool_call_id"
@@ -34,7 +34,7 @@ def read_tools(document: dict[str, Any]) -> tuple[str, ...]:
     (key,) = found
     listed = _parsed(document[key], f"'{key}'", _DEFINITION)
     if not isinstance(listed, list):
-        raise RejectedLine(_DEFINITION, f"'{key}' is a {json_type(listed)}, not a list")
+        raise RejectedLine(_DEFINITION, f"'{key}' is {a_type(listed)}, not a list")
     return tuple(
         _definition(_parsed(entry, f"entry {n} of '{key}'", _DEFINITION), n, key) for n, entry in enumerate(listed, 1)
     )
@@ -44,7 +44,7 @@ def read_calls(value: Any, key: str, number: int) -> tuple[ToolCall, ...]:
     """The calls under `tool_calls` or `function_call` of message `number`. Raises RejectedLine."""
     entries = [value] if key == "function_call" else value
     if not isinstance(entries, list):
-        raise RejectedLine(_CALL, f"'{key}' of message {number} is a {json_type(value)}, not a list")
+        raise RejectedLine(_CALL, f"'{key}' of message {number} is {a_type(value)}, not a list")
     calls = tuple(_call(entry, f"call {n} of message {number}") for n, entry in enumerate(entries, 1))
     ids = [call.id for call in calls if call.id]
     if len(ids) > len(set(ids)):
@@ -117,7 +117,7 @@ def _places(run: Sequence[Turn], calls: Sequence[ToolCall], first_number: int) -
 
 def _definition(entry: Any, place: int, key: str) -> str:
     if not isinstance(entry, dict):
-        raise RejectedLine(_DEFINITION, f"entry {place} of '{key}' is a {json_type(entry)}, not an object")
+        raise RejectedLine(_DEFINITION, f"entry {place} of '{key}' is {a_type(entry)}, not an object")
     function = entry.get("function", entry)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise RejectedLine(_DEFINITION, f"entry {place} of '{key}' names no function")
@@ -126,21 +126,23 @@ def _definition(entry: Any, place: int, key: str) -> str:
 
 def _call(entry: Any, where: str) -> ToolCall:
     if not isinstance(entry, dict):
-        raise RejectedLine(_CALL, f"{where} is a {json_type(entry)}, not an object")
+        raise RejectedLine(_CALL, f"{where} is {a_type(entry)}, not an object")
     function = entry.get("function", entry)
     if entry.get("type", "function") != "function" or not isinstance(function, dict):
         raise RejectedLine(_CALL, f"{where} is no call of a function")
+    check_inside(entry, CALL_KEYS, "call", where)
+    check_inside(function, CALL_KEYS, "call", where)
     name, call_id = function.get("name"), entry.get("id")
     if not isinstance(name, str) or not name:
         raise RejectedLine(_CALL, f"{where} has no 'name'")
     if call_id is not None and not isinstance(call_id, str):
-        raise RejectedLine(_CALL, f"'id' of {where} is a {json_type(call_id)}, not a string")
+        raise RejectedLine(_CALL, f"'id' of {where} is {a_type(call_id)}, not a string")
     if "arguments" not in function:
         raise RejectedLine(_CALL, f"{where} has no 'arguments'")
     arguments = function["arguments"]
     value = {} if arguments in (None, "") else _parsed(arguments, f"'arguments' of {where}", _CALL)
     if not isinstance(value, dict):
-        raise RejectedLine(_CALL, f"'arguments' of {where} are a {json_type(value)}, not an object")
+        raise RejectedLine(_CALL, f"'arguments' of {where} are {a_type(value)}, not an object")
     return ToolCall(name, canonical_json(value), call_id or "")
 
 

@@ -16,7 +16,7 @@ import orjson
 
 from lumina_ds.data.formats import FORMATS, LISTS_OF_TURNS
 from lumina_ds.data.strict_json import MAX_LINE_BYTES, shorten
-from lumina_ds.data.turn_keys import FLAGS
+from lumina_ds.data.turn_keys import FLAGS, JUDGEMENTS
 from lumina_ds.errors import DataError
 from preprocess.containers.rows import unreadable
 
@@ -110,7 +110,7 @@ def _line(row: list[str], names: list[str], writers: list[Writer], separator: st
 def _writer(name: str) -> Writer:
     """What makes `"name": value` of a cell under this name."""
     key = orjson.dumps(name) + b":"
-    if name in FLAGS:
+    if name in FLAGS or name in JUDGEMENTS:
         return lambda cell: key + _flag(cell)
     if name in _JSON_KEYS | _MAYBE_JSON_KEYS:
         return lambda cell: key + _json(name, cell, name in _JSON_KEYS)

@@ -119,7 +119,7 @@ def _role_faults(turns: Sequence[Turn]) -> Iterator[Fault]:
     if spoken[0] == "assistant":
         yield Fault(STARTS_WITH_ASSISTANT, "the first turn that is no system turn is the assistant's", describe(turns))
     if roles[-1] != "assistant":
-        yield Fault(ENDS_WITHOUT_ASSISTANT, f"the last turn is a {roles[-1]} turn", describe(turns[-2:]))
+        yield Fault(ENDS_WITHOUT_ASSISTANT, f"the last turn is of the {roles[-1]}", describe(turns[-2:]))
 
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")

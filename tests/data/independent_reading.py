@@ -11,10 +11,22 @@ from typing import Any
 
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 MEDIA = ("images", "image", "audio", "audios", "videos", "video", "refusal")
-NOT_BESIDE = (*MEDIA, *REASONING, "tool_calls", "function_call", "tool_call_id")
-NOT_AT_A_TURN = (*MEDIA, "tools", "functions", "train_detail")
-PART_OF_A_TURN = (*NOT_AT_A_TURN, *REASONING, "tool_calls", "function_call", "tool_call_id", "name", "image_url")
-FLAGS = {"weight": 1, "loss_scale": 1, "train": True, "loss": True, "masked": False}
+# Refused where they hold something, at a turn and beside the turns.
+NOWHERE = (*MEDIA, "image_url", "train_detail", "thinking_blocks", "reasoning_details", "tool_plan", "tool_call")
+NOWHERE += ("tool_responses", "tool_results", "available_tools")
+NOT_BESIDE = (*NOWHERE, *REASONING, "tool_calls", "function_call", "tool_call_id", "positive_messages")
+NOT_BESIDE += ("negative_messages", "add_generation_prompt", "continue_final_message")
+NOT_AT_A_TURN = (*NOWHERE, "tools", "functions", "prefix", "partial", "recipient", "add_generation_prompt")
+NOT_AT_A_TURN += ("continue_final_message",)
+# The same, and their false or 0 says something.
+SPEAKING_BESIDE = ("mask", "labels", "assistant_masks", "completion_mask", "chat_template", "chat_template_kwargs")
+SPEAKING_BESIDE += ("enable_thinking", "documents")
+SPEAKING_AT_A_TURN = ("mask", "label", "kto_tag")
+SYSTEM = ("system", "system_prompt", "system_message")
+PART_OF_A_TURN = (*NOT_AT_A_TURN, *SPEAKING_AT_A_TURN, *REASONING, "tool_calls", "function_call", "tool_call_id")
+PART_OF_A_TURN += ("name", "channel")
+FLAGS = {"weight": 1, "loss_weight": 1, "loss_scale": 1, "loss_mask": 1, "step_loss_mask": 1}
+FLAGS |= {"train": True, "trainable": True, "train_on_turn": True, "loss": True, "masked": False, "is_masked": False}
 COMMON = {"user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "ai": "assistant"}
 COMMON |= {"bot": "assistant", "system": "system", "developer": "system", "tool": "tool", "function": "tool"}
 SHARED = {**COMMON, "gpt": "assistant", "observation": "tool", "function_call": "call", "tool_call": "call"}
@@ -41,10 +53,16 @@ def empty(value: Any) -> bool:
     return value is None or value is False or value in ("", [], {}) or (type(value) in (int, float) and value == 0)
 
 
+def says_nothing(value: Any) -> bool:
+    return value is None or value in ("", [], {})
+
+
 def pieces(document: Any) -> list[Piece]:
     need(isinstance(document, dict))
     for key in NOT_BESIDE:
         need(empty(document.get(key)))
+    for key in SPEAKING_BESIDE:
+        need(says_nothing(document.get(key)))
     for key, value in document.items():
         if key in FLAGS and value not in (None, "", [], {}):
             need(isinstance(value, bool) == isinstance(FLAGS[key], bool) and value == FLAGS[key])
@@ -52,11 +70,11 @@ def pieces(document: Any) -> list[Piece]:
     if not full:
         kind = kind_of(document)
         if kind == "text":
-            need(not any(document.get(key) for key in ("tools", "functions", "system")))
+            need(not any(document.get(key) for key in ("tools", "functions", *SYSTEM)))
             need(isinstance(document["text"], str) and document["text"])
             return [("text", document["text"], True)]
         need(kind)
-        return chat(document, rewritten(document, kind), "role")
+        return chat(document, rewritten(document, kind), "role", kind)
     for key in full[1:]:
         need(document[key] is None)
     need(not (document.get("chosen") and document.get("rejected")))
@@ -107,7 +125,6 @@ def rewritten(document: dict[str, Any], kind: str) -> list[Any]:
         return turns + pair(asked, text(document["output"]))
     prompt, answer = document.get("prompt"), document["completion" if kind == "completion" else "chosen"]
     if kind == "completion":
-        need(document.get("label") is not False)
         both = isinstance(prompt, list) and isinstance(answer, list)
         return [*prompt, *answer] if both else pair(text(prompt), text(answer))
     if not isinstance(answer, list):
@@ -171,13 +188,26 @@ def score(reply: dict[str, Any]) -> Any:
     return value if number(value) else None
 
 
-def chat(document: dict[str, Any], messages: Any, role_key: str) -> list[Piece]:
+def chat(document: dict[str, Any], messages: Any, role_key: str, kind: str | None = None) -> list[Piece]:
     need(isinstance(messages, list) and messages)
+    for key in ("label", "kto_tag"):
+        verdict = document.get(key)
+        need(says_nothing(verdict) or (type(verdict) in (int, float, bool) and verdict == 1))
     turns = [turn(message, role_key) for message in messages]
-    system = document.get("system")
-    if system is not None and system != "":
-        need(isinstance(system, str) and all(each["role"] != "system" for each in turns))
-        turns.insert(0, {"role": "system", "text": system, "calls": [], "label": False})
+    beside_turns = [document[key] for key in SYSTEM if document.get(key) is not None and document[key] != ""]
+    need(all(isinstance(each, str) for each in beside_turns))
+    prompts = [each["text"] for each in turns if each["role"] == "system"]
+    if prompts:
+        need(all(each in prompts for each in beside_turns))
+    elif beside_turns:
+        need(len(set(beside_turns)) == 1)
+        turns.insert(0, {"role": "system", "text": beside_turns[0], "calls": [], "label": False})
+    if kind not in ("alpaca", "response") and not empty(document.get("instruction")):
+        asked = document["instruction"]
+        need(
+            (isinstance(asked, str) and any(asked in each["content"] for each in turns if "content" in each))
+            or asked in beside_turns
+        )
     need(any(each["label"] for each in turns))
     out = [("tools", "\n".join(definitions(document)), False)] if definitions(document) else []
     return out + [(each["role"], each["text"], each["label"]) for each in sorted_results(turns)]
@@ -215,6 +245,8 @@ def turn(message: Any, role_key: str) -> dict[str, Any]:
     role = roles[named]
     for key in NOT_AT_A_TURN:
         need(empty(message.get(key)))
+    need(all(says_nothing(message.get(key)) for key in SPEAKING_AT_A_TURN))
+    need(empty(message.get("channel")) or message["channel"] == "final")
     only_one_meaning(message, role_key, "assistant" if role == "call" else role)
     is_assistant = role in ("assistant", "call")
     thoughts = [message[key] for key in REASONING if not empty(message.get(key))]
@@ -240,7 +272,7 @@ def turn(message: Any, role_key: str) -> dict[str, Any]:
     block = "\n".join(f"<tool_call>\n{each['text']}\n</tool_call>" for each in made)
     whole = thought + body + ("\n" if body and block else "") + block
     role = "assistant" if is_assistant else role
-    return {"role": role, "text": whole, "label": is_label(message, role), **found}
+    return {"role": role, "text": whole, "content": body, "label": is_label(message, role), **found}
 
 
 def only_one_meaning(message: dict[str, Any], role_key: str, role: str) -> None:
@@ -266,21 +298,28 @@ def words(content: Any, may_be_empty: bool) -> str:
         for part in content:
             need(isinstance(part, dict) and part.get("type") in ("text", "input_text", "output_text"))
             need(isinstance(part.get("text"), str))
-            for key in PART_OF_A_TURN:
+            for key in (*PART_OF_A_TURN, "input_image", "file"):
                 need(empty(part.get(key)))
-            for key, value in FLAGS.items():
-                said = part.get(key)
-                need(said is None or (isinstance(said, bool) == isinstance(value, bool) and said == value))
+            leaves_all_trained(part)
         content = "".join(part["text"] for part in content)
     if may_be_empty and (content is None or content in ("", [])):
         return ""
     return text(content)
 
 
+def leaves_all_trained(part: dict[str, Any]) -> None:
+    for key, value in FLAGS.items():
+        said = part.get(key)
+        need(said is None or (isinstance(said, bool) == isinstance(value, bool) and said == value))
+
+
 def call(entry: Any) -> dict[str, Any]:
     need(isinstance(entry, dict))
     function = entry.get("function", entry)
     need(("type" not in entry or entry["type"] == "function") and isinstance(function, dict))
+    for holder in (entry, function):
+        need(all(empty(holder.get(key)) for key in PART_OF_A_TURN if key != "name"))
+        leaves_all_trained(holder)
     name, call_id = function.get("name"), entry.get("id")
     need(isinstance(name, str) and name and (call_id is None or isinstance(call_id, str)) and "arguments" in function)
     given = function["arguments"]

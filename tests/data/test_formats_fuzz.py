@@ -12,7 +12,19 @@ from collections import Counter
 from copy import deepcopy
 from typing import Any
 
-from independent_reading import COMMON, FLAGS, MEDIA, REASONING, SHARED, read
+from independent_reading import (
+    COMMON,
+    FLAGS,
+    MEDIA,
+    NOT_AT_A_TURN,
+    NOT_BESIDE,
+    REASONING,
+    SHARED,
+    SPEAKING_AT_A_TURN,
+    SPEAKING_BESIDE,
+    SYSTEM,
+    read,
+)
 
 from lumina_ds.data.conversation import parse_conversation
 from lumina_ds.data.formats import FORMATS
@@ -38,7 +50,8 @@ KEYS = [
     *FLAGS, *REASONING, *MEDIA[:3], "tool_calls", "function_call", "tool_call_id", "name", "tools", "functions", "system",
     "messages", "conversations", "text", "prompt", "chosen", "rejected", "train_detail", "role", "from", "content",
     "value", "id", "instruction", "output", "response", "completion", "rank", "score", "deleted", "replies", "arguments",
-    "label", "input", "context", "image_url",
+    "label", "input", "context", "image_url", *NOT_AT_A_TURN, *NOT_BESIDE, *SPEAKING_AT_A_TURN, *SPEAKING_BESIDE, *SYSTEM,
+    "channel", "cache_control", "rejected_messages", "rejected_response",
 ]  # fmt: skip
 
 
@@ -101,7 +114,7 @@ class Lines:
                 answer[self.one(REASONING)] = self.word()
             if self.maybe(0.2):
                 key = self.one(list(FLAGS))
-                answer[key] = self.one([0, 1]) if key in ("weight", "loss_scale") else self.maybe(0.5)
+                answer[key] = self.maybe(0.5) if isinstance(FLAGS[key], bool) else self.one([0, 1])
             messages.append(answer)
         return {self.one(["messages", "messages", "conversations"]): messages, **self.beside()}
 

@@ -113,8 +113,8 @@ def test_reasoning_under_every_key() -> None:
         ([ASK, ANSWER], {"tools": {"name": "f"}}, "tool definition", "not a list"),
         ([ASK, ANSWER], {"tools": [{"type": "function"}]}, "tool definition", "names no function"),
         ([ASK, ANSWER], {"tools": [WEATHER], "functions": [WEATHER]}, "two lists of tools", "keep one"),
-        ([{"role": "user", "content": None}, ANSWER], {}, "wrong type", "a null"),
-        ([ASK, {"role": "assistant", "content": None, "tool_calls": []}], {}, "wrong type", "a null"),
+        ([{"role": "user", "content": None}, ANSWER], {}, "wrong type", "is null"),
+        ([ASK, {"role": "assistant", "content": None, "tool_calls": []}], {}, "wrong type", "is null"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, ANSWER], {},
             "unsupported content part", "'image_url'",

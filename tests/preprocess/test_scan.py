@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lumina_ds.data.conversation import Conversation, TrainTurns, is_blank, parse_conversation
 from lumina_ds.data.rendering import RENDERED_ROLES, render
 from lumina_ds.data.strict_json import RejectedLine
+from lumina_ds.data.turn_keys import KNOWN_KEYS
 from preprocess import scan
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block
@@ -32,6 +33,10 @@ TEXT = st.text(
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXT
 EXTRAS = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3))
 # Flags as they should be, and as they should not.
+# Names of every key with a meaning elsewhere: what it holds is read by the strict parser, or harmless.
+KNOWN = st.dictionaries(
+    st.sampled_from(sorted(KNOWN_KEYS)), st.sampled_from(["x", "a", None, True, False, 0, 1, []]), max_size=2
+)
 FLAGS = {"weight": st.sampled_from([0, 1, 1.0, None, 2]), "train": st.booleans() | SCALARS, "masked": st.booleans()}
 MESSAGES = st.fixed_dictionaries(
     {
@@ -105,13 +110,23 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=BOTH_WAYS)
 @given(
     st.lists(DOCUMENTS, min_size=1, max_size=3),
+    st.lists(KNOWN, min_size=3, max_size=3),
     st.booleans(),
     st.sampled_from([None, (",", ":"), (" ,\t", " : ")]),
     st.sampled_from(["all", "last", "marked"]),
 )
 def test_any_documents(
-    documents: list[Any], ascii_only: bool, separators: tuple[str, str] | None, train_turns: TrainTurns
+    documents: list[Any],
+    known: list[dict[str, Any]],
+    ascii_only: bool,
+    separators: tuple[str, str] | None,
+    train_turns: TrainTurns,
 ) -> None:
+    for document, keys in zip(documents, known, strict=False):
+        holders = [document, *document.get("conversations", document.get("messages"))]
+        holder = holders[len(keys) % len(holders)]
+        assert isinstance(holder, dict)
+        holder.update({key: value for key, value in keys.items() if key not in holder})
     lines = [json.dumps(one, ensure_ascii=ascii_only, separators=separators).encode() for one in documents]
     check(lines, train_turns)
 

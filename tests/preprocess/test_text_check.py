@@ -113,6 +113,12 @@ def test_training_says_and_refuses_the_same(
     assert preprocessing_record(data)["train"]["text_loss"]["unknown_ids"] == 3
     with pytest.raises(DataError, match="--allow-unknown"):
         prepare()  # from the cache
+    folder = {"train_data": [], "tokenizer": "auto", "shards": str(data.shards)}
+    with pytest.raises(DataError, match=r"2 of them trained.*--allow-unknown"):
+        prepare(**folder)  # of the finished folder
+    caplog.clear()
+    prepare(**folder, allow_unknown=True)
+    assert f"{data.shards}: 3 unknown ids" in caplog.text
     write_report(data.shards, tmp_path / "page.html")
     assert "3 of 8 texts tried" in (tmp_path / "page.html").read_text()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lumina_ds.config.deepspeed.keys import table
 from lumina_ds.errors import ConfigError
-from lumina_ds.text import nearest
+from lumina_ds.text import nearest, with_article
 
 AUTO = "auto"
 # Installed inside the package, or beside it in a checkout.
@@ -33,7 +33,7 @@ def load_deepspeed_json(name_or_path: str) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds a {type(loaded).__name__}, not an object")
+        raise ConfigError(f"{path} holds {with_article(type(loaded).__name__)}, not an object")
     _write_out_names(loaded, path)
     return loaded
 

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from lumina_ds.data.formats.base import DataFormat, exchange, text_of
-from lumina_ds.data.strict_json import RejectedLine, json_type
+from lumina_ds.data.formats.base import DataFormat, exchange
+from lumina_ds.data.strict_json import RejectedLine, a_type, required_text
 
 
 def _messages(document: dict[str, Any]) -> list[Any]:
-    asked = [text_of(document, key) for key in ("instruction", "input") if document.get(key) not in (None, "")]
+    asked = [required_text(document, key) for key in ("instruction", "input") if document.get(key) not in (None, "")]
     if not asked:
         raise RejectedLine("empty content", "'instruction' and 'input' are empty")
-    return [*_history(document), *exchange("\n".join(asked), text_of(document, "output"))]
+    return [*_history(document), *exchange("\n".join(asked), required_text(document, "output"))]
 
 
 def _history(document: dict[str, Any]) -> list[Any]:
     """Earlier exchanges, as pairs of question and answer."""
     pairs = document.get("history") or []
     if not isinstance(pairs, list):
-        raise RejectedLine("wrong type", f"'history' is a {json_type(pairs)}, not a list")
+        raise RejectedLine("wrong type", f"'history' is {a_type(pairs)}, not a list")
     for number, each in enumerate(pairs, 1):
         if not (isinstance(each, list) and len(each) == 2 and all(isinstance(text, str) for text in each)):
             raise RejectedLine("wrong type", f"entry {number} of 'history' is no pair of question and answer")

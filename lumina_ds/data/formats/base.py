@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from lumina_ds.data.strict_json import RejectedLine, json_type
+from lumina_ds.data.strict_json import required_text
 
 # Lists of turns that need no rewriting.
 LISTS_OF_TURNS = ("messages", "conversations")
@@ -37,21 +37,11 @@ class DataFormat:
 
 def pair(question: str, answer: str) -> Callable[[dict[str, Any]], list[Any]]:
     """`messages` of a format with one question and one answer under these keys, both texts."""
-    return lambda document: exchange(text_of(document, question), text_of(document, answer))
+    return lambda document: exchange(required_text(document, question), required_text(document, answer))
 
 
 def exchange(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def text_of(document: dict[str, Any], key: str) -> str:
-    """The text under `key`. Raises RejectedLine where there is none."""
-    value = document[key]
-    if not isinstance(value, str):
-        raise RejectedLine("wrong type", f"'{key}' is a {json_type(value)}, not a string")
-    if not value:
-        raise RejectedLine("empty content", f"'{key}' is empty")
-    return value
 
 
 def prompt_and_answer(document: dict[str, Any], answer: str) -> list[Any]:
@@ -59,4 +49,4 @@ def prompt_and_answer(document: dict[str, Any], answer: str) -> list[Any]:
     prompt, answered = document["prompt"], document[answer]
     if isinstance(prompt, list) and isinstance(answered, list):
         return [*prompt, *answered]
-    return exchange(text_of(document, "prompt"), text_of(document, answer))
+    return exchange(required_text(document, "prompt"), required_text(document, answer))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lumina_ds.data.formats.base import DataFormat
-from lumina_ds.data.strict_json import RejectedLine, json_type, shorten
+from lumina_ds.data.strict_json import RejectedLine, a_type, shorten
 
 OFF_THE_PATH = "messages of trees off the best path: left out"
 _ROLES = ("prompter", "user", "human", "assistant")
@@ -55,9 +55,7 @@ def _is_kept(node: Any) -> bool:
 
 def _checked(node: Any, depth: int) -> dict[str, Any]:
     if not isinstance(node, dict):
-        raise RejectedLine(
-            "wrong type", f"a message at depth {depth} of the tree is a {json_type(node)}, not an object"
-        )
+        raise RejectedLine("wrong type", f"a message at depth {depth} of the tree is {a_type(node)}, not an object")
     for key in ("role", "text"):
         if not isinstance(node.get(key), str):
             raise RejectedLine("wrong type", f"a message at depth {depth} of the tree has no string under '{key}'")
@@ -71,9 +69,7 @@ def _checked(node: Any, depth: int) -> dict[str, Any]:
 def _replies(node: dict[str, Any], depth: int) -> list[Any]:
     replies = node.get("replies") or []
     if not isinstance(replies, list):
-        raise RejectedLine(
-            "wrong type", f"'replies' at depth {depth} of the tree is a {json_type(replies)}, not a list"
-        )
+        raise RejectedLine("wrong type", f"'replies' at depth {depth} of the tree is {a_type(replies)}, not a list")
     for reply in replies:
         if not isinstance(reply, dict):
             _checked(reply, depth + 1)

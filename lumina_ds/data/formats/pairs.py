@@ -4,33 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from lumina_ds.data.formats.base import DataFormat, exchange, prompt_and_answer, text_of
-from lumina_ds.data.strict_json import RejectedLine
-
-
-def _completion(document: dict[str, Any]) -> list[Any]:
-    if document.get("label") is False:
-        raise RejectedLine(
-            "answer not to be learned",
-            "'label' false marks the completion as a bad one",
-        )
-    return prompt_and_answer(document, "completion")
+from lumina_ds.data.formats.base import DataFormat, exchange, prompt_and_answer
+from lumina_ds.data.strict_json import RejectedLine, required_text
 
 
 def _response(document: dict[str, Any]) -> list[Any]:
     """The instruction, with an input or a context below it, and the response."""
-    below = {key: text_of(document, key) for key in ("input", "context") if document.get(key) not in (None, "")}
+    below = {key: required_text(document, key) for key in ("input", "context") if document.get(key) not in (None, "")}
     if len(set(below.values())) > 1:
         raise RejectedLine("two inputs", "'input' and 'context' differ")
-    asked = [text_of(document, "instruction"), *list(below.values())[:1]]
-    return exchange("\n".join(asked), text_of(document, "response"))
+    asked = [required_text(document, "instruction"), *list(below.values())[:1]]
+    return exchange("\n".join(asked), required_text(document, "response"))
 
 
 PROMPT_COMPLETION = DataFormat(
     "one user turn and one assistant turn, or two lists of messages",
     {"prompt": "Hello", "completion": "Hi, how are you?"},
     frozenset({"prompt", "completion"}),
-    messages=_completion,
+    messages=lambda document: prompt_and_answer(document, "completion"),
 )
 INSTRUCTION_RESPONSE = DataFormat(
     "one user turn, perhaps with an input or a context below the instruction, and one assistant turn",

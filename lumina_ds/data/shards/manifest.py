@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, Valid
 
 from lumina_ds.data.packing import Overlong, Packing
 from lumina_ds.data.shards.text_loss import TextLoss
+from lumina_ds.data.turn_keys import KNOWN_KEYS
 from lumina_ds.data.turns import TrainReasoning, TrainTurns
 from lumina_ds.errors import DataError
 
@@ -24,10 +25,11 @@ FORMAT = "lumina-shards"
 VERSION = 1
 # How lines are read: 1 passed over the flags and keys of turn_keys.py and packed pieces without a label token,
 # 2 obeys or refuses them and packs no such piece, 3 refuses flags beside the turns, pictures and refusals too,
-# 4 reads tools, reasoning and more formats. What 3 accepted 4 reads as 3 did: only folders with refused lines differ.
+# 4 reads tools, reasoning and more formats, 5 obeys or refuses every key of KNOWN_KEYS. What 3 accepted 5 reads as 3 did:
+# only folders with refused lines, or with such keys among those that were passed over, differ.
 READING_WITH_LABELS = 2
 READING_OF_PLAIN_CHATS = 3
-READING = 4
+READING = 5
 
 
 class _Entry(BaseModel):
@@ -193,7 +195,8 @@ def describe_difference(old: Manifest, new: Manifest) -> str | None:
 
 def reading_of(totals: Totals) -> int:
     """How lines are read now, as a folder with such totals says it."""
-    return READING if totals.rejected else READING_OF_PLAIN_CHATS
+    is_plain = not totals.rejected and not totals.other_keys.keys() & KNOWN_KEYS.keys()
+    return READING_OF_PLAIN_CHATS if is_plain else READING
 
 
 def _without_defaults(document: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lumina_ds.errors import DataError
+from lumina_ds.text import with_article
 
 TEMPLATE_FILE = "chat_template.jinja"
 # Folders that Lumina DS writes have a file of this name too, with other keys.
@@ -77,7 +78,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}; take it from its source again, or remove it") from None
     if not isinstance(document, dict):
-        raise DataError(f"{path} is a {type(document).__name__}, not an object; take it from its source again")
+        raise DataError(
+            f"{path} is {with_article(type(document).__name__)}, not an object; take it from its source again"
+        )
     return document
 
 
