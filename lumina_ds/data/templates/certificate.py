@@ -26,11 +26,11 @@ from lumina_ds.data.templates.jinja_template import (
     TemplateWriter,
     Tools,
     Unproven,
+    WithoutEnd,
     sentinel,
     with_sentinels,
 )
-from lumina_ds.data.templates.leaves import leaves
-from lumina_ds.data.templates.render import Message
+from lumina_ds.data.templates.leaves import Message, leaves
 from lumina_ds.data.templates.samples import (
     MANY,
     SYSTEM,
@@ -223,7 +223,7 @@ def _try(found: Certificate, writer: TemplateWriter, sample: Sample) -> None:
         else:
             found.refused[sample.kind or "", fault.reason] += 1
     except RejectedLine as refusal:
-        if sample.kind is None:
+        if sample.kind is None or isinstance(refusal, WithoutEnd):
             found.counterexamples.append(Counterexample(RENDERS, refusal.reason, sample.messages, sample.tools))
         else:
             found.refused[sample.kind, refusal.reason] += 1
@@ -260,9 +260,10 @@ def _try_own(
     except RejectedLine as fault:
         found.num_own_refused += 1
         found.refused["your own", fault.reason] += 1
-        if isinstance(fault, Unproven) and fault.condition in (ENDS, STABLE):
+        condition = RENDERS if isinstance(fault, WithoutEnd) else getattr(fault, "condition", None)
+        if condition in (RENDERS, ENDS, STABLE):
             found.counterexamples.append(
-                Counterexample(fault.condition, fault.reason, own, [dict(tool) for tool in tools or ()] or None)
+                Counterexample(condition, fault.reason, own, [dict(tool) for tool in tools or ()] or None)
             )
         return
     if found.num_own - found.num_own_refused <= 3:

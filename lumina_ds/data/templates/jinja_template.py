@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from lumina_ds.data.conversation import NOTHING_TO_TRAIN
 from lumina_ds.data.strict_json import RejectedLine, shorten
-from lumina_ds.data.templates.leaves import REASONING, Leaf, all_texts, leaves, replace_all, replace_leaves
-from lumina_ds.data.templates.render import Message, TemplateRefusal, render
+from lumina_ds.data.templates.leaves import REASONING, Leaf, Message, all_texts, leaves, replace_all, replace_leaves
+from lumina_ds.data.templates.render import TemplateRefusal, TemplateWithoutEnd, render
 from lumina_ds.data.templates.text_ids import GUARDS, TextEncoder, TextIds, text_encoder
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 
@@ -30,6 +30,10 @@ UNPROVEN = "mask not proven"
 PREFIX, ENDS, WHOLE, STABLE, FORGERY = "prefix", "ends", "whole", "stable", "forgery"
 
 Tools = Sequence[Mapping[str, Any]] | None
+
+
+class WithoutEnd(RejectedLine):
+    """A template that computes or writes without end: no fault of the conversation, so nothing goes on after it."""
 
 
 class Unproven(RejectedLine):
@@ -176,6 +180,9 @@ class TemplateWriter:
                 self.template.source, self._special_tokens, messages, tools,
                 add_generation_prompt=add_generation_prompt, day=self.template.day,
             )  # fmt: skip
+        except TemplateWithoutEnd as refusal:
+            remedy = "mend the template, or choose another with --chat-template"
+            raise WithoutEnd(TEMPLATE_REFUSES, f"chat template {self.template.name} {refusal}; {remedy}") from None
         except TemplateRefusal as refusal:
             raise RejectedLine(TEMPLATE_REFUSES, f"chat template {self.template.name}: {refusal}") from None
 
