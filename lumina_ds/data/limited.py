@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from lumina_ds.errors import MachineError
 
 # Where an allocation fails, Rust now and then waits for ever on a lock of its own: all threads sleep, no CPU time passes.
@@ -68,6 +66,8 @@ def _output_of(process: subprocess.Popen[bytes], content: bytes, limit_seconds: 
 
 def _progress(pid: int) -> tuple[bool, float]:
     """Whether a thread of the process runs or waits for a core or a disk, and its CPU seconds so far."""
+    import psutil  # here, so that lumina doctor works on a machine without it
+
     try:
         process = psutil.Process(pid)
         threads = [psutil.Process(thread.id).status() for thread in process.threads()]
