@@ -51,7 +51,8 @@ class JinjaTemplate:
     special_tokens: (name, text) pairs that the source knows. day: year-month-day that it may write. stops: control
     tokens that end a reply. ends_with_next: the first token of the next turn ends a reply. rewrites: earlier turns
     change when later ones are added, so that only the last reply is trained. certificate: its digest.
-    tokenizer_config: the content of the file that came with the tokenizer.
+    tokenizer_config: the content of the file that came with the tokenizer. for_tools: where the folder has another template
+    for conversations with tools, which this one then refuses.
     """
 
     name: str
@@ -63,11 +64,13 @@ class JinjaTemplate:
     rewrites: bool = False
     certificate: str | None = None
     tokenizer_config: str | None = None
+    for_tools: str = ""
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the source and the special tokens: what the ids depend on beside the tokenizer and the day."""
-        content = json.dumps(["jinja", self.source, sorted(self.special_tokens)], ensure_ascii=False)
+        values = ["jinja", self.source, sorted(self.special_tokens), *filter(None, [self.for_tools])]
+        content = json.dumps(values, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> TemplateWriter:
@@ -175,6 +178,8 @@ class TemplateWriter:
 
     def text(self, messages: Sequence[Message], tools: Tools = None, add_generation_prompt: bool = False) -> str:
         """The rendering. Raises RejectedLine where the template refuses."""
+        if tools and self.template.for_tools:
+            raise RejectedLine(TEMPLATE_REFUSES, self._not_for_tools())
         try:
             return render(
                 self.template.source, self._special_tokens, messages, tools,
@@ -185,6 +190,13 @@ class TemplateWriter:
             raise WithoutEnd(TEMPLATE_REFUSES, f"chat template {self.template.name} {refusal}; {remedy}") from None
         except TemplateRefusal as refusal:
             raise RejectedLine(TEMPLATE_REFUSES, f"chat template {self.template.name}: {refusal}") from None
+
+    def _not_for_tools(self) -> str:
+        """transformers would render these with another template than other conversations."""
+        return (
+            f"the conversation has tools, for which the folder has another chat template, {self.template.for_tools}; write "
+            "that one into a file and train all conversations with it: --chat-template FILE.jinja"
+        )
 
     def _check_context(self, chat: Guarded, found: Sequence[Leaf], whole: Rendered) -> None:
         """Definitions of tools, questions and system turns stand in the text."""

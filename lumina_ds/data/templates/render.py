@@ -84,6 +84,12 @@ def check_source(source: str, name: str) -> None:
         raise DataError(f"{name}, line {error.lineno}: {error.message}; mend the template") from None
     except RecursionError:
         raise DataError(f"{name} is nested too deeply to be a chat template") from None
+    except (
+        SyntaxError,
+        ValueError,
+    ) as error:  # of Python, which jinja2 makes of it, or of a text that cannot be written
+        message = getattr(error, "msg", None) or " ".join(str(error).split())
+        raise DataError(f"{name} cannot be compiled: {message}; mend the template") from None
 
 
 def today() -> str:
