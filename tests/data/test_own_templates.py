@@ -272,6 +272,9 @@ BROKEN: dict[str, tuple[str, str]] = {
                         "{% endfor %}", RENDERS),
     "by chance": ("{{ ['a', 'b'] | random }}" + CASES["chatml"].source, RENDERS),
     "white space within": (CASES["chatml"].source.replace("message['content']", "message['content'].split() | join(' ')"), WHOLE),
+    "replies twice": (CASES["chatml"].source.replace("message['content']", "message['content'] + message['content']"), WHOLE),
+    "questions twice": (CASES["chatml"].source.replace(
+        "message['content']", "message['content'] * (2 if message.role == 'user' else 1)"), WHOLE),
     "header left to the reply": (LINES + "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}",
                                  PREFIX),
 }  # fmt: skip

@@ -50,7 +50,7 @@ CONDITIONS = {
     RENDERS: "the template takes a question and an answer",
     ENDS: "a token of its own ends every reply, and is a label",
     PREFIX: "the ids of a generation's prompt are a strict prefix of the trained ids, and none of them is a label",
-    WHOLE: "every text stands whole in what is trained, and replies are labels",
+    WHOLE: "every text stands whole and once in what is trained, and replies are labels",
     STABLE: "replies stay as they are when later turns are added",
     FORGERY: "no text becomes a special token",
 }

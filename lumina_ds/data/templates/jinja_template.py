@@ -278,6 +278,11 @@ class TemplateWriter:
                 self.template.rewrites and leaf.key in REASONING and leaf.turn < last
             ):
                 raise Unproven(WHOLE, f"chat template {self.template.name} drops {leaf.key} of turn {leaf.turn + 1}")
+            # Names and arguments of calls may stand in texts about them too.
+            if leaf.key != "tool_calls" and model.text.count(sentinel(number)) > 1:
+                raise Unproven(
+                    WHOLE, f"chat template {self.template.name} writes {leaf.key} of turn {leaf.turn + 1} more than once"
+                )
         if [control.id for control in whole.encoded.controls] != [control.id for control in model.encoded.controls]:
             raise Unproven(FORGERY, "the texts change which special tokens the template writes")
         return model
