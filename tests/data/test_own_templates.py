@@ -348,6 +348,52 @@ def test_the_template_in_an_older_file_of_transformers(tmp_path: Path) -> None:
     assert isinstance(found, JinjaTemplate) and found.source == CASES["chatml"].source
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_same"),
+    [
+        ({}, False),
+        ({"legacy": False}, False),
+        ({"legacy": True}, True),
+        ({"legacy": True, "add_prefix_space": False}, False),
+    ],
+)
+def test_a_sentencepiece_model_with_a_space_before_every_text(
+    settings: dict[str, bool], is_same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers puts that space before each text between special tokens only where the folder says legacy."""
+    import sentencepiece
+
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    texts = ["hello there [INST] what is two [/INST]", "fine thanks and you", "sunny and warm"] * 20
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=file, model_type="bpe", vocab_size=320, byte_fallback=True,
+            hard_vocab_limit=False, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        )  # fmt: skip
+    source = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}"
+    source += "{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "chat_template": source}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | settings))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(CHAT, return_dict=False)
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
+    if not is_same:
+        with pytest.raises(
+            DataError, match=r"puts a space before every text, .* name a tokenizer\.json, which AutoTokenizer"
+        ):
+            certified_template("auto", tokenizer)
+        theirs.save_pretrained(tmp_path)
+        tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    template = certified_template("auto", tokenizer).template
+    reader = tokenizer_for(tokenizer, template)
+    assert (
+        encode_conversations([Conversation(tuple(Turn(m["role"], m["content"]) for m in CHAT))], reader, template)[0][0]
+        == expected
+    )
+
+
 def _with_entry(entry: object, folder: Path) -> Tokenizer:
     path = write_tokenizer(CASES["chatml"], folder)
     config = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": entry}

@@ -40,6 +40,8 @@ from lumina_ds.data.templates.samples import (
     forgeries,
     samples,
 )
+from lumina_ds.data.templates.text_ids import SENTENCEPIECE
+from lumina_ds.data.tokenizer.sentencepiece_file import read_model_file
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 
@@ -47,7 +49,7 @@ VERSION = 1
 RENDERS = "renders"
 # What is proven, in the order in which it is shown.
 CONDITIONS = {
-    RENDERS: "the template takes a question and an answer",
+    RENDERS: "the template takes a question and an answer, which the tokenizer reads as transformers does",
     ENDS: "a token of its own ends every reply, and is a label",
     PREFIX: "the ids of a generation's prompt are a strict prefix of the trained ids, and none of them is a label",
     WHOLE: "every text stands whole and once in what is trained, and replies are labels",
@@ -117,6 +119,10 @@ def certify(
     Of these, what the template itself refuses, or has nothing to train in, is counted and speaks not against it.
     """
     found = Certificate(template, tokenizer.digest)
+    spaces = _other_spaces(template, tokenizer)
+    if spaces is not None:
+        found.counterexamples.append(Counterexample(RENDERS, spaces, exchange("a question", "an answer")))
+        return found
     try:
         _find_ends(found, template.with_tokenizer(tokenizer))
     except RejectedLine as refusal:
@@ -131,6 +137,22 @@ def certify(
     for messages, trained, tools in own:
         _try_own(found, writer, messages, trained, tools)
     return found
+
+
+def _other_spaces(template: JinjaTemplate, tokenizer: Tokenizer) -> str | None:
+    """Why transformers reads the texts between special tokens otherwise: a SentencePiece model that puts a space before
+    each text does so there at the beginning of the conversation only, unless its configuration says `legacy`."""
+    if tokenizer.file_name != SENTENCEPIECE or template.tokenizer_config is None:
+        return None
+    config = json.loads(template.tokenizer_config)
+    is_legacy = config.get("legacy") is True and config.get("add_prefix_space") in (None, True)
+    if is_legacy or not read_model_file(tokenizer.path.read_bytes()).adds_dummy_prefix:
+        return None
+    return (
+        f"{tokenizer.path} puts a space before every text, and tokenizer_config.json beside it does not say legacy: true, so "
+        "transformers puts one at the beginning alone; name a tokenizer.json, which AutoTokenizer.from_pretrained(FOLDER)"
+        ".save_pretrained(FOLDER) writes"
+    )
 
 
 def _find_ends(found: Certificate, writer: TemplateWriter) -> None:

@@ -281,7 +281,8 @@ class TemplateWriter:
             # Names and arguments of calls may stand in texts about them too.
             if leaf.key != "tool_calls" and model.text.count(sentinel(number)) > 1:
                 raise Unproven(
-                    WHOLE, f"chat template {self.template.name} writes {leaf.key} of turn {leaf.turn + 1} more than once"
+                    WHOLE,
+                    f"chat template {self.template.name} writes {leaf.key} of turn {leaf.turn + 1} more than once",
                 )
         if [control.id for control in whole.encoded.controls] != [control.id for control in model.encoded.controls]:
             raise Unproven(FORGERY, "the texts change which special tokens the template writes")
