@@ -15,10 +15,11 @@ import numpy as np
 from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import split_lines
 from lumina_ds.data.strict_json import RejectedLine
-from lumina_ds.data.templates.jinja_template import JinjaTemplate
+from lumina_ds.data.templates.jinja_template import JinjaTemplate, WithoutEnd
 from lumina_ds.data.tokenizer.flat import Texts
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.data.turns import TrainReasoning
+from lumina_ds.errors import DataError
 from preprocess.layout import Documents
 from preprocess.scan import Conversations, Rejection
 from preprocess.sources import Block
@@ -47,12 +48,17 @@ def render_rows(
     id_dtype: np.dtype,
     train_reasoning: TrainReasoning = "yes",
 ) -> RenderedRows:
-    """Lay out the block's conversations; refused ones are added to `rejections`, in the order of the lines."""
+    """Lay out the block's conversations; refused ones are added to `rejections`, in the order of the lines.
+
+    Raises DataError where the template computes or writes without end.
+    """
     rows, kept, taken, left_out, contents, counts = [], [], [], [], [], [0]
     refused: dict[int, RejectedLine] = {}
     for number, conversation in enumerate(conversations.whole()):
         try:
             rows += encode_conversations([conversation], tokenizer, template, train_reasoning)
+        except WithoutEnd as fault:
+            raise DataError(f"{block.source}, line {conversations.lines[number]}: {fault.reason}") from None
         except RejectedLine as fault:
             refused[int(conversations.lines[number])] = fault
             left_out.append(number)

@@ -13,7 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lumina_ds.data.templates.find import is_own
+from lumina_ds.data.templates.render import TemplateRefusal, render
+from lumina_ds.data.templates.samples import exchange
+from lumina_ds.data.tokenizer.model_folder import read_chat_template, read_token_names
 from lumina_ds.data.tokenizer.sentencepiece_file import BYTE, ModelFile, read_model_file
+from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from lumina_ds.export.hugging_face import ARCHITECTURES
 from lumina_ds.export.weight_files import read_json
@@ -41,7 +46,8 @@ def write_gguf(folder: Path, llama_cpp: Path, out: Path, outtype: str = "auto") 
         raise MachineError(f"cannot write {out}: {error.strerror}; choose another --out") from error
     try:
         converter = _load_converter(llama_cpp)
-        _take_tokenizer_model(converter, ARCHITECTURES[config["model_type"]], tokenizer.adds_dummy_prefix)
+        keys = {"add_add_space_prefix": tokenizer.adds_dummy_prefix, **chat_keys(folder, config)}
+        _take_tokenizer_model(converter, ARCHITECTURES[config["model_type"]], keys)
         _run(converter, [str(folder), "--outtype", outtype, "--outfile", str(unfinished)])
         unfinished.replace(out)
     finally:
@@ -93,7 +99,30 @@ def _load_converter(llama_cpp: Path) -> ModuleType:
         raise MachineError(f"{llama_cpp}/{CONVERTER}.py does not load ({error}); pip install 'lumina-ds[hf]'") from None
 
 
-def _take_tokenizer_model(converter: ModuleType, architecture: str, adds_space: bool) -> None:
+def chat_keys(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Under a model's own chat template: methods of the converter's writer, and what each of them is told.
+
+    Of other templates the tokenizer's files say it. Else llama.cpp begins every chat with BOS though the template writes
+    none, and goes on after the token that ends a reply where eos_token is another. Raises DataError for a template that refuses.
+    """
+    template = read_chat_template(folder)
+    if template is None or is_own(template.source):
+        return {}
+    names = read_token_names(folder)
+    try:
+        text = render(template.source, names, exchange("a question", "an answer"))
+    except TemplateRefusal as refusal:
+        raise DataError(f"{template.place}: {refusal}; export the run again") from None
+    keys: dict[str, Any] = {"add_add_bos_token": bool(names.get("bos_token")) and text.startswith(names["bos_token"])}
+    ends = config.get("eos_token_id")
+    known = Tokenizer.load(folder / "tokenizer.model").special_tokens
+    others = [
+        end for end in (ends if isinstance(ends, list) else [ends]) if end != known.get(names.get("eos_token", ""))
+    ]
+    return keys | dict(zip(("add_eot_token_id", "add_eom_token_id"), others, strict=False))
+
+
+def _take_tokenizer_model(converter: ModuleType, architecture: str, keys: dict[str, Any]) -> None:
     try:
         family = converter.get_model_class(architecture)
         read_sentencepiece = family._set_vocab_sentencepiece
@@ -104,8 +133,9 @@ def _take_tokenizer_model(converter: ModuleType, architecture: str, adds_space: 
 
     def set_vocab(self: Any) -> None:
         read_sentencepiece(self)
-        # Without the key llama.cpp puts a space before every text.
-        self.gguf_writer.add_add_space_prefix(adds_space)
+        # Without the first key llama.cpp puts a space before every text.
+        for method, value in keys.items():
+            getattr(self.gguf_writer, method)(value)
 
     family.set_vocab = set_vocab
 

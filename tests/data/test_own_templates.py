@@ -14,7 +14,7 @@ from template_cases import CASES, Case, write_tokenizer
 from lumina_ds.data.chat_template import encode_conversations, encode_prompt, stop_ids
 from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.templates.certificate import ENDS, FORGERY, PREFIX, RENDERS, WHOLE, Certificate, certify
-from lumina_ds.data.templates.find import certified_template, find_template, tokenizer_for
+from lumina_ds.data.templates.find import certified_template, find_template, read_template, stored_text, tokenizer_for
 from lumina_ds.data.templates.jinja_template import JinjaTemplate, Row, TemplateWriter, Unproven
 from lumina_ds.data.templates.samples import WEATHER, exchange, samples
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
@@ -272,6 +272,9 @@ BROKEN: dict[str, tuple[str, str]] = {
                         "{% endfor %}", RENDERS),
     "by chance": ("{{ ['a', 'b'] | random }}" + CASES["chatml"].source, RENDERS),
     "white space within": (CASES["chatml"].source.replace("message['content']", "message['content'].split() | join(' ')"), WHOLE),
+    "replies twice": (CASES["chatml"].source.replace("message['content']", "message['content'] + message['content']"), WHOLE),
+    "questions twice": (CASES["chatml"].source.replace(
+        "message['content']", "message['content'] * (2 if message.role == 'user' else 1)"), WHOLE),
     "header left to the reply": (LINES + "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}",
                                  PREFIX),
 }  # fmt: skip
@@ -310,12 +313,20 @@ def test_what_a_template_drops_is_refused(folders: Path, certificates: dict[str,
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("{% for %}", "line 1"), ("{{ x", "line 1"), ("a\n{% endif %}", "line 2"), ("{{ 1 | nothing }}", "line 1")],
+    [
+        ("{% for %}", "line 1"),
+        ("{{ x", "line 1"),
+        ("a\n{% endif %}", "line 2"),
+        ("{{ 1 | nothing }}", "line 1"),
+        ("{% break %}", ".*outside loop"),
+        ("{% for a in b %}" * 30 + "{% endfor %}" * 30, ".*nested blocks"),
+        ("{% macro m(a, a) %}{% endmacro %}", ".*duplicate"),
+    ],
 )
 def test_what_is_no_template(source: str, message: str, tmp_path: Path) -> None:
     path = write_tokenizer(CASES["chatml"], tmp_path)
     (tmp_path / "bad.jinja").write_text(source)
-    with pytest.raises(DataError, match=f"bad.jinja, {message}"):
+    with pytest.raises(DataError, match=f"bad.jinja(, | cannot be compiled: ){message}"):
         find_template(str(tmp_path / "bad.jinja"), Tokenizer.load(path))
 
 
@@ -335,6 +346,141 @@ def test_the_template_in_an_older_file_of_transformers(tmp_path: Path) -> None:
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": CASES["chatml"].source}))
     found = find_template("auto", Tokenizer.load(path)).template
     assert isinstance(found, JinjaTemplate) and found.source == CASES["chatml"].source
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_same"),
+    [
+        ({}, False),
+        ({"legacy": False}, False),
+        ({"legacy": True}, True),
+        ({"legacy": True, "add_prefix_space": False}, False),
+    ],
+)
+def test_a_sentencepiece_model_with_a_space_before_every_text(
+    settings: dict[str, bool], is_same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers puts that space before each text between special tokens only where the folder says legacy."""
+    import sentencepiece
+
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    texts = ["hello there [INST] what is two [/INST]", "fine thanks and you", "sunny and warm"] * 20
+    with (tmp_path / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=file, model_type="bpe", vocab_size=320, byte_fallback=True,
+            hard_vocab_limit=False, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        )  # fmt: skip
+    source = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}"
+    source += "{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "chat_template": source}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | settings))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(CHAT, return_dict=False)
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
+    if not is_same:
+        with pytest.raises(
+            DataError, match=r"puts a space before every text, .* name a tokenizer\.json, which AutoTokenizer"
+        ):
+            certified_template("auto", tokenizer)
+        theirs.save_pretrained(tmp_path)
+        tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    template = certified_template("auto", tokenizer).template
+    reader = tokenizer_for(tokenizer, template)
+    assert (
+        encode_conversations([Conversation(tuple(Turn(m["role"], m["content"]) for m in CHAT))], reader, template)[0][0]
+        == expected
+    )
+
+
+def _with_entry(entry: object, folder: Path) -> Tokenizer:
+    path = write_tokenizer(CASES["chatml"], folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": entry}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return Tokenizer.load(path)
+
+
+NAMED = {"name": "default", "template": CASES["chatml"].source}
+ODD = ["", " ", 5, True, [], {}, {"default": 1}, [["default", "x"]], ["x"], [None], [{"name": "default"}], [{"template": "x"}],
+       [{"name": "default", "template": ""}], [{"name": ["a"], "template": "x"}], [NAMED, NAMED]]  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", ODD, ids=repr)
+def test_an_entry_that_is_no_template(entry: object, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"tokenizer_config\.json: chat_template is .*; write the template into .*jinja, or"
+    ):
+        find_template("auto", _with_entry(entry, tmp_path))
+    (tmp_path / "chat_template.jinja").write_text(CASES["qwen-2.5"].source)
+    found = find_template("auto", Tokenizer.load(tmp_path / "tokenizer.json")).template
+    assert isinstance(found, JinjaTemplate) and found.source == CASES["qwen-2.5"].source
+    (tmp_path / "chat_template.jinja").write_text("\n")
+    with pytest.raises(DataError, match=r"chat_template\.jinja is empty"):
+        find_template("auto", Tokenizer.load(tmp_path / "tokenizer.json"))
+
+
+def test_no_entry_is_no_template(tmp_path: Path) -> None:
+    assert find_template("auto", _with_entry(None, tmp_path)).name == "lumina-chat-1"
+
+
+OTHERS = [NAMED, {"name": "tool_use", "template": CASES["qwen-2.5"].source}, {"name": "rag", "template": "{{ 1 }}"}]
+
+
+@pytest.mark.parametrize("form", ["list", "object", "files"])
+def test_of_several_templates_the_taken_one_is_said(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers takes tool_use for conversations with tools: they are refused under the other, and never silently."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    by_name = {one["name"]: one["template"] for one in OTHERS}
+    tokenizer = _with_entry({"list": OTHERS, "object": by_name, "files": None}[form], tmp_path)
+    if form == "files":
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "chat_template.jinja").write_text(by_name.pop("default"))
+        for name, source in by_name.items():
+            (tmp_path / "additional_chat_templates" / f"{name}.jinja").write_text(source)
+    for _ in range(2):
+        named = certified_template("auto", tokenizer)
+    assert sum("of several chat templates" in line for line in caplog.messages) == 1
+    assert "tool_use" in caplog.text and "rag" in caplog.text and "--chat-template FILE.jinja" in caplog.text
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    writer = named.template.with_tokenizer(tokenizer.without_markers())  # type: ignore[union-attr]
+    assert writer.row(CHAT, [False, True, False, True]).ids == theirs.apply_chat_template(CHAT, return_dict=False)
+    for refuses in (
+        lambda: writer.row(CHAT, [False, True, False, True], [WEATHER]),
+        lambda: writer.prompt(CHAT, [WEATHER]),
+    ):
+        with pytest.raises(RejectedLine, match=r"another chat template, .*tool_use.*--chat-template FILE\.jinja"):
+            refuses()
+    (tmp_path / "chat_template.json").write_text(stored_text(named.template))  # type: ignore[arg-type]
+    assert read_template(tmp_path) == named.template
+    (tmp_path / "tool.jinja").write_text(CASES["qwen-2.5"].source)
+    tools = certified_template(str(tmp_path / "tool.jinja"), tokenizer).template
+    expected = theirs.apply_chat_template(CHAT, tools=[WEATHER], return_dict=False)
+    assert (
+        tools.with_tokenizer(tokenizer.without_markers()).row(CHAT, [False, True, False, True], [WEATHER]).ids
+        == expected
+    )  # type: ignore[union-attr]
+
+
+def test_a_list_without_default_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"tokenizer_config\.json \(tool_use\), .* no chat template of the name default"
+    ):
+        find_template("auto", _with_entry(OTHERS[1:], tmp_path))
+
+
+@pytest.mark.parametrize(("source", "message"), [("{{ 'a' * 2000000 }}", "writes 2,000"), ("{% break %}", "cannot be compiled"),
+    ("{{ 'x' | center(9000000000) }}", "does not end")])  # fmt: skip
+def test_a_stored_template_is_tried_too(source: str, message: str, tmp_path: Path) -> None:
+    """A folder of shards or of a run may come from anywhere."""
+    named = certified_template("auto", _with_entry(CASES["chatml"].source, tmp_path))
+    text = json.loads(stored_text(named.template))  # type: ignore[arg-type]
+    (tmp_path / "chat_template.json").write_text(json.dumps(text | {"source": source}))
+    with pytest.raises(DataError, match=f"chat_template.json.* {message}"):
+        read_template(tmp_path)
 
 
 @pytest.mark.parametrize(

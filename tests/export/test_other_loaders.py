@@ -32,12 +32,14 @@ from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.data.chat_template import encode_prompt
 from lumina_ds.data.conversation import Turn
+from lumina_ds.data.templates.find import certified_template, tokenizer_for
 from lumina_ds.data.tokenizer.sentencepiece_file import read_model_file
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from lumina_ds.export.folder import export_model
-from lumina_ds.export.gguf import check_model
+from lumina_ds.export.gguf import chat_keys, check_model
 from lumina_ds.export.hugging_face import hugging_face_config
+from lumina_ds.export.own_template import end_ids, write_own_template
 from lumina_ds.export.start_folder import import_model
 from lumina_ds.model.transformer import CausalLM
 
@@ -231,6 +233,28 @@ def test_the_folder_says_whether_a_text_begins_with_a_space(adds_space, tmp_path
 
 def plain_bpe(folder: Path, **settings: object) -> Path:
     return sentencepiece_model(folder, normalization_rule_name="identity", remove_extra_whitespaces=False, **settings)
+
+
+@pytest.mark.parametrize("writes_bos", [True, False])
+@pytest.mark.parametrize(("ends", "end_keys"), [("<|im_end|>", {"add_eot_token_id": 4}), ("</s>", {})])
+def test_llama_cpp_begins_and_ends_a_chat_as_the_template_does(writes_bos, ends, end_keys, tmp_path):
+    """Of Jinja templates the converter reads BOS from tokenizer.json, and the end from eos_token, which may be another."""
+    tokenizer = Tokenizer.load(
+        plain_bpe(tmp_path, add_dummy_prefix=False, control_symbols=["<|im_start|>", "<|im_end|>"])
+    )
+    source = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '" + ends + "' }}{% endfor %}"
+    source += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    (tmp_path / "own.jinja").write_text(("{{ bos_token }}" if writes_bos else "") + source)
+    template = certified_template(str(tmp_path / "own.jinja"), tokenizer).template
+    own = tokenizer_for(tokenizer, template)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_own_template(own, template, out, 64)
+    assert chat_keys(out, end_ids(own, template)) == {"add_add_bos_token": writes_bos, **end_keys}
+    assert chat_keys(out, {"eos_token_id": [2, 4, 3]})["add_eom_token_id"] == 3
+    (out / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    with pytest.raises(DataError, match=r"chat_template\.jinja: no; export the run again"):
+        chat_keys(out, {})
 
 
 def test_models_that_llama_cpp_computes_otherwise_are_refused(tmp_path):

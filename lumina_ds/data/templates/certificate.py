@@ -26,11 +26,11 @@ from lumina_ds.data.templates.jinja_template import (
     TemplateWriter,
     Tools,
     Unproven,
+    WithoutEnd,
     sentinel,
     with_sentinels,
 )
-from lumina_ds.data.templates.leaves import leaves
-from lumina_ds.data.templates.render import Message
+from lumina_ds.data.templates.leaves import Message, leaves
 from lumina_ds.data.templates.samples import (
     MANY,
     SYSTEM,
@@ -40,6 +40,8 @@ from lumina_ds.data.templates.samples import (
     forgeries,
     samples,
 )
+from lumina_ds.data.templates.text_ids import SENTENCEPIECE
+from lumina_ds.data.tokenizer.sentencepiece_file import read_model_file
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 
@@ -47,10 +49,10 @@ VERSION = 1
 RENDERS = "renders"
 # What is proven, in the order in which it is shown.
 CONDITIONS = {
-    RENDERS: "the template takes a question and an answer",
+    RENDERS: "the template takes a question and an answer, which the tokenizer reads as transformers does",
     ENDS: "a token of its own ends every reply, and is a label",
     PREFIX: "the ids of a generation's prompt are a strict prefix of the trained ids, and none of them is a label",
-    WHOLE: "every text stands whole in what is trained, and replies are labels",
+    WHOLE: "every text stands whole and once in what is trained, and replies are labels",
     STABLE: "replies stay as they are when later turns are added",
     FORGERY: "no text becomes a special token",
 }
@@ -117,6 +119,10 @@ def certify(
     Of these, what the template itself refuses, or has nothing to train in, is counted and speaks not against it.
     """
     found = Certificate(template, tokenizer.digest)
+    spaces = _other_spaces(template, tokenizer)
+    if spaces is not None:
+        found.counterexamples.append(Counterexample(RENDERS, spaces, exchange("a question", "an answer")))
+        return found
     try:
         _find_ends(found, template.with_tokenizer(tokenizer))
     except RejectedLine as refusal:
@@ -131,6 +137,22 @@ def certify(
     for messages, trained, tools in own:
         _try_own(found, writer, messages, trained, tools)
     return found
+
+
+def _other_spaces(template: JinjaTemplate, tokenizer: Tokenizer) -> str | None:
+    """Why transformers reads the texts between special tokens otherwise: a SentencePiece model that puts a space before
+    each text does so there at the beginning of the conversation only, unless its configuration says `legacy`."""
+    if tokenizer.file_name != SENTENCEPIECE or template.tokenizer_config is None:
+        return None
+    config = json.loads(template.tokenizer_config)
+    is_legacy = config.get("legacy") is True and config.get("add_prefix_space") in (None, True)
+    if is_legacy or not read_model_file(tokenizer.path.read_bytes()).adds_dummy_prefix:
+        return None
+    return (
+        f"{tokenizer.path} puts a space before every text, and tokenizer_config.json beside it does not say legacy: true, so "
+        "transformers puts one at the beginning alone; name a tokenizer.json, which AutoTokenizer.from_pretrained(FOLDER)"
+        ".save_pretrained(FOLDER) writes"
+    )
 
 
 def _find_ends(found: Certificate, writer: TemplateWriter) -> None:
@@ -223,7 +245,7 @@ def _try(found: Certificate, writer: TemplateWriter, sample: Sample) -> None:
         else:
             found.refused[sample.kind or "", fault.reason] += 1
     except RejectedLine as refusal:
-        if sample.kind is None:
+        if sample.kind is None or isinstance(refusal, WithoutEnd):
             found.counterexamples.append(Counterexample(RENDERS, refusal.reason, sample.messages, sample.tools))
         else:
             found.refused[sample.kind, refusal.reason] += 1
@@ -260,9 +282,10 @@ def _try_own(
     except RejectedLine as fault:
         found.num_own_refused += 1
         found.refused["your own", fault.reason] += 1
-        if isinstance(fault, Unproven) and fault.condition in (ENDS, STABLE):
+        condition = RENDERS if isinstance(fault, WithoutEnd) else getattr(fault, "condition", None)
+        if condition in (RENDERS, ENDS, STABLE):
             found.counterexamples.append(
-                Counterexample(fault.condition, fault.reason, own, [dict(tool) for tool in tools or ()] or None)
+                Counterexample(condition, fault.reason, own, [dict(tool) for tool in tools or ()] or None)
             )
         return
     if found.num_own - found.num_own_refused <= 3:

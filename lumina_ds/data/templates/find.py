@@ -7,6 +7,7 @@ its ids depend on.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,8 @@ from lumina_ds.data.tokenizer.model_folder import CONFIG_FILE, LEGACY_FILE, lega
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.text import nearest
+
+log = logging.getLogger(__name__)
 
 STORED_TEMPLATE = LEGACY_FILE
 _MOST_BYTES = 4 << 20
@@ -77,9 +80,13 @@ def find_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
         stored = read_template(folder)
         if stored is not None:
             return NamedTemplate(stored.name, stored)
-        source = tokenizer.chat_template
-        if source is None or is_own(source):
+        brought = tokenizer.chat_template
+        if brought is None or is_own(brought.source):
             return NamedTemplate(DEFAULT_TEMPLATE, TEMPLATES[DEFAULT_TEMPLATE])
+        if brought.others:
+            _say_which(brought.place, ", ".join(brought.others))
+        made = jinja_template(name, brought.source, tokenizer)
+        return NamedTemplate(name, replace(made, for_tools=brought.for_tools))
     else:
         source = jinja_source(name)
         if source is None:
@@ -109,6 +116,16 @@ def jinja_template(name: str, source: str, tokenizer: Tokenizer) -> JinjaTemplat
     )
 
 
+@lru_cache(maxsize=32)
+def _say_which(taken: str, others: str) -> None:
+    """Once for each folder."""
+    log.warning(
+        "of several chat templates the one of %s is taken, not %s; --chat-template FILE.jinja takes another",
+        taken,
+        others,
+    )
+
+
 def is_own(source: str) -> bool:
     """Is it what an export of ours writes for lumina-chat-1? No other template holds such a code point."""
     return GUARDS[0] in source
@@ -127,13 +144,19 @@ class _Stored(BaseModel):
     rewrites: bool
     certificate: str | None
     tokenizer_config: str | None
+    for_tools: str = ""
 
 
 def stored_text(template: JinjaTemplate) -> str:
     """The content of chat_template.json."""
     values = {name: getattr(template, name) for name in _Stored.model_fields if name != "format"}
     stored = _Stored(**{**values, "special_tokens": dict(template.special_tokens), "stops": list(template.stops)})
-    return json.dumps(stored.model_dump(), ensure_ascii=False, indent=2) + "\n"
+    return (
+        json.dumps(
+            stored.model_dump(exclude={"for_tools"} if not stored.for_tools else None), ensure_ascii=False, indent=2
+        )
+        + "\n"
+    )
 
 
 def read_template(folder: Path) -> JinjaTemplate | None:
@@ -145,6 +168,10 @@ def read_template(folder: Path) -> JinjaTemplate | None:
         stored = _Stored.model_validate_json(_text(path))
     except ValidationError:
         raise DataError(f"{path} is damaged or of another version; preprocess or import again") from None
+    # Folders come from elsewhere too, and a name proves nothing.
+    if stored.source != jinja_source(stored.name):
+        try_elsewhere(str(path), stored.source, stored.special_tokens)
+    check_source(stored.source, str(path))
     values = stored.model_dump(exclude={"format"})
     values |= {"special_tokens": tuple(sorted(stored.special_tokens.items())), "stops": tuple(stored.stops)}
     return JinjaTemplate(**values)

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from lumina_ds.data.conversation import NOTHING_TO_TRAIN
 from lumina_ds.data.strict_json import RejectedLine, shorten
-from lumina_ds.data.templates.leaves import REASONING, Leaf, all_texts, leaves, replace_all, replace_leaves
-from lumina_ds.data.templates.render import Message, TemplateRefusal, render
+from lumina_ds.data.templates.leaves import REASONING, Leaf, Message, all_texts, leaves, replace_all, replace_leaves
+from lumina_ds.data.templates.render import TemplateRefusal, TemplateWithoutEnd, render
 from lumina_ds.data.templates.text_ids import GUARDS, TextEncoder, TextIds, text_encoder
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 
@@ -30,6 +30,10 @@ UNPROVEN = "mask not proven"
 PREFIX, ENDS, WHOLE, STABLE, FORGERY = "prefix", "ends", "whole", "stable", "forgery"
 
 Tools = Sequence[Mapping[str, Any]] | None
+
+
+class WithoutEnd(RejectedLine):
+    """A template that computes or writes without end: no fault of the conversation, so nothing goes on after it."""
 
 
 class Unproven(RejectedLine):
@@ -47,7 +51,8 @@ class JinjaTemplate:
     special_tokens: (name, text) pairs that the source knows. day: year-month-day that it may write. stops: control
     tokens that end a reply. ends_with_next: the first token of the next turn ends a reply. rewrites: earlier turns
     change when later ones are added, so that only the last reply is trained. certificate: its digest.
-    tokenizer_config: the content of the file that came with the tokenizer.
+    tokenizer_config: the content of the file that came with the tokenizer. for_tools: where the folder has another template
+    for conversations with tools, which this one then refuses.
     """
 
     name: str
@@ -59,11 +64,13 @@ class JinjaTemplate:
     rewrites: bool = False
     certificate: str | None = None
     tokenizer_config: str | None = None
+    for_tools: str = ""
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the source and the special tokens: what the ids depend on beside the tokenizer and the day."""
-        content = json.dumps(["jinja", self.source, sorted(self.special_tokens)], ensure_ascii=False)
+        values = ["jinja", self.source, sorted(self.special_tokens), *filter(None, [self.for_tools])]
+        content = json.dumps(values, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> TemplateWriter:
@@ -171,13 +178,25 @@ class TemplateWriter:
 
     def text(self, messages: Sequence[Message], tools: Tools = None, add_generation_prompt: bool = False) -> str:
         """The rendering. Raises RejectedLine where the template refuses."""
+        if tools and self.template.for_tools:
+            raise RejectedLine(TEMPLATE_REFUSES, self._not_for_tools())
         try:
             return render(
                 self.template.source, self._special_tokens, messages, tools,
                 add_generation_prompt=add_generation_prompt, day=self.template.day,
             )  # fmt: skip
+        except TemplateWithoutEnd as refusal:
+            remedy = "mend the template, or choose another with --chat-template"
+            raise WithoutEnd(TEMPLATE_REFUSES, f"chat template {self.template.name} {refusal}; {remedy}") from None
         except TemplateRefusal as refusal:
             raise RejectedLine(TEMPLATE_REFUSES, f"chat template {self.template.name}: {refusal}") from None
+
+    def _not_for_tools(self) -> str:
+        """transformers would render these with another template than other conversations."""
+        return (
+            f"the conversation has tools, for which the folder has another chat template, {self.template.for_tools}; write "
+            "that one into a file and train all conversations with it: --chat-template FILE.jinja"
+        )
 
     def _check_context(self, chat: Guarded, found: Sequence[Leaf], whole: Rendered) -> None:
         """Definitions of tools, questions and system turns stand in the text."""
@@ -259,6 +278,12 @@ class TemplateWriter:
                 self.template.rewrites and leaf.key in REASONING and leaf.turn < last
             ):
                 raise Unproven(WHOLE, f"chat template {self.template.name} drops {leaf.key} of turn {leaf.turn + 1}")
+            # Names and arguments of calls may stand in texts about them too.
+            if leaf.key != "tool_calls" and model.text.count(sentinel(number)) > 1:
+                raise Unproven(
+                    WHOLE,
+                    f"chat template {self.template.name} writes {leaf.key} of turn {leaf.turn + 1} more than once",
+                )
         if [control.id for control in whole.encoded.controls] != [control.id for control in model.encoded.controls]:
             raise Unproven(FORGERY, "the texts change which special tokens the template writes")
         return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lumina_ds.data.templates.render import Message
+Message = Mapping[str, Any]
 
 # Keys of a message whose texts the template must render; the rest are names and ids, of which templates use some.
 _RENDERED = ("content", "reasoning_content", "thinking", "reasoning", "tool_calls")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from lumina_ds.config.chat_templates import ChatTemplate
 from lumina_ds.data.chat_template import encode_conversations, encode_prompt
 from lumina_ds.data.templates.certificate import ENDS, FORGERY, PREFIX, STABLE, WHOLE, Counterexample
-from lumina_ds.data.templates.render import Message
+from lumina_ds.data.templates.leaves import Message
 from lumina_ds.data.templates.samples import CALLS, REASONING, Sample, forgeries, samples
 from lumina_ds.data.tokenizer.tokenizer import MARKERS, Tokenizer
 from lumina_ds.data.turns import Conversation, Turn

@@ -15,16 +15,24 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
+from lumina_ds.data.templates.leaves import Message, all_texts
 from lumina_ds.errors import ConfigError, DataError
 
-Message = Mapping[str, Any]
 # Names under which a turn's reasoning is found, and the two under which templates look for it.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 DATE_FUNCTION = "strftime_now"
 
 
+# A rendering holds its conversation a few times at most, and what the template says beside it.
+MOST_CHARACTERS, _TIMES_AS_MANY = 1_000_000, 20
+
+
 class TemplateRefusal(Exception):
     """The template itself refused the messages, or could not be run on them."""
+
+
+class TemplateWithoutEnd(TemplateRefusal):
+    """The template computes or writes more than the messages can need: it is not fit for use."""
 
 
 def render(
@@ -41,18 +49,29 @@ def render(
     special_tokens: what the template knows as `bos_token`, `eos_token` and the like. day: year-month-day that
     `strftime_now` tells; today's when None. Raises TemplateRefusal, DataError for a source that is no template.
     """
+    from lumina_ds.data.templates.work import TooMuchWork
+
+    num_characters = sum(map(len, all_texts([messages, tools or ()])))
     try:
-        return compiled(source, day).render(
-            messages=[_as_passed(message) for message in messages],
-            tools=list(tools) if tools else None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **special_tokens,
-        )
+        template = compiled(source, day)
+        with template.environment.lock:
+            template.environment.work.begin(num_characters)
+            text: str = template.render(
+                messages=[_as_passed(message) for message in messages],
+                tools=list(tools) if tools else None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **special_tokens,
+            )
+    except TooMuchWork as error:
+        raise TemplateWithoutEnd(str(error)) from None
     except RecursionError:
         raise TemplateRefusal("it calls itself too deeply") from None
     except Exception as error:  # whatever a template's own expressions raise: the sandbox's, TypeError, KeyError ...
         raise TemplateRefusal(" ".join(str(error).split()) or type(error).__name__) from error
+    if len(text) > MOST_CHARACTERS + _TIMES_AS_MANY * num_characters:
+        raise TemplateWithoutEnd(f"writes {len(text):,} characters for a conversation of {len(messages)} turns")
+    return text
 
 
 def check_source(source: str, name: str) -> None:
@@ -65,6 +84,12 @@ def check_source(source: str, name: str) -> None:
         raise DataError(f"{name}, line {error.lineno}: {error.message}; mend the template") from None
     except RecursionError:
         raise DataError(f"{name} is nested too deeply to be a chat template") from None
+    except (
+        SyntaxError,
+        ValueError,
+    ) as error:  # of Python, which jinja2 makes of it, or of a text that cannot be written
+        message = getattr(error, "msg", None) or " ".join(str(error).split())
+        raise DataError(f"{name} cannot be compiled: {message}; mend the template") from None
 
 
 def today() -> str:
@@ -86,7 +111,9 @@ def compiled(source: str, day: str | None) -> Any:
     """The template of jinja2."""
     environment = _environment()
     environment.globals[DATE_FUNCTION] = _clock(day)
-    return environment.from_string(source)
+    with environment.lock:
+        environment.work.begin(len(source))
+        return environment.from_string(source)
 
 
 def _clock(day: str | None) -> Callable[[str], str]:
@@ -100,7 +127,8 @@ def _environment() -> Any:
     from jinja2 import nodes
     from jinja2.exceptions import TemplateError
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from lumina_ds.data.templates.work import Sandbox
 
     class GenerationTag(Extension):
         """{% generation %} marks what an assistant writes; masks here are proven without it."""
@@ -117,12 +145,11 @@ def _environment() -> Any:
     def by_chance(*_: object, **__: object) -> None:
         raise TemplateError("it writes what chance decides, so a mask proves nothing of the next rendering")
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = raise_exception
     environment.filters["random"] = environment.globals["lipsum"] = by_chance
+    environment.count_all()
     return environment
 
 

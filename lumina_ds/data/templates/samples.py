@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lumina_ds.data.templates.render import Message
+from lumina_ds.data.templates.leaves import Message
 
 TEXTS = (
     "What is two plus three?",

@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from lumina_ds.data.limited import limit_this_process, verdict_of
-from lumina_ds.data.templates.render import TemplateRefusal, render
+from lumina_ds.data.templates.render import TemplateRefusal, TemplateWithoutEnd, render
 from lumina_ds.data.templates.samples import samples
 from lumina_ds.errors import DataError
 
 # The templates of current models take a tenth of a second, and write a few thousand characters.
 CPU_SECONDS = 5
 MEMORY_BYTES = 2 << 30
-MOST_CHARACTERS = 1_000_000
 
 
 def try_elsewhere(name: str, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -48,14 +47,14 @@ def _main(seconds: int, memory_bytes: int) -> None:
     error = None
     for sample in samples():
         try:
-            text = render(source, special_tokens, sample.messages, sample.tools)
+            render(source, special_tokens, sample.messages, sample.tools)
+        except TemplateWithoutEnd as without_end:
+            error = str(without_end)
+            break
         except TemplateRefusal as refusal:
             if isinstance(refusal.__cause__, MemoryError):
                 return  # no verdict: the parent says what that means
             continue
-        if len(text) > MOST_CHARACTERS:
-            error = f"writes {len(text):,} characters for a conversation of {len(sample.messages)} turns"
-            break
     print(json.dumps({"error": error}))
 
 

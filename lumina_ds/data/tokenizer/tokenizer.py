@@ -19,7 +19,7 @@ import numpy as np
 from lumina_ds.config.chat_templates import END_MARKER, ROLE_MARKERS
 from lumina_ds.data.tokenizer.byte_runs import ByteRuns
 from lumina_ds.data.tokenizer.flat import Texts
-from lumina_ds.data.tokenizer.model_folder import read_chat_template, read_token_names
+from lumina_ds.data.tokenizer.model_folder import FolderTemplate, read_chat_template, read_token_names
 from lumina_ds.data.tokenizer.sentencepiece_file import SPACE_SYMBOL
 from lumina_ds.data.tokenizer.spans import Part, Spans
 from lumina_ds.data.tokenizer.tokenizer_json import parse_tokenizer_json, read_tokenizer_json
@@ -143,8 +143,8 @@ class Tokenizer:
         return self._model.added_tokens
 
     @cached_property
-    def chat_template(self) -> str | None:
-        """Jinja text of the template that lies beside the file, or None. Raises DataError where it cannot be read."""
+    def chat_template(self) -> FolderTemplate | None:
+        """The Jinja template that lies beside the file, or None. Raises DataError where it cannot be read."""
         return read_chat_template(self.path.parent)
 
     @cached_property
