@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option
+from lumina_ds.cli.data_options import chat_template_option, format_option, train_reasoning_option
 from lumina_ds.logs import configure_logging
+from lumina_ds.text import as_max_rejected
 
 if TYPE_CHECKING:
     from preprocess.workers import Workers
@@ -27,8 +28,6 @@ EXAMPLES = """Examples:
 
 
 def _max_rejected(ctx: click.Context, parameter: click.Parameter, value: str) -> int | float:
-    from lumina_ds.config.schema import as_max_rejected
-
     try:
         return as_max_rejected(value)
     except ValueError:
