@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,6 +122,7 @@ def command(
     configure_logging()
     # Imports and loading compiled code make many objects and no garbage; looking for it takes a tenth of a short run.
     gc.set_threshold(100_000)
+    _load_numba()
     with _mpi_workers() if mpi else nullcontext() as workers:
         if mpi and workers is None:  # a rank that only encodes
             return
@@ -142,6 +145,24 @@ def command(
 
         for line in summary_lines(out, manifest):
             click.echo(line)
+
+
+def _load_numba() -> None:
+    """Import numba without SciPy's linear algebra, which no compiled code here uses: a quarter of a second.
+
+    numba takes it at its import where SciPy is installed, and asks for it again where code needs it. Only in a process of
+    this verb's own: others may compile what it is for.
+    """
+    blas = "scipy.linalg.cython_blas"
+    if blas in sys.modules:
+        return
+    sys.modules[blas] = None  # type: ignore[assignment]  # how Python marks a module that is not to be had
+    try:
+        import_module("numba.np.arraymath")
+    except ImportError:  # without numba all is done uncompiled, and said where it is
+        pass
+    finally:
+        del sys.modules[blas]
 
 
 def _mpi_workers() -> AbstractContextManager[Workers | None]:

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -26,20 +27,18 @@ from lumina_ds.config.chat_templates import (
     name_of_digest,
     template_digest,
 )
-from lumina_ds.data.templates.certificate import certify
-from lumina_ds.data.templates.jinja_template import JinjaTemplate
-from lumina_ds.data.templates.render import DATE_FUNCTION, check_source, today
-from lumina_ds.data.templates.text_ids import GUARDS
-from lumina_ds.data.templates.trial import try_elsewhere
 from lumina_ds.data.tokenizer.model_folder import CONFIG_FILE, LEGACY_FILE, legacy_template
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.text import nearest
 
+if TYPE_CHECKING:  # imported where a template is no entry of the table: most runs need none of it
+    from lumina_ds.data.templates.jinja_template import JinjaTemplate
+
 STORED_TEMPLATE = LEGACY_FILE
 _MOST_BYTES = 4 << 20
 
-Template = ChatTemplate | JinjaTemplate
+Template: TypeAlias = "ChatTemplate | JinjaTemplate"
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,11 @@ class NamedTemplate:
 
     @property
     def digest(self) -> str:
-        return self.template.digest if isinstance(self.template, JinjaTemplate) else template_digest(self.name)
+        return template_digest(self.name) if isinstance(self.template, ChatTemplate) else self.template.digest
 
     @property
     def certificate(self) -> str | None:
-        return self.template.certificate if isinstance(self.template, JinjaTemplate) else None
+        return None if isinstance(self.template, ChatTemplate) else self.template.certificate
 
 
 def certified_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
@@ -64,6 +63,8 @@ def certified_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
     found = find_template(name, tokenizer)
     if isinstance(found.template, ChatTemplate):
         return found
+    from lumina_ds.data.templates.certificate import certify
+
     return replace(found, template=certify(found.template, tokenizer).certified(str(tokenizer.path)))
 
 
@@ -95,6 +96,10 @@ def find_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
 
 def jinja_template(name: str, source: str, tokenizer: Tokenizer) -> JinjaTemplate:
     """The template of `source` with the special tokens that the files beside the tokenizer name."""
+    from lumina_ds.data.templates.jinja_template import JinjaTemplate
+    from lumina_ds.data.templates.render import DATE_FUNCTION, check_source, today
+    from lumina_ds.data.templates.trial import try_elsewhere
+
     special_tokens = _special_tokens(tokenizer)
     if jinja_source(name) is None:  # one that was not written here
         try_elsewhere(name, source, special_tokens)
@@ -111,6 +116,8 @@ def jinja_template(name: str, source: str, tokenizer: Tokenizer) -> JinjaTemplat
 
 def is_own(source: str) -> bool:
     """Is it what an export of ours writes for lumina-chat-1? No other template holds such a code point."""
+    from lumina_ds.data.templates.text_ids import GUARDS
+
     return GUARDS[0] in source
 
 
@@ -147,6 +154,8 @@ def read_template(folder: Path) -> JinjaTemplate | None:
         raise DataError(f"{path} is damaged or of another version; preprocess or import again") from None
     values = stored.model_dump(exclude={"format"})
     values |= {"special_tokens": tuple(sorted(stored.special_tokens.items())), "stops": tuple(stored.stops)}
+    from lumina_ds.data.templates.jinja_template import JinjaTemplate
+
     return JinjaTemplate(**values)
 
 
@@ -161,7 +170,7 @@ def is_same(made: NamedTemplate, name: str) -> bool:
 
 def tokenizer_for(tokenizer: Tokenizer, template: Template) -> Tokenizer:
     """The tokenizer as the template needs it: a model's own has no use for our markers."""
-    return _without_markers(tokenizer) if isinstance(template, JinjaTemplate) else tokenizer
+    return tokenizer if isinstance(template, ChatTemplate) else _without_markers(tokenizer)
 
 
 @lru_cache(maxsize=4)
