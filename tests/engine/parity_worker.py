@@ -21,7 +21,7 @@ from lumina_ds.model.transformer import CausalLM
 from lumina_ds.train.routing import noise_seeds
 from lumina_ds.train.step import agree, run_step
 
-NUM_STEPS, ROWS, LENGTH, ACCUMULATION, WORLD = 20, 2, 24, 2, 2
+NUM_STEPS, ROWS, LENGTH, ACCUMULATION, WORLD = 10, 2, 24, 2, 2
 
 
 def configuration(stage: int, expert_parallel: int, checkpointing: str = "none", **model: object) -> RunConfig:
@@ -35,7 +35,7 @@ def configuration(stage: int, expert_parallel: int, checkpointing: str = "none",
                 "router_aux_loss_coef": 0.02, "router_z_loss_coef": 0.001, **model,
             },
             "train": {
-                "micro_batch_size": ROWS, "gradient_accumulation_steps": ACCUMULATION, "learning_rate": 3e-3,
+                "micro_batch_size": ROWS, "gradient_accumulation_steps": ACCUMULATION, "learning_rate": 6e-3,
                 "warmup_ratio": 0.1, "max_grad_norm": 1.0, "activation_checkpointing": checkpointing,
             },
             "deepspeed": {"zero_stage": stage, "expert_parallel_size": expert_parallel},

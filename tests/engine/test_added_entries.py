@@ -39,7 +39,7 @@ def test_toys_train_in_real_engines_and_are_planned_to_the_byte(run_ranks):
         assert run["untested"] == (None if stage == "0" else True), stage
         assert run["keys"] == ["square_avg", "weight"], stage
         assert run["held"] == run["planned"] > 0, stage
-        assert run["rates"] == [3e-3, 0.0], "(1 - 0)^2 and (1 - 1)^2 of the peak"
+        assert run["rates"] == [6e-3, 0.0], "(1 - 0)^2 and (1 - 1)^2 of the peak"
         assert run["losses"] == pytest.approx(found["0"]["losses"], rel=1e-4), stage
         assert run["losses"][1] != run["losses"][0], stage
 

@@ -16,7 +16,7 @@ from lumina_ds.plan.batch import with_batch
 from lumina_ds.train.start import train
 
 # Of one micro-batch; large beside what a process takes without it.
-MANY = 4096
+MANY = 2048
 
 
 def automatic(name, runs_dir, **fields):
@@ -29,7 +29,7 @@ def settle_with_little_memory(config, world):
     """Rank 1 may take half of what the plan says the first choice needs, by a limit of the kernel's.
 
     The limit is of address space, of which the allocator takes more than the plan counts, by how much is the
-    machine's: the first choice was seen to take 2.4 GB, half of it 2.2 to 2.4, a quarter 1.4 to 1.6.
+    machine's: the first choice of 4096 rows was seen to take 2.4 GB, half of it 2.2 to 2.4, a quarter 1.4 to 1.6.
     """
     plan = plan_memory(with_batch(config, MANY, 1), world.size, "fp32", "cpu")
     before = resource.getrlimit(resource.RLIMIT_DATA)

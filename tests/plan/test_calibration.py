@@ -1,4 +1,4 @@
-"""`lumina plan time --calibrate`: rates by hand, the file, and two real ranks whose next step is predicted."""
+"""`lumina plan time --calibrate`: rates by hand, the file, and what two real ranks measure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from dataclasses import replace
 import pytest
 
 from lumina_ds.cli.main import cli, run_command
-from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.errors import ConfigError
-from lumina_ds.measure.requests import measure_on_ranks
 from lumina_ds.plan.calibration import (
     Calibration,
     default_path,
@@ -28,8 +26,6 @@ from lumina_ds.plan.flops import flops_per_token
 from lumina_ds.plan.hardware import find_gpu
 from lumina_ds.plan.parameters import count_parameters
 
-# Of a step on a busy machine; a rate that is off by its number of micro-batches or ranks is beyond it.
-FACTOR = 2
 MEASURED = Calibration(
     "here", "NVIDIA H100 80GB HBM3", "h100-80", "2026-01-01 00:00 UTC", 2, "b7", "bf16", 4e14, 1e-12, 2e9, 1e10, 1e10
 )
@@ -110,7 +106,7 @@ def test_errors(words, message, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_ranks_predict_a_longer_step(tmp_path, monkeypatch, capfd):
+def test_rates_of_two_ranks_are_kept_and_used(tmp_path, monkeypatch, capfd):
     cache = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     words = ["--config", "debug", "--gpus", "2", "--zero", "2", "--micro-batch", "2", "--tokens", "1M", "--json"]
     done = subprocess.run(
@@ -137,9 +133,3 @@ def test_two_ranks_predict_a_longer_step(tmp_path, monkeypatch, capfd):
     assert (again["calibration"], again["step_seconds"]) == (calibration, first["step_seconds"])
     assert run_command(cli, ["plan", "time", *words, "--gpu", "h100-80"]) == 0
     assert json.loads(capfd.readouterr().out)["basis"] == "assumed"
-
-    run = run_of(6, **{"deepspeed.zero_stage": 2})
-    request = {"config": run.model_dump(mode="json"), "deepspeed": compose_deepspeed(run, 2, "fp32")}
-    [found] = measure_on_ranks([request | {"measure": "step_seconds", "precision": "fp32"}], 2)
-    predicted = Calibration(**calibration).step_seconds(run)
-    assert predicted / FACTOR < found["seconds"] < predicted * FACTOR
