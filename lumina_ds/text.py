@@ -1,9 +1,10 @@
-"""How messages write numbers and names: bytes, counts, and the nearest name to one that was mistyped."""
+"""How messages write numbers and names, and users do: bytes, counts, shares, the nearest name to one mistyped."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -39,3 +40,15 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 def with_article(noun: str) -> str:
     """The noun with a or an before it, as it sounds: an object, a list, a user."""
     return f"{'an' if noun.lower().startswith(('a', 'e', 'i', 'o', 'un')) else 'a'} {noun}"
+
+
+def as_max_rejected(value: Any) -> Any:
+    """A number of lines (int), or a share of them (float), also written as `5%`. Raises ValueError on anything else."""
+    if isinstance(value, str):
+        text = value.strip()
+        value = float(f"{text[:-1].strip()}e-2") if text.endswith("%") else int(text) if text.isdigit() else float(text)
+    if isinstance(value, float) and not 0 <= value <= 1:
+        raise ValueError("a share of lines lies between 0 and 1 (0% and 100%); a number of lines has no point")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+        raise ValueError("give a number of lines, or a share such as 0.05 or 5%")
+    return value

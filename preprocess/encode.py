@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +16,15 @@ from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTem
 from lumina_ds.data.rendering import RENDERED_ROLES
 from lumina_ds.data.shards.arrow_columns import column, list_column, numpy_dtype, repeated_text
 from lumina_ds.data.shards.writer import shard_schema
-from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.data.turns import TrainReasoning, TrainTurns
 from preprocess.layout import Documents, lay_out
-from preprocess.rendered import render_rows
 from preprocess.scan import Conversations, Rejection, read_conversations
 from preprocess.sources import Block, Place
 from preprocess.text_check import BlockTextCheck, EncodedTexts, check_texts
+
+if TYPE_CHECKING:
+    from lumina_ds.data.templates.jinja_template import JinjaTemplate
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,15 @@ def encode_block(block: Block, tokenizer: Tokenizer, options: EncodeOptions = En
     rejections: list[Rejection] = []
     schema = shard_schema(tokenizer.vocab_size)
     id_dtype, fraction = numpy_dtype(schema.field("input_ids").type.value_type), options.eval_fraction
-    is_own = isinstance(options.template, JinjaTemplate)
+    is_own = not isinstance(options.template, ChatTemplate)
     conversations = read_conversations(
         block, rejections, None if is_own else options.max_conversations, options.train_turns,
         options.train_reasoning, options.format_name,
     )  # fmt: skip
     is_held_out = _are_held_out(conversations, fraction) if fraction else np.zeros(len(conversations.lines), bool)
-    if isinstance(options.template, JinjaTemplate):
+    if not isinstance(options.template, ChatTemplate):
+        from preprocess.rendered import render_rows  # with what it imports it takes long to load
+
         rows = render_rows(
             block, conversations, rejections, tokenizer, options.template, id_dtype, options.train_reasoning
         )

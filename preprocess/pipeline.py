@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lumina_ds.config.chat_templates import AUTO_TEMPLATE, DEFAULT_TEMPLATE
+from lumina_ds.config.chat_templates import AUTO_TEMPLATE, DEFAULT_TEMPLATE, ChatTemplate
 from lumina_ds.data.formats import check_format
 from lumina_ds.data.shards.folder import EVAL_FOLDER, REJECTED_FILE, ShardFolder
 from lumina_ds.data.shards.manifest import (
@@ -41,7 +41,6 @@ from lumina_ds.data.shards.manifest import (
 )
 from lumina_ds.data.shards.writer import partial_folder, publish, shard_schema, staging_folder
 from lumina_ds.data.templates.find import STORED_TEMPLATE, certified_template, stored_text, tokenizer_for
-from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError, MachineError
 from preprocess.encode import EncodedBlock, EncodeOptions
@@ -207,7 +206,7 @@ class _Run:
         self.template = chosen.template
         self.template_entry = TemplateEntry(
             version=chosen.name, digest=chosen.digest, certificate=chosen.certificate,
-            day=chosen.template.day if isinstance(chosen.template, JinjaTemplate) else None,
+            day=None if isinstance(chosen.template, ChatTemplate) else chosen.template.day,
         )  # fmt: skip
         self.files = files
         self.tokenizer = tokenizer_for(tokenizer, chosen.template)
@@ -314,7 +313,7 @@ class _Run:
 
     def _template_file(self, split: SplitWriter) -> list[FileEntry]:
         """A model's own template, which the shards' readers need."""
-        if not isinstance(self.template, JinjaTemplate):
+        if isinstance(self.template, ChatTemplate):
             return []
         return [split.write_text(STORED_TEMPLATE, stored_text(self.template))]
 

@@ -84,11 +84,11 @@ def check_texts(source: str, encoded: EncodedTexts, tokenizer: Tokenizer) -> Blo
     turns = [turn for begin, end in bounds for turn in range(begin, end)]
     lines = np.repeat(encoded.lines[chosen], [end - begin for begin, end in bounds]) if chosen else encoded.lines[:0]
     texts = [_text(encoded.texts, turn) for turn in turns]
-    changed = []
-    for line, text, ids in zip(lines.tolist(), texts, tokenizer.encode_batch(texts), strict=True):
-        back = tokenizer.decode(ids)
-        if back != text:
-            changed.append(ChangedText(line, *describe_change(text, back)))
+    changed = [
+        ChangedText(line, *describe_change(text, back))
+        for line, text, back in zip(lines.tolist(), texts, tokenizer.round_trip(texts), strict=True)
+        if back != text
+    ]
     return BlockTextCheck(source, lines, changed, list(_unknown_ids(encoded, tokenizer)))
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from lumina_ds.config.chat_templates import ChatTemplate
 from lumina_ds.data.templates.find import Template, tokenizer_for
-from lumina_ds.data.templates.jinja_template import JinjaTemplate
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from preprocess.encode import EncodedBlock, EncodeOptions, encode_block
@@ -95,7 +95,7 @@ def local_workers(count: int, tokenizer: Tokenizer, template: Template | None = 
     """
     if count == 1:
         yield Workers()
-    elif tokenizer.is_compiled() and can_scan() and not isinstance(template, JinjaTemplate):
+    elif tokenizer.is_compiled() and can_scan() and isinstance(template, ChatTemplate):
         with ThreadPoolExecutor(count, "encode") as threads:
             try:
                 yield Workers(threads, count, shares_memory=True)

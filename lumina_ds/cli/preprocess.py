@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option, train_turns_option
+from lumina_ds.cli.data_options import chat_template_option, format_option, train_reasoning_option, train_turns_option
 from lumina_ds.logs import configure_logging
+from lumina_ds.text import as_max_rejected
 
 if TYPE_CHECKING:
     from preprocess.workers import Workers
@@ -27,8 +30,6 @@ EXAMPLES = """Examples:
 
 
 def _max_rejected(ctx: click.Context, parameter: click.Parameter, value: str) -> int | float:
-    from lumina_ds.config.schema import as_max_rejected
-
     try:
         return as_max_rejected(value)
     except ValueError:
@@ -114,6 +115,7 @@ def command(
     configure_logging()
     # Imports and loading compiled code make many objects and no garbage; looking for it takes a tenth of a short run.
     gc.set_threshold(100_000)
+    _load_numba()
     with _mpi_workers() if mpi else nullcontext() as workers:
         if mpi and workers is None:  # a rank that only encodes
             return
@@ -136,6 +138,24 @@ def command(
 
         for line in summary_lines(out, manifest):
             click.echo(line)
+
+
+def _load_numba() -> None:
+    """Import numba without SciPy's linear algebra, which no compiled code here uses: a quarter of a second.
+
+    numba takes it at its import where SciPy is installed, and asks for it again where code needs it. Only in a process of
+    this verb's own: others may compile what it is for.
+    """
+    blas = "scipy.linalg.cython_blas"
+    if blas in sys.modules:
+        return
+    sys.modules[blas] = None  # type: ignore[assignment]  # how Python marks a module that is not to be had
+    try:
+        import_module("numba.np.arraymath")
+    except ImportError:  # without numba all is done uncompiled, and said where it is
+        pass
+    finally:
+        del sys.modules[blas]
 
 
 def _mpi_workers() -> AbstractContextManager[Workers | None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lumina_ds.cli.config_options import format_option
+from lumina_ds.cli.data_options import format_option
 from lumina_ds.logs import configure_logging
 
 

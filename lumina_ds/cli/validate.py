@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lumina_ds.cli.config_options import chat_template_option, format_option, train_reasoning_option, train_turns_option
+from lumina_ds.cli.data_options import chat_template_option, format_option, train_reasoning_option, train_turns_option
 from lumina_ds.config.chat_templates import ALIASES, TEMPLATES
 from lumina_ds.errors import DataError
 

@@ -18,6 +18,7 @@ from lumina_ds.config.mixtures import EvalSet, PathList, Source, as_list
 from lumina_ds.config.optimizers import OPTIMIZERS
 from lumina_ds.config.router_scores import ROUTER_SCORES
 from lumina_ds.config.schedules import SCHEDULES
+from lumina_ds.text import as_max_rejected
 
 Precision = Literal["auto", "fp32", "bf16", "mixed_bf16", "fp16"]
 Checkpointing = Annotated[
@@ -37,18 +38,6 @@ RouterScoreName = Annotated[str, NameOf(ROUTER_SCORES)]
 ScheduleName = Annotated[str, NameOf(SCHEDULES)]
 ZeroStage = Literal[0, 1, 2, 3]
 Offload = Literal["none", "optimizer", "optimizer+params"]
-
-
-def as_max_rejected(value: Any) -> Any:
-    """A number of lines (int), or a share of them (float), also written as `5%`. Raises ValueError on anything else."""
-    if isinstance(value, str):
-        text = value.strip()
-        value = float(f"{text[:-1].strip()}e-2") if text.endswith("%") else int(text) if text.isdigit() else float(text)
-    if isinstance(value, float) and not 0 <= value <= 1:
-        raise ValueError("a share of lines lies between 0 and 1 (0% and 100%); a number of lines has no point")
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
-        raise ValueError("give a number of lines, or a share such as 0.05 or 5%")
-    return value
 
 
 MaxRejected = Annotated[int | float, BeforeValidator(as_max_rejected)]

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES, ChatTemplate
 from lumina_ds.data.rendering import Piece, first_with_reasoning, render
 from lumina_ds.data.strict_json import RejectedLine
-from lumina_ds.data.templates.jinja_template import JinjaTemplate, TemplateWriter
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.data.turns import Conversation, TrainReasoning, Turn, to_messages
 from lumina_ds.errors import DataError
 
+if TYPE_CHECKING:  # most runs need none, and it brings a dozen modules
+    from lumina_ds.data.templates.jinja_template import JinjaTemplate, TemplateWriter
+
 _DEFAULT = TEMPLATES[DEFAULT_TEMPLATE]
-Template = ChatTemplate | JinjaTemplate
+Template: TypeAlias = "ChatTemplate | JinjaTemplate"
 
 
 def encode_conversations(
@@ -36,7 +38,7 @@ def encode_conversations(
 
     Raises RejectedLine where a model's own template refuses one, or its mask is not proven.
     """
-    if isinstance(template, JinjaTemplate):
+    if not isinstance(template, ChatTemplate):
         writer = template.with_tokenizer(tokenizer)
         return [_own_row(conversation, tokenizer, writer, train_reasoning) for conversation in conversations]
     rendered = [render(conversation, train_reasoning) for conversation in conversations]
@@ -56,7 +58,7 @@ def encode_prompt(
     tools: definitions as JSON text. Raises DataError for turns that a model's own template refuses.
     """
     asked = Conversation(tuple(turns), tools=tuple(tools))
-    if isinstance(template, JinjaTemplate):
+    if not isinstance(template, ChatTemplate):
         try:
             return template.with_tokenizer(tokenizer).prompt(*_messages(asked, train_reasoning, is_prompt=True))
         except RejectedLine as refusal:
@@ -69,7 +71,7 @@ def encode_prompt(
 
 def stop_ids(tokenizer: Tokenizer, template: Template = _DEFAULT) -> frozenset[int]:
     """The ids each of which ends a reply."""
-    if isinstance(template, JinjaTemplate):
+    if not isinstance(template, ChatTemplate):
         return template.with_tokenizer(tokenizer).stop_ids
     return frozenset(tokenizer.ids_of([template.end_token]))
 

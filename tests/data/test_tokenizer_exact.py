@@ -100,7 +100,7 @@ def reference(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def through_table(model: bytes, num_rows: int = 1 << 12) -> ChunkEncoder:
-    encoder = ChunkEncoder.for_model(reference(model), model, num_rows)
+    encoder = ChunkEncoder.for_model(reference(model), model, read_model_file(model), num_rows)
     assert encoder is not None
     return encoder
 
@@ -120,7 +120,7 @@ def mistral() -> bytes:
 
 @pytest.mark.parametrize("name", [*FOREIGN, "our_bpe", "our_unigram"])
 def test_which_models_the_table_takes(models: dict[str, bytes], name: str) -> None:
-    encoder = ChunkEncoder.for_model(reference(models[name]), models[name], 1 << 10)
+    encoder = ChunkEncoder.for_model(reference(models[name]), models[name], read_model_file(models[name]), 1 << 10)
     assert (encoder is not None) == (FOREIGN[name][1] if name in FOREIGN else name == "our_bpe")
 
 
@@ -252,7 +252,7 @@ def test_a_cut_table_that_lies_is_caught(
     monkeypatch.setattr(chunks, "_cuts", lambda model: everywhere.reshape(-1))
     model = models["our_bpe"]
     with caplog.at_level(logging.WARNING):
-        assert ChunkEncoder.for_model(reference(model), model) is None
+        assert ChunkEncoder.for_model(reference(model), model, read_model_file(model)) is None
     assert "differs from SentencePiece on a sample" in caplog.text
 
 

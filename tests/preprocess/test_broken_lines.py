@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lumina_ds.config.schema import as_max_rejected
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import Settings
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
+from lumina_ds.text import as_max_rejected
 from preprocess.pipeline import preprocess_files
 from preprocess.quarantine import is_too_many
 

@@ -177,6 +177,7 @@ def test_a_model_that_loses_nothing_is_known_as_such(tmp_path: Path) -> None:
             assert tokenizer.loses_nothing == loses_nothing, settings
             texts = [" ", "", "a  b ", "\n\t", "你\0", "\u2581", *KNOWN]
             back = [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)]
+            assert tokenizer.round_trip(texts) == back and tokenizer.round_trip([]) == []
             assert not loses_nothing or back == texts
 
 

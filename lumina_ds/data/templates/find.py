@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -27,11 +29,6 @@ from lumina_ds.config.chat_templates import (
     name_of_digest,
     template_digest,
 )
-from lumina_ds.data.templates.certificate import certify
-from lumina_ds.data.templates.jinja_template import JinjaTemplate
-from lumina_ds.data.templates.render import DATE_FUNCTION, check_source, today
-from lumina_ds.data.templates.text_ids import GUARDS
-from lumina_ds.data.templates.trial import try_elsewhere
 from lumina_ds.data.tokenizer.model_folder import CONFIG_FILE, LEGACY_FILE, legacy_template
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError
@@ -39,10 +36,13 @@ from lumina_ds.text import nearest
 
 log = logging.getLogger(__name__)
 
+if TYPE_CHECKING:  # imported where a template is no entry of the table: most runs need none of it
+    from lumina_ds.data.templates.jinja_template import JinjaTemplate
+
 STORED_TEMPLATE = LEGACY_FILE
 _MOST_BYTES = 4 << 20
 
-Template = ChatTemplate | JinjaTemplate
+Template: TypeAlias = "ChatTemplate | JinjaTemplate"
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class NamedTemplate:
 
     @property
     def digest(self) -> str:
-        return self.template.digest if isinstance(self.template, JinjaTemplate) else template_digest(self.name)
+        return template_digest(self.name) if isinstance(self.template, ChatTemplate) else self.template.digest
 
     @property
     def certificate(self) -> str | None:
-        return self.template.certificate if isinstance(self.template, JinjaTemplate) else None
+        return None if isinstance(self.template, ChatTemplate) else self.template.certificate
 
 
 def certified_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
@@ -67,6 +67,8 @@ def certified_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
     found = find_template(name, tokenizer)
     if isinstance(found.template, ChatTemplate):
         return found
+    from lumina_ds.data.templates.certificate import certify
+
     return replace(found, template=certify(found.template, tokenizer).certified(str(tokenizer.path)))
 
 
@@ -102,10 +104,11 @@ def find_template(name: str, tokenizer: Tokenizer) -> NamedTemplate:
 
 def jinja_template(name: str, source: str, tokenizer: Tokenizer) -> JinjaTemplate:
     """The template of `source` with the special tokens that the files beside the tokenizer name."""
+    from lumina_ds.data.templates.jinja_template import JinjaTemplate
+    from lumina_ds.data.templates.render import DATE_FUNCTION, today
+
     special_tokens = _special_tokens(tokenizer)
-    if jinja_source(name) is None:  # one that was not written here
-        try_elsewhere(name, source, special_tokens)
-    check_source(source, name)
+    _try(name, source, special_tokens, written_here=jinja_source(name) is not None)
     config = tokenizer.path.parent / CONFIG_FILE
     return JinjaTemplate(
         name=name,
@@ -114,6 +117,16 @@ def jinja_template(name: str, source: str, tokenizer: Tokenizer) -> JinjaTemplat
         day=today() if DATE_FUNCTION in source else None,
         tokenizer_config=_text(config) if config.is_file() else None,
     )
+
+
+def _try(name: str, source: str, special_tokens: Mapping[str, str], written_here: bool) -> None:
+    """Raises DataError where the template does not end, or cannot be compiled."""
+    from lumina_ds.data.templates.render import check_source
+    from lumina_ds.data.templates.trial import try_elsewhere
+
+    if not written_here:
+        try_elsewhere(name, source, special_tokens)
+    check_source(source, name)
 
 
 @lru_cache(maxsize=32)
@@ -128,6 +141,8 @@ def _say_which(taken: str, others: str) -> None:
 
 def is_own(source: str) -> bool:
     """Is it what an export of ours writes for lumina-chat-1? No other template holds such a code point."""
+    from lumina_ds.data.templates.text_ids import GUARDS
+
     return GUARDS[0] in source
 
 
@@ -169,9 +184,9 @@ def read_template(folder: Path) -> JinjaTemplate | None:
     except ValidationError:
         raise DataError(f"{path} is damaged or of another version; preprocess or import again") from None
     # Folders come from elsewhere too, and a name proves nothing.
-    if stored.source != jinja_source(stored.name):
-        try_elsewhere(str(path), stored.source, stored.special_tokens)
-    check_source(stored.source, str(path))
+    _try(str(path), stored.source, stored.special_tokens, written_here=stored.source == jinja_source(stored.name))
+    from lumina_ds.data.templates.jinja_template import JinjaTemplate
+
     values = stored.model_dump(exclude={"format"})
     values |= {"special_tokens": tuple(sorted(stored.special_tokens.items())), "stops": tuple(stored.stops)}
     return JinjaTemplate(**values)
@@ -188,7 +203,7 @@ def is_same(made: NamedTemplate, name: str) -> bool:
 
 def tokenizer_for(tokenizer: Tokenizer, template: Template) -> Tokenizer:
     """The tokenizer as the template needs it: a model's own has no use for our markers."""
-    return _without_markers(tokenizer) if isinstance(template, JinjaTemplate) else tokenizer
+    return tokenizer if isinstance(template, ChatTemplate) else _without_markers(tokenizer)
 
 
 @lru_cache(maxsize=4)

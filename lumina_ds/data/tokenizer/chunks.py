@@ -25,7 +25,7 @@ import numpy as np
 
 from lumina_ds.data.tokenizer.flat import Texts, flatten
 from lumina_ds.data.tokenizer.merges import make_merges
-from lumina_ds.data.tokenizer.sentencepiece_file import BYTE, CONTROL, SPACE_SYMBOL, UNKNOWN, ModelFile, read_model_file
+from lumina_ds.data.tokenizer.sentencepiece_file import BYTE, CONTROL, SPACE_SYMBOL, UNKNOWN, ModelFile
 from lumina_ds.data.tokenizer.table import ChunkSource, ChunkTable
 
 log = logging.getLogger(__name__)
@@ -60,14 +60,15 @@ class ChunkEncoder:
         self._idle_tables: list[ChunkTable] = []
 
     @classmethod
-    def for_model(cls, processor: Any, content: bytes, num_rows: int = TABLE_ROWS) -> ChunkEncoder | None:
-        """None where the cut rule is not proven for this kind of model, numba is missing, or a sample differs."""
+    def for_model(
+        cls, processor: Any, content: bytes, model: ModelFile, num_rows: int = TABLE_ROWS
+    ) -> ChunkEncoder | None:
+        """None where the cut rule is not proven for this kind of model, numba is missing, or a sample differs.
+
+        model: what read_model_file() finds in `content`.
+        """
         import sentencepiece
 
-        try:
-            model = read_model_file(content)
-        except (KeyError, IndexError, ValueError):  # SentencePiece has read it, so only its form is unusual
-            return None
         reason = _unproven(model)
         if reason:
             log.debug("SentencePiece encodes unaided: %s", reason)

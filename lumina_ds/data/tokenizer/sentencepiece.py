@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from lumina_ds.data.tokenizer.chunks import ChunkEncoder
 from lumina_ds.data.tokenizer.flat import Texts, flatten
-from lumina_ds.data.tokenizer.sentencepiece_file import read_model_file
+from lumina_ds.data.tokenizer.sentencepiece_file import ModelFile, read_model_file
 from lumina_ds.data.tokenizer.spans import Part, Spans, joined, split_special
 from lumina_ds.errors import DataError, MachineError
 
@@ -48,6 +47,7 @@ class SentencePieceModel:
         self._content = content
         self._chunks: ChunkEncoder | None = None
         self._chunks_tried = False
+        self._loses_nothing: bool | None = None  # not known yet
         self._lock = threading.Lock()
         self.num_ids = len(pieces)
         self.bos_id: int | None = processor.bos_id() if processor.bos_id() >= 0 else None
@@ -56,12 +56,22 @@ class SentencePieceModel:
         self.special_tokens = {pieces[i]: i for i in range(self.num_ids) if kinds[i]}
         self.added_tokens: dict[str, int] = {}
 
-    @cached_property
+    @property
     def loses_nothing(self) -> bool:
+        if self._loses_nothing is None:
+            self._read_file()
+        return bool(self._loses_nothing)
+
+    def _read_file(self) -> ModelFile | None:
+        """What stands in the file. A large vocabulary takes long to read and much memory, so it is read once and not kept:
+        what is asked for later is taken from it here."""
         try:
-            return read_model_file(self._content).loses_nothing
+            file = read_model_file(self._content)
         except (KeyError, IndexError, ValueError):  # SentencePiece has read it, so only its form is unusual
-            return False
+            self._loses_nothing = False
+            return None
+        self._loses_nothing = file.loses_nothing
+        return file
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         # One thread: parallelism is the offline stage's, by processes, and --num-workers says how much of it.
@@ -116,12 +126,19 @@ class SentencePieceModel:
         if not self._chunks_tried and num_characters >= CHUNKS_FROM_CHARACTERS:
             with self._lock:
                 if not self._chunks_tried:
-                    self._chunks = ChunkEncoder.for_model(self._processor, self._content)
+                    file = self._read_file()
+                    self._chunks = (
+                        None if file is None else ChunkEncoder.for_model(self._processor, self._content, file)
+                    )
                     self._chunks_tried = True
         return self._chunks
 
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
+
+    def decode_batch(self, rows: Sequence[list[int]]) -> list[str]:
+        # Of no rows the library makes a text.
+        return self._processor.decode(list(rows), num_threads=1) if rows else []
 
     def piece(self, token_id: int) -> str:
         return self._processor.id_to_piece(token_id)

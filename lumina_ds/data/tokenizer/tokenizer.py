@@ -61,6 +61,9 @@ class Model(Protocol):
 
     def decode(self, ids: list[int]) -> str: ...
 
+    def decode_batch(self, rows: Sequence[list[int]]) -> list[str]:
+        """decode() of each row; all are ids of the model's own."""
+
     def piece(self, token_id: int) -> str: ...
 
     def control_id(self, marker: str) -> int | None:
@@ -212,6 +215,10 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; markers, BOS and ids beyond the model's own are skipped."""
         return self._model.decode([i for i in map(int, ids) if 0 <= i < self._model.num_ids])
+
+    def round_trip(self, texts: Sequence[str]) -> list[str]:
+        """decode(encode_plain(text)) of each text."""
+        return self._model.decode_batch(self.encode_batch(texts))
 
     def piece(self, token_id: int) -> str:
         """How one id reads in a listing: its piece, or the marker's name, or `<unused N>`."""

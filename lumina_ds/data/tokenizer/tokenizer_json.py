@@ -141,6 +141,9 @@ class TokenizerJson:
         with library_faults(self._path, "cannot decode ids"):
             return self._plain.decode(ids, skip_special_tokens=True)
 
+    def decode_batch(self, rows: Sequence[list[int]]) -> list[str]:
+        return [self.decode(ids) for ids in rows]
+
     def piece(self, token_id: int) -> str:
         return self._names.get(token_id) or f"<unused {token_id}>"
 
