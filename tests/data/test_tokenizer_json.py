@@ -259,10 +259,10 @@ def test_what_stands_beside_a_tokenizer(path: Path, tmp_path: Path) -> None:
     names = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "in config", **names}))
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.chat_template == "in config"
+    assert tokenizer.chat_template.source == "in config"
     assert tokenizer.token_names == {"bos_token": "<s>", "eos_token": "</s>"}
     (tmp_path / "chat_template.jinja").write_text("its own\n")
-    assert Tokenizer.load(tmp_path).chat_template == "its own\n"
+    assert Tokenizer.load(tmp_path).chat_template.source == "its own\n"
     own = tokenizer.without_markers()
     assert own.vocab_size == own.num_own_ids == tokenizer.vocab_size - 4 and own.role_ids == {}
     assert own.ids_of(["<s>"]) == [tokenizer.special_tokens["<s>"]]
@@ -274,7 +274,7 @@ def test_what_stands_beside_a_tokenizer(path: Path, tmp_path: Path) -> None:
     ]:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
         if message is None:
-            assert Tokenizer.load(tmp_path).chat_template == "one"
+            assert Tokenizer.load(tmp_path).chat_template.source == "one"
             continue
         with pytest.raises(DataError, match=message):
             _ = Tokenizer.load(tmp_path).chat_template
@@ -288,7 +288,7 @@ def test_a_rendered_chat_has_the_ids_of_transformers(path: Path, tmp_path: Path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     ours = Tokenizer.load(tmp_path)
-    assert ours.chat_template == template
+    assert ours.chat_template.source == template
     messages = [{"role": "user", "content": "hi   <tool_call> é"}, {"role": "assistant", "content": LINES[1]}]
     text = theirs.apply_chat_template(messages, tokenize=False)
     expected = list(theirs.apply_chat_template(messages, tokenize=True, return_dict=False))
