@@ -51,7 +51,9 @@ def test_one_machine_gets_a_free_port_and_several_agree_on_theirs(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_before_any_rank_is_there_ends_the_runner(number):
     code = (
-        "import os, sys; from lumina_ds.ranks.runner import Signals, run_until_done\n"
+        "import os, signal, sys; from lumina_ds.ranks.runner import Signals, run_until_done\n"
+        # A test suite in the background of a shell ignores it, and so would the runner.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with Signals() as signals: ended = run_until_done(sys.argv[1:], dict(os.environ), signals)\n"
         # SLURM sends another one to a task that is about to end.
         "os.kill(os.getpid(), 15); sys.exit(ended.code)"
