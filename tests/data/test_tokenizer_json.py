@@ -269,7 +269,10 @@ def test_what_stands_beside_a_tokenizer(path: Path, tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").unlink()
     for content, message in [
         ({"chat_template": [{"name": "default", "template": "one"}, {"name": "rag", "template": "two"}]}, None),
-        ({"chat_template": [{"name": "rag", "template": "two"}]}, "\\(rag\\): no chat template of the name default; write the one to use"),
+        (
+            {"chat_template": [{"name": "rag", "template": "two"}]},
+            "\\(rag\\): no chat template of the name default; write the one to use",
+        ),
         ([1], "is a list, not an object"),
     ]:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
