@@ -15,11 +15,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
 from lumina_ds.config.chat_templates import AUTO_TEMPLATE, ChatTemplate
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.config.yaml_file import yaml_text
 from lumina_ds.data.templates.find import (
     STORED_TEMPLATE,
     NamedTemplate,
@@ -86,7 +86,7 @@ def import_model(source: Path, out: Path, max_file_bytes: int = MAX_FILE_BYTES) 
         if template is not None and isinstance(template.template, JinjaTemplate):
             (staging / STORED_TEMPLATE).write_text(stored_text(template.template), encoding="utf-8")
         settings = _run_settings(model, out.resolve(), tokenizer, template)
-        (staging / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        (staging / "config.yaml").write_text(yaml_text(settings), encoding="utf-8")
         write_json(staging / MARK, made)
     return {"out": str(out), **made, "tensors": len(planned), "weight_bytes": num_bytes}
 

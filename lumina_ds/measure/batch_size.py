@@ -17,7 +17,6 @@ import torch.distributed as dist
 
 from lumina_ds.checkpoint.format import find_checkpoint, step_folders
 from lumina_ds.checkpoint.manifest import read_manifest
-from lumina_ds.config.load import read_yaml
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import OutOfMemory
@@ -103,9 +102,7 @@ def _earlier_life(config: RunConfig, readers: int) -> tuple[int | None, BatchCho
     else:
         return None, None
     rows = read_manifest(chosen).schedule.rows_per_step
-    path = folder.path / "config.yaml"
-    train = read_yaml(path).get("train", {}) if path.is_file() else {}
-    micro, accumulation = train.get("micro_batch_size", 0), train.get("gradient_accumulation_steps", 0)
+    micro, accumulation = folder.written_batch() or (0, 0)
     if micro * accumulation * readers != rows:
         return rows, None
     return rows, BatchChoice(micro, accumulation, readers, "what the run began with")

@@ -13,12 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import yaml
-
 from lumina_ds import __version__
 from lumina_ds.checkpoint.format import step_folders
 from lumina_ds.config.chat_templates import AUTO_TEMPLATE
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.yaml_file import read_yaml, yaml_text
 from lumina_ds.data.templates.find import STORED_TEMPLATE
 from lumina_ds.errors import ConfigError
 from lumina_ds.files import write_atomically
@@ -87,12 +86,26 @@ class RunFolder:
 
     def write_settings(self, config: dict[str, Any], deepspeed_json: dict[str, Any], tokenizer: Path) -> None:
         """config.yaml, which starts the same run again, ds_config.json, and tokenizer and template of the shards."""
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_atomically(self.path / "config.yaml", yaml_text(config))
         write_atomically(self.path / "ds_config.json", json.dumps(deepspeed_json, indent=2))
         shutil.copyfile(tokenizer, self.path / tokenizer.name)
         template = tokenizer.with_name(STORED_TEMPLATE)
         if template.is_file():
             shutil.copyfile(template, self.path / template.name)
+
+    def written_batch(self) -> tuple[int, int] | None:
+        """(micro-batch, accumulation) of config.yaml; None without one. ConfigError where it was altered."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            return None
+        train = read_yaml(path).get("train")
+        batch = []
+        for name in ("micro_batch_size", "gradient_accumulation_steps"):
+            value = train.get(name) if isinstance(train, dict) else None
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{path}: train.{name} is {value!r}, which no run wrote; put its number there again")
+            batch.append(value)
+        return batch[0], batch[1]
 
 
 def effective_config(

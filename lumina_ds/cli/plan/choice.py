@@ -7,9 +7,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.yaml_file import yaml_text
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.explain import Explanation
 from lumina_ds.plan.search import Choice, SearchResult
@@ -86,7 +85,7 @@ def write_choice(result: SearchResult | None, precision: str, gpus: int, folder:
     run, ds = folder / "run.yaml", folder / "ds.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        run.write_text(yaml.safe_dump(_run_values(choice.config, precision), sort_keys=False), encoding="utf-8")
+        run.write_text(yaml_text(_run_values(choice.config, precision)), encoding="utf-8")
         ds.write_text(json.dumps(_own_json(choice), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {folder}: {error.strerror}; choose another --write") from error
