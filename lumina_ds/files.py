@@ -1,18 +1,22 @@
-"""Files written so that a crash leaves the old content or the new, digests of files, their names as text, and the index of
-weight files."""
+"""Files written so that a crash leaves the old content or the new, digests of files, their names as text, files of folders
+that somebody else made, and the index of weight files."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 # Which safetensors file holds which tensor, in the form that Hugging Face's libraries write and read.
 WEIGHTS_INDEX = "model.safetensors.index.json"
+# The index of a model of a trillion parameters has some 10 MB.
+MAX_JSON_BYTES = 64 << 20
 
 
 # Bytes that are no UTF-8, or that a terminal obeys.
@@ -75,19 +79,60 @@ def file_digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def file_of(folder: Path, name: str) -> Path:
+    """The path of an ordinary file in a folder that somebody else made.
+
+    Raises ValueError where the name or a link leads out of the folder, or what is there would never end; OSError where
+    there is nothing.
+    """
+    path = folder / name
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ValueError(f"{name!r} is outside the folder")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path} is no ordinary file")
+    home = folder.resolve()
+    if home.parent.name == "snapshots":  # the Hub's cache keeps the content in blobs beside them
+        home = home.parent.parent
+    if not path.resolve().is_relative_to(home):
+        raise ValueError(f"{path} is a link that leads out of the folder; copy the file there")
+    return path
+
+
+def read_json_of(folder: Path, name: str) -> Any:
+    """The content of a JSON file in such a folder. Raises what file_of does, and ValueError for what is no JSON."""
+    path = file_of(folder, name)
+    with open(path, "rb") as stream:
+        content = stream.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        return json.loads(content.decode("utf-8"), parse_int=_short_int)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep") from None
+
+
+def _short_int(digits: str) -> int:
+    if len(digits) > 400:  # which takes its time
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
 def read_weights_index(folder: Path) -> dict[str, str]:
     """{tensor name: file name} of the safetensors index in `folder`.
 
     Raises OSError when it cannot be read, ValueError when it is no index or names a file outside the folder.
     """
     try:
-        places = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"]
+        places = read_json_of(folder, WEIGHTS_INDEX)["weight_map"]
         names = sorted(set(places.values()))
         outside = [name for name in names if name in ("", ".", "..") or Path(name).name != name]
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{WEIGHTS_INDEX} is no index of weight files") from error
     if outside:
         raise ValueError(f"{WEIGHTS_INDEX} names {outside[0]!r}, which is outside the folder")
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # who opens it says that it is missing
+            file_of(folder, name)
     return places
 
 

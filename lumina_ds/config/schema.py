@@ -137,11 +137,13 @@ class ModelConfig(Section):
     capacity_overflow_target: float = Field(
         0.01, ge=0, lt=1, description="share of choices without room above which a factor that follows it grows"
     )
-    rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary embedding")
-    rms_norm_eps: float = Field(1e-6, gt=0, description="added to the mean square under the root of every RMSNorm")
+    rope_theta: float = Field(10_000.0, ge=1, le=1e12, description="base of the rotary embedding")
+    rms_norm_eps: float = Field(
+        1e-6, gt=0, le=1, description="added to the mean square under the root of every RMSNorm"
+    )
     qk_norm: bool = Field(False, description="RMSNorm on every query and key head (Qwen3)")
     tie_word_embeddings: bool = Field(False, description="the output head shares the embedding")
-    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    initializer_range: float = Field(0.02, gt=0, le=100, description="standard deviation of the initial weights")
 
     @property
     def attention_head_dim(self) -> int:
