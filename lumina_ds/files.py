@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,19 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Where this user's caches lie; in a container a user may have no home, and then it is a folder of the temporary one."""
+    environment = os.environ if environment is None else environment
+    if environment.get("XDG_CACHE_HOME"):
+        return Path(environment["XDG_CACHE_HOME"])
+    if environment.get("HOME"):
+        return Path(environment["HOME"]) / ".cache"
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"cache-of-{os.getuid()}"
 
 
 def sync_folder(path: Path) -> None:

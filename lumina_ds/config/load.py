@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from lumina_ds.config.checks import attention_faults, data_faults, kernel_faults, model_faults, sequence_faults
 from lumina_ds.config.mixture_checks import mixture_faults
 from lumina_ds.config.mixtures import EvalSetConfig, SourceConfig
+from lumina_ds.config.own_file import in_its_place
 from lumina_ds.config.schema import ModelConfig, RunConfig, Section
 from lumina_ds.config.tensors import num_parameters
 from lumina_ds.config.yaml_file import YamlFile, parse_yaml_value, read_yaml_file
@@ -23,6 +24,7 @@ from lumina_ds.text import nearest, shortened
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
 
+_COMMAND_LINE = "command line "
 # Lists whose entries have fields of their own.
 _ENTRIES: dict[str, type[BaseModel]] = {"data.sources": SourceConfig, "data.eval_sets": EvalSetConfig}
 
@@ -78,8 +80,9 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
         _merge(values, layer.values, origin, origins)
     for override in overrides:
         section = _expand(override)
-        _merge(values, section, f"command line {override.flag}", origins)
+        _merge(values, section, f"{_COMMAND_LINE}{override.flag}", origins)
     _release_preset_stage(values, origins)
+    _release_steps(values, origins)
     if source is None and not any(override.field.startswith("model.") for override in overrides):
         raise ConfigError(f"--config is missing; give a YAML file or a preset ({', '.join(preset_names())})")
     config = _validate(values, origins, layers)
@@ -125,6 +128,7 @@ def _layers(source: str | None) -> dict[str, YamlFile]:
             f"--config {source} is neither a preset nor a file{nearest(source, names)} (presets: {', '.join(names)})"
         )
     file = _read(path)
+    file = replace(file, values=in_its_place(path, file.values))
     base = file.values.get("preset")
     if base is None:
         return {f"file {path}": file}
@@ -212,6 +216,23 @@ def _release_preset_stage(values: dict[str, Any], origins: dict[str, str]) -> No
     if stage.startswith("preset") and not chosen.startswith("preset"):
         section["zero_stage"] = None
         origins["deepspeed.zero_stage"] = f"left to {section['config']}"
+
+
+def _release_steps(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Asked for epochs on the command line, a run has not the steps of a file. ConfigError where both are asked for."""
+    train = values.get("train")
+    if not isinstance(train, dict):
+        return
+    steps = train.get("max_steps")
+    epochs_from, steps_from = origins.get("train.epochs", ""), origins.get("train.max_steps", "")
+    if steps is None or not epochs_from.startswith(_COMMAND_LINE):
+        return
+    if steps_from.startswith(_COMMAND_LINE):
+        raise ConfigError(
+            f"--max-steps {steps} and --epochs {train['epochs']} both say how long the run is; leave one of them out"
+        )
+    train["max_steps"] = None
+    origins["train.max_steps"] = f"left to {epochs_from.removeprefix(_COMMAND_LINE)}"
 
 
 def _is_section(name: str) -> bool:

@@ -140,6 +140,8 @@ class TrainingRun:
         self.outputs.open(setting.config.run, setting.effective_config, self.folder.path, self.state.step)
         opened.callback(self.outputs.close)
         self.outputs.say(setting.banner)
+        for note in setting.notes_on_length:
+            self.outputs.say(note)
         self.outputs.say(describe_saves(setting.config.train, setting.checkpoint_bytes))
         if losses := setting.rows.describe_losses():
             self.outputs.say(losses)

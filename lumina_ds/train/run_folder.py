@@ -9,6 +9,8 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lumina_ds import __version__
 from lumina_ds.checkpoint.format import step_folders
 from lumina_ds.config.chat_templates import AUTO_TEMPLATE
+from lumina_ds.config.own_file import with_whole_paths
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.yaml_file import read_yaml, yaml_text
 from lumina_ds.data.templates.find import STORED_TEMPLATE
@@ -54,6 +57,18 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"cannot create the run folder {self.path}: {error.strerror}; set --runs-dir") from error
 
+    @contextmanager
+    def gone_on_failure(self) -> Iterator[None]:
+        """Take away what this made, as far as it is empty, when the block fails: a refused command leaves no folder."""
+        made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        try:
+            yield
+        except BaseException:
+            for place in (self.checkpoints, self.logs, *made):
+                with suppress(OSError):
+                    place.rmdir()
+            raise
+
     def lock(self) -> None:
         """Hold the folder for this process; raises ConfigError when another run has it."""
         try:
@@ -86,7 +101,7 @@ class RunFolder:
 
     def write_settings(self, config: dict[str, Any], deepspeed_json: dict[str, Any], tokenizer: Path) -> None:
         """config.yaml, which starts the same run again, ds_config.json, and tokenizer and template of the shards."""
-        write_atomically(self.path / "config.yaml", yaml_text(config))
+        write_atomically(self.path / "config.yaml", yaml_text(with_whole_paths(config)))
         write_atomically(self.path / "ds_config.json", json.dumps(deepspeed_json, indent=2))
         shutil.copyfile(tokenizer, self.path / tokenizer.name)
         template = tokenizer.with_name(STORED_TEMPLATE)
@@ -128,7 +143,8 @@ def effective_config(
     template = rows.folder.manifest.template
     # A model's own lies beside the shards.
     data["chat_template"] = AUTO_TEMPLATE if template.certificate else template.version
-    return values | {"data": data}
+    # A stop is for one start.
+    return values | {"data": data, "train": values["train"] | {"stop_at_step": None}}
 
 
 def write_environment(folder: Path, world: World, num_steps: int) -> None:

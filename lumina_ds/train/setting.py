@@ -9,7 +9,7 @@ from typing import Any
 
 from lumina_ds.checkpoint.manifest import RunIdentity
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
-from lumina_ds.config.schema import RunConfig, ZeroStage
+from lumina_ds.config.schema import RunConfig, TrainConfig, ZeroStage
 from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.mixture.order import MixtureOrder
 from lumina_ds.data.mixture.rows import MixedRows
@@ -84,6 +84,25 @@ class Setting:
         """Where this process ends: with the run, or before, at train.stop_at_step."""
         end = self.length.last_step(state.order)
         return min(end, self.config.train.stop_at_step or end)
+
+    def ends_early(self, state: RunState) -> int | None:
+        """train.stop_at_step where it ends this process before the whole run ends."""
+        return self.config.train.stop_at_step if state.step < self.length.last_step(state.order) else None
+
+    @property
+    def notes_on_length(self) -> list[str]:
+        """Settings of the run's length that change nothing, for its first lines."""
+        train, num_steps = self.config.train, self.length.num_steps
+        notes = []
+        if train.max_steps is not None and train.epochs != TrainConfig.model_fields["epochs"].default:
+            notes.append(
+                f"train.max_steps {train.max_steps} is the run's length; train.epochs {train.epochs} is not used"
+            )
+        if (train.stop_at_step or 0) > num_steps:
+            notes.append(
+                f"--stop-at-step {train.stop_at_step} is beyond the run's end at step {num_steps}; it ends there"
+            )
+        return notes
 
     @property
     def zero_stage(self) -> ZeroStage:

@@ -77,12 +77,12 @@ def range_faults(section: Mapping[str, Any], prefix: str = "") -> list[str]:
         elif key == "betas" and isinstance(value, list):
             wrong = [beta for beta in value if not isinstance(beta, (int, float)) or not 0 <= beta < 1]
             if len(value) not in (2, 3) or wrong:
-                faults.append(f"{path} is {shortened(repr(value))}; it must be two numbers from 0 to below 1")
+                faults.append(f"{path} is {shortened(repr(value), 400)}; it must be two numbers from 0 to below 1")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             if low is not None and value < low:
-                faults.append(f"{path} is {shortened(repr(value))}; it must be at least {low}")
+                faults.append(f"{path} is {shortened(repr(value), 400)}; it must be at least {low}")
             elif high is not None and value > high:
-                faults.append(f"{path} is {shortened(repr(value))}; it must be at most {high}")
+                faults.append(f"{path} is {shortened(repr(value), 400)}; it must be at most {high}")
     return faults
 
 
@@ -115,7 +115,7 @@ def _choice_faults(json: Mapping[str, Any]) -> list[str]:
         value = (section_of(json, section) if section else json).get(key)
         if isinstance(value, str) and value.lower() not in (*choices, AUTO):
             faults.append(
-                f"{path} is {shortened(repr(value))}; use one of {', '.join(choices)}{nearest(value.lower(), choices)}"
+                f"{path} is {shortened(repr(value), 400)}; use one of {', '.join(choices)}{nearest(value.lower(), choices)}"
             )
     return faults
 
@@ -127,7 +127,7 @@ def _key_faults(section: Mapping[str, Any], prefix: str, keys: Section) -> list[
         if known is None or known.removed:
             faults.append(_unknown(key, prefix, keys, section))
         elif value is not None and not _is_kind(value, known.kind):
-            faults.append(f"{prefix}{key} is {shortened(repr(value))}; it must be {_KIND_NAMES[known.kind]}")
+            faults.append(f"{prefix}{key} is {shortened(repr(value), 400)}; it must be {_KIND_NAMES[known.kind]}")
     return faults
 
 
@@ -138,7 +138,7 @@ def _unknown(key: str, prefix: str, keys: Section, section: Mapping[str, Any]) -
         stage = section_of(section, "zero_optimization").get("stage")
         reason = "native deepspeed.moe layers assert under ZeRO-3" if stage == 3 else "DeepSpeed reads no such key"
         return f"moe: {reason}; experts run through expert_parallel (AutoEP), set --expert-parallel N"
-    return f"unknown DeepSpeed key {shortened(prefix + key)}{nearest(key, (name for name, known in keys.items() if not known.removed))}"
+    return f"unknown DeepSpeed key {shortened(prefix + key, 200)}{nearest(key, (name for name, known in keys.items() if not known.removed))}"
 
 
 _KIND_NAMES = {
