@@ -23,6 +23,7 @@ from lumina_ds.errors import OutOfMemory
 from lumina_ds.measure.probe import step_fits
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.plan.batch import BatchChoice, largest_micro_batch, with_batch
+from lumina_ds.text import counted
 from lumina_ds.train.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ def _largest_that_fits(choice: BatchChoice, config: RunConfig, world: World, pre
             )
         if world.rank == 0:
             log.info(
-                "a micro-batch of %d rows does not fit; trying %d", choice.micro_batch_size, smaller.micro_batch_size
+                "a micro-batch of %s does not fit; trying %d",
+                *(counted(choice.micro_batch_size, "row"), smaller.micro_batch_size),
             )
         choice = smaller
 

@@ -25,6 +25,7 @@ from lumina_ds.data.mixture.rows import MixedRows
 from lumina_ds.data.sampler import ORDER_VERSION
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import CheckpointError
+from lumina_ds.text import counted
 from lumina_ds.train.run_folder import RunFolder
 
 # Of these, nothing may differ but the layout, for which the state is divided anew, and the precision: weights and
@@ -135,7 +136,7 @@ def refuse_another_run(folder: Path, saved: RunIdentity, present: RunIdentity) -
     remedy = "go back to these settings, or start anew under another --experiment-name"
     if [difference.split(" ")[0] for difference in differences] == ["schedule.rows_per_step"]:
         rows, world_size = saved.schedule.rows_per_step, present.topology.world_size
-        remedy = f"keep --batch-size x --grad-accum x {world_size} ranks at {rows}, so that every row is seen once"
+        remedy = f"keep --batch-size x --grad-accum x {counted(world_size, 'rank')} at {rows}, so that every row is seen once"
     raise CheckpointError(f"{folder} belongs to another run: {'; '.join(differences)}; {remedy}")
 
 

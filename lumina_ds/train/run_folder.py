@@ -24,6 +24,7 @@ from lumina_ds.config.yaml_file import read_yaml, yaml_text
 from lumina_ds.data.templates.find import STORED_TEMPLATE
 from lumina_ds.errors import ConfigError
 from lumina_ds.files import write_atomically
+from lumina_ds.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -177,7 +178,7 @@ def _device(world: World) -> str:
 
     if world.device == "cuda":
         return torch.cuda.get_device_name(world.torch_device)
-    return f"CPU, {torch.get_num_threads()} threads a rank"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')} a rank"
 
 
 def _versions() -> dict[str, str]:

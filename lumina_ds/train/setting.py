@@ -118,7 +118,7 @@ class Setting:
         """The first line of a run."""
         length = self.length
         return (
-            f"{self.config.run_name}: {length.num_steps} steps of {length.rows_per_step} rows x "
+            f"{self.config.run_name}: {counted(length.num_steps, 'step')} of {counted(length.rows_per_step, 'row')} x "
             f"{self.config.seq_length} tokens, {self.strategy} ({self.why_precision}), "
             f"{counted(self.world.size, 'rank')} on {self.world.device}"
         )

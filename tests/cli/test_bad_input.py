@@ -31,7 +31,7 @@ CASES = {
         2,
         "model.num_experts 4 is not divisible by --expert-parallel 3",
     ),
-    "ranks do not divide": ([*TRAIN, "--data", "{shards}", "--expert-parallel", "2"], 2, "1 ranks are not divisible"),
+    "ranks do not divide": ([*TRAIN, "--data", "{shards}", "--expert-parallel", "2"], 2, "1 rank is not divisible"),
     "fp16 on a CPU": ([*TRAIN, "--data", "{shards}", "--precision", "fp16"], 4, "fp16 is not possible on a CPU"),
     "fused kernels": ([*TRAIN, "--data", "{shards}", "--train.fused_kernels", "rope"], 4, "rope is not possible"),
     "no such kernel": ([*TRAIN, "--data", "{shards}", "--train.fused_kernels", "rope,ropes"], 2, "'ropes'"),

@@ -47,6 +47,7 @@ from lumina_ds.data.templates.find import NamedTemplate, template_of
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, tokenizer_in
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
+from lumina_ds.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -402,7 +403,7 @@ def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: boo
     rows, tokens = sum(table.num_rows for table in tables), sum(len(batch.ids) for batch in batches)
     if (rows, tokens) != (entry.rows, entry.tokens):
         raise DataError(
-            f"{path} is damaged: {rows} rows of {tokens} tokens, not {entry.rows} of {entry.tokens}; {_REMEDY}"
+            f"{path} is damaged: {counted(rows, 'row')} of {counted(tokens, 'token')}, not {entry.rows} of {entry.tokens}; {_REMEDY}"
         )
     return batches, source
 
