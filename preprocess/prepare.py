@@ -61,6 +61,7 @@ def prepare_training_data(config: RunConfig, cache: Path) -> PreparedData:
         return _open_shards(config, cache)
     tokenizer = _tokenizer(config, cache)
     _check_tokenizer(config, tokenizer)
+    _check_evaluation_shards(config, tokenizer)  # before minutes of work
     eval_fraction = 0.0 if data.eval_data or data.eval_shards else data.eval_fraction
     settings = _settings(config, data.max_conversations, eval_fraction)
     shards, reused = _cached_shards(data.train_data, tokenizer, settings, cache, data)

@@ -189,6 +189,7 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
     world_size = planned_world_size(runner)
     checked = check_run(config, world_size)
     check_resume(RunFolder.of(config), config.run.resume)
+    RunFolder.of(config).check_place()
     check_before_preparing(config)
     plan = plan_memory(config, world_size, checked.precision, checked.device, checked.deepspeed_json)
     sources = forecast_sources(config, world_size // config.deepspeed.sequence_parallel_size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import platform
 import shutil
 import socket
@@ -56,7 +58,17 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot create the run folder {self.path}: {error.strerror}; set --runs-dir") from error
+            raise self._cannot_be_made(error.strerror) from error
+
+    def check_place(self) -> None:
+        """Raise the ConfigError of `create` where it would, and make nothing."""
+        there = next(place for place in (self.checkpoints, *self.checkpoints.absolute().parents) if place.exists())
+        fault = errno.ENOTDIR if not there.is_dir() else 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+        if fault:
+            raise self._cannot_be_made(os.strerror(fault))
+
+    def _cannot_be_made(self, reason: str | None) -> ConfigError:
+        return ConfigError(f"cannot create the run folder {self.path}: {reason}; set --runs-dir")
 
     @contextmanager
     def gone_on_failure(self) -> Iterator[None]:
