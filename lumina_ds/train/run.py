@@ -98,6 +98,7 @@ class TrainingRun:
         resume_from = checkpoint_to_resume(
             *(self.folder, run.resume, setting.identity, world),
             lambda step: check_disk_space(checkpoints, train, setting.checkpoint_bytes, last_step - step),
+            setting.rows.names if isinstance(setting.rows, MixedRows) else (),
         )
         if resume_from is not None:
             saved = on_rank_0(world, lambda: read_manifest(resume_from))
