@@ -8,16 +8,15 @@ import hashlib
 import json
 import os
 import re
-import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lumina_ds.foreign_files import ForeignFileError, is_plain_name, open_plain, read_json, shorten
+
 # Which safetensors file holds which tensor, in the form that Hugging Face's libraries write and read.
 WEIGHTS_INDEX = "model.safetensors.index.json"
-# The index of a model of a trillion parameters has some 10 MB.
-MAX_JSON_BYTES = 64 << 20
 
 
 # Bytes that are no UTF-8, or that a terminal obeys.
@@ -94,16 +93,18 @@ def file_digest(*paths: Path) -> str:
 
 
 def file_of(folder: Path, name: str) -> Path:
-    """The path of an ordinary file in a folder that somebody else made.
+    """The path of a plain file in a model's folder that somebody else made.
 
     Raises ValueError where the name or a link leads out of the folder, or what is there would never end; OSError where
     there is nothing.
     """
+    if not is_plain_name(name):
+        raise ValueError(f"{shorten(name)} is outside the folder")
     path = folder / name
-    if name in ("", ".", "..") or Path(name).name != name:
-        raise ValueError(f"{name!r} is outside the folder")
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path} is no ordinary file")
+    try:
+        open_plain(path).close()
+    except ForeignFileError as error:
+        raise ValueError(f"{path} {error}") from None
     home = folder.resolve()
     if home.parent.name == "snapshots":  # the Hub's cache keeps the content in blobs beside them
         home = home.parent.parent
@@ -112,38 +113,19 @@ def file_of(folder: Path, name: str) -> Path:
     return path
 
 
-def read_json_of(folder: Path, name: str) -> Any:
-    """The content of a JSON file in such a folder. Raises what file_of does, and ValueError for what is no JSON."""
-    path = file_of(folder, name)
-    with open(path, "rb") as stream:
-        content = stream.read(MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB")
-    try:
-        return json.loads(content.decode("utf-8"), parse_int=_short_int)
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deep") from None
-
-
-def _short_int(digits: str) -> int:
-    if len(digits) > 400:  # which takes its time
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
-
-
 def read_weights_index(folder: Path) -> dict[str, str]:
     """{tensor name: file name} of the safetensors index in `folder`.
 
     Raises OSError when it cannot be read, ValueError when it is no index or names a file outside the folder.
     """
     try:
-        places = read_json_of(folder, WEIGHTS_INDEX)["weight_map"]
+        places = read_json(file_of(folder, WEIGHTS_INDEX))["weight_map"]
         names = sorted(set(places.values()))
-        outside = [name for name in names if name in ("", ".", "..") or Path(name).name != name]
+        outside = [name for name in names if not is_plain_name(name)]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{WEIGHTS_INDEX} is no index of weight files") from error
     if outside:
-        raise ValueError(f"{WEIGHTS_INDEX} names {outside[0]!r}, which is outside the folder")
+        raise ValueError(f"{WEIGHTS_INDEX} names {shorten(outside[0])}, which is outside the folder")
     for name in names:
         with contextlib.suppress(FileNotFoundError):  # who opens it says that it is missing
             file_of(folder, name)

@@ -8,9 +8,7 @@ the versions of YAML read differently, or only one program understands, is refus
 from __future__ import annotations
 
 import math
-import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import yaml
 
 from lumina_ds.errors import ConfigError
+from lumina_ds.foreign_files import ForeignFileError, read_bounded
 from lumina_ds.text import shortened
 
 MAX_YAML_BYTES = 1 << 20
@@ -112,18 +111,13 @@ def read_text(path: Path) -> str:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of an ordinary file; what ends never, or is too large, is refused unread."""
+    """The bytes of a plain file; what ends never, or is too large, is refused unread."""
     try:
-        # Else a named pipe would wait for a writer.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise ConfigError(f"{path} is no ordinary file; give one")
-            content = stream.read(MAX_YAML_BYTES + 1)
+        return read_bounded(path, MAX_YAML_BYTES)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > MAX_YAML_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_YAML_BYTES} bytes, too large for a configuration")
-    return content
+    except ForeignFileError as error:
+        raise ConfigError(f"{path} {error}; give a file of settings") from None
 
 
 def _compose(text: str) -> yaml.Node | None:

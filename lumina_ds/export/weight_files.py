@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lumina_ds import foreign_files
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.config.tensors import num_parameters, parameter_tensors
 from lumina_ds.errors import CheckpointError, DataError, MachineError
@@ -19,7 +20,6 @@ from lumina_ds.export.hugging_face import SELECTION_BIAS
 from lumina_ds.files import (
     WEIGHTS_INDEX,
     file_of,
-    read_json_of,
     read_weights_index,
     weights_index,
     write_atomically,
@@ -249,7 +249,7 @@ class _Reader:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model's folder; DataError when it is missing or something else."""
     try:
-        content = read_json_of(path.parent, path.name)
+        content = foreign_files.read_json(file_of(path.parent, path.name))
     except (OSError, ValueError) as error:
         reason = f" ({shortened(' '.join(str(error).split()), 200)})" if isinstance(error, ValueError) else ""
         raise DataError(f"{path} is missing or no JSON{reason}; give a folder in Hugging Face's format") from error

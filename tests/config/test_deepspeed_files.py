@@ -108,7 +108,7 @@ LIES = [
     ('{"train_batch_size": %s}' % ("9" * 500_000), "a number of 500000 digits is beyond any use"),
     ("{\n" + "".join(f"k{n}: 1\n" for n in range(60_000)) + "}", "it holds above 4000 values"),
     ('{"a": "\xff"}'.encode("latin-1"), "is not UTF-8: byte 0xff in line 1"),
-    (" " * (1 << 20) + "{}", "too large for a configuration"),
+    (" " * (1 << 20) + "{}", "is larger than 1,048,576 bytes"),
 ]
 
 

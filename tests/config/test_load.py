@@ -141,5 +141,5 @@ def test_row_35_an_alias_bomb_is_refused_at_once(tmp_path, ending):
 
 
 def test_row_35_a_file_too_large_for_a_configuration_is_not_read(tmp_path):
-    with pytest.raises(ConfigError, match="too large for a configuration"):
+    with pytest.raises(ConfigError, match="is larger than 1,048,576 bytes"):
         load_config(write(tmp_path / "run.yaml", "#" * (MAX_YAML_BYTES + 1)))
