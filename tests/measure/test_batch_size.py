@@ -18,8 +18,8 @@ def test_chosen_tried_and_kept(run_ranks, corpus, tmp_path):
     assert of_rank_1 == [micro_batch, accumulation]
     assert micro_batch in (1024, 512, 256) and micro_batch * accumulation == 2048
     output = (tmp_path / "rank-0.log").read_text()
-    line = f"micro-batch {micro_batch} x accumulation {accumulation} x 2 ranks = 4096 rows; limited by memory: "
-    assert f"{line}a step with {2 * micro_batch} rows was tried and did not fit" in output
+    line = f"micro-batch {micro_batch} x accumulation {accumulation} x 2 ranks = 4,096 rows; limited by memory: "
+    assert f"{line}a step with {2 * micro_batch:,} rows was tried and did not fit" in output
     assert "micro-batch 4 x accumulation 1 x 2 ranks = 8 rows; limited by the rows of a step" in output
     assert "micro-batch 4 x accumulation 1 x 2 ranks = 8 rows; limited by what the run began with" in output
     run = tmp_path / "auto-zero1-fp32"

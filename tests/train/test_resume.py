@@ -133,7 +133,7 @@ def test_checkpoint_verify_names_the_damaged_file_and_generate_falls_back(runs_d
     damaged.write_bytes(content)
     assert run_command(cli, ["checkpoint", "verify", str(run)]) == 5
     printed = capsys.readouterr()
-    assert f"{damaged.name} was altered" in printed.out and "1 of 3 checkpoints are damaged" in printed.err
+    assert f"{damaged.name} was altered" in printed.out and "1 of 3 checkpoints is damaged" in printed.err
     assert run_command(cli, ["generate", str(run), "--prompt", "hello", "--json", "--max-new-tokens", "2"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 8
     step = run / "checkpoints" / "step-00000010"
