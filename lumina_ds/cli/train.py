@@ -113,14 +113,13 @@ def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
     from lumina_ds.data.shards.folder import ShardFolder
     from lumina_ds.engine.world import check_deepspeed_version
     from lumina_ds.logs import configure_logging
-    from lumina_ds.ranks.check_run import check_run
-    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size
+    from lumina_ds.ranks.check_run import check_start
     from lumina_ds.train.resume import check_resume
     from lumina_ds.train.run_folder import RunFolder
     from preprocess.run_data import iter_folders
 
     check_deepspeed_version()
-    check_run(config, planned_world_size(complete_runner_arguments(runner)))
+    check_start(config, runner)
     check_resume(RunFolder.of(config), config.run.resume)
     RunFolder.of(config).create()
     configure_logging()

@@ -60,6 +60,16 @@ def check_run(config: RunConfig, world_size: int) -> RunCheck:
     )
 
 
+def check_start(config: RunConfig, runner: Sequence[str]) -> None:
+    """Refuse, before anything is made, a run that the deepspeed runner with these arguments could not start."""
+    from lumina_ds.ranks.reach import check_hosts
+    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size
+
+    arguments = complete_runner_arguments(list(runner))
+    check_run(config, planned_world_size(arguments))
+    check_hosts(arguments, config.deepspeed.rendezvous_seconds)
+
+
 def check_measurable(config: RunConfig, runner: Sequence[str]) -> str:
     """The device; refuses before a rank starts what no run could do, or what is not there to be read."""
     from lumina_ds.data.shards.folder import ShardFolder
