@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lumina_ds.config.schema import DeepSpeedConfig, RunConfig
+from lumina_ds.engine.meeting_point import TOKEN
 from lumina_ds.errors import LuminaError
 from lumina_ds.train.watch.orphans import start_variables, watch_launchers
 
@@ -81,7 +82,7 @@ def ask_ranks(question: Question, runner: Sequence[str]) -> tuple[Any | None, in
 
     mark = uuid.uuid4().hex
     # Else torch's profiler announces its start and end.
-    environment = {"KINETO_LOG_LEVEL": "6", **rank_environment(), **start_variables(mark)}
+    environment = {"KINETO_LOG_LEVEL": "6", **rank_environment(), **start_variables(mark), TOKEN: mark}
     with tempfile.TemporaryDirectory(prefix="lumina-ask-") as folder, Signals() as signals:
         words, answered = question_words(question, Path(folder))
         command = runner_command(complete_runner_arguments(list(runner)), words, MODULE)
