@@ -70,6 +70,18 @@ def check_start(config: RunConfig, runner: Sequence[str]) -> None:
     check_hosts(arguments, config.deepspeed.rendezvous_seconds)
 
 
+def device_reason(device: str, runner: Sequence[str]) -> str:
+    """Where ranks started with these arguments would train, and what a plan assumes of it."""
+    from lumina_ds.engine.resources import planned_resources
+
+    num_hosts = len(planned_resources(list(runner)))
+    if num_hosts > 1:
+        return f"{device}; every one of the {num_hosts} hosts is taken to be like this one"
+    if device == "cpu":
+        return "cpu: this machine has no GPU, so its ranks train on the CPU; lumina plan --gpu CARD plans for GPUs elsewhere"
+    return f"{device} of this machine"
+
+
 def check_measurable(config: RunConfig, runner: Sequence[str]) -> str:
     """The device; refuses before a rank starts what no run could do, or what is not there to be read."""
     from lumina_ds.data.shards.folder import ShardFolder

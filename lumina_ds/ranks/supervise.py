@@ -16,7 +16,6 @@ from pathlib import Path
 import psutil
 
 from lumina_ds.checkpoint.format import step_folders
-from lumina_ds.config.load import read_yaml
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import (
     CheckpointError,
@@ -110,7 +109,7 @@ class _Batch:
         self.accumulation = config.train.gradient_accumulation_steps
         self.halved = False
         self._automatic = config.train.auto_micro_batch
-        self._written = RunFolder.of(config).path / "config.yaml"
+        self._folder = RunFolder.of(config)
 
     def __str__(self) -> str:
         return f"--batch-size {self.micro} --grad-accum {self.accumulation}"
@@ -120,19 +119,13 @@ class _Batch:
         if self.policy != "halve":
             return False
         if self._automatic and not self.halved:
-            # What the ranks chose.
-            train = self._chosen()
-            self.micro, self.accumulation = train["micro_batch_size"], train["gradient_accumulation_steps"]
+            # What the ranks chose; one row, which cannot be halved, when they came to none.
+            self.micro, self.accumulation = self._folder.written_batch() or (1, 1)
         if self.micro == 1:
             return False
         micro = next_smaller(self.micro)
         self.micro, self.accumulation, self.halved = micro, self.accumulation * (self.micro // micro), True
         return True
-
-    def _chosen(self) -> dict[str, int]:
-        """The batch in the run folder; one row, which cannot be halved, when the ranks came to none."""
-        none = {"micro_batch_size": 1, "gradient_accumulation_steps": 1}
-        return none | read_yaml(self._written).get("train", {}) if self._written.is_file() else none
 
 
 def _start(command: list[str], environment: dict[str, str], signals: Signals) -> Ended:

@@ -99,6 +99,7 @@ class TrainingRun:
         resume_from = checkpoint_to_resume(
             *(self.folder, run.resume, setting.identity, world),
             lambda step: check_disk_space(checkpoints, train, setting.checkpoint_bytes, last_step - step),
+            setting.rows.names if isinstance(setting.rows, MixedRows) else (),
         )
         if resume_from is not None:
             saved = on_rank_0(world, lambda: read_manifest(resume_from))
@@ -141,6 +142,8 @@ class TrainingRun:
         self.outputs.open(setting.config.run, setting.effective_config, self.folder.path, self.state.step)
         opened.callback(self.outputs.close)
         self.outputs.say(setting.banner)
+        for note in setting.notes_on_length:
+            self.outputs.say(note)
         self.outputs.say(describe_saves(setting.config.train, setting.checkpoint_bytes))
         if losses := setting.rows.describe_losses():
             self.outputs.say(losses)

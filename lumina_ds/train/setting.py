@@ -9,7 +9,7 @@ from typing import Any
 
 from lumina_ds.checkpoint.manifest import RunIdentity
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
-from lumina_ds.config.schema import RunConfig, ZeroStage
+from lumina_ds.config.schema import RunConfig, TrainConfig, ZeroStage
 from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.mixture.order import MixtureOrder
 from lumina_ds.data.mixture.rows import MixedRows
@@ -85,6 +85,25 @@ class Setting:
         end = self.length.last_step(state.order)
         return min(end, self.config.train.stop_at_step or end)
 
+    def ends_early(self, state: RunState) -> int | None:
+        """train.stop_at_step where it ends this process before the whole run ends."""
+        return self.config.train.stop_at_step if state.step < self.length.last_step(state.order) else None
+
+    @property
+    def notes_on_length(self) -> list[str]:
+        """Settings of the run's length that change nothing, for its first lines."""
+        train, num_steps = self.config.train, self.length.num_steps
+        notes = []
+        if train.max_steps is not None and train.epochs != TrainConfig.model_fields["epochs"].default:
+            notes.append(
+                f"train.max_steps {train.max_steps} is the run's length; train.epochs {train.epochs} is not used"
+            )
+        if (train.stop_at_step or 0) > num_steps:
+            notes.append(
+                f"--stop-at-step {train.stop_at_step} is beyond the run's end at step {num_steps}; it ends there"
+            )
+        return notes
+
     @property
     def zero_stage(self) -> ZeroStage:
         return self.deepspeed_json["zero_optimization"]["stage"]
@@ -99,7 +118,7 @@ class Setting:
         """The first line of a run."""
         length = self.length
         return (
-            f"{self.config.run_name}: {length.num_steps} steps of {length.rows_per_step} rows x "
+            f"{self.config.run_name}: {counted(length.num_steps, 'step')} of {counted(length.rows_per_step, 'row')} x "
             f"{self.config.seq_length} tokens, {self.strategy} ({self.why_precision}), "
             f"{counted(self.world.size, 'rank')} on {self.world.device}"
         )

@@ -96,3 +96,16 @@ def resumable_message(step: int, num_steps: int) -> str:
     """What a stopped run says at its end, before the first step and later."""
     saved = "the checkpoint is saved, start the same command again to go on" if step else "nothing was trained yet"
     return f"stopped by a signal at step {step} of {num_steps}; {saved}"
+
+
+def nothing_left_message(step: int, stop_at_step: int | None) -> str:
+    """Why a run that was started again trains nothing; `stop_at_step` where that is the reason."""
+    if stop_at_step is None:
+        return "nothing is left to train; raise --max-steps or --epochs to go on"
+    return f"step {step} is trained already, and --stop-at-step is {stop_at_step}; raise it, or leave it out, to go on"
+
+
+def ended_message(step: int, num_steps: int, stop_at_step: int | None) -> str:
+    """What a run says at its end; `stop_at_step` where it ends before the whole run does."""
+    going_on = "" if stop_at_step is None else "; start again without --stop-at-step to go on"
+    return f"ended at step {step} of {num_steps}{going_on}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lumina_ds.checkpoint.format import StepSummary, step_folders, step_summaries
-from lumina_ds.config.load import read_yaml
+from lumina_ds.config.yaml_file import read_yaml
 from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.monitor.metrics import is_per_layer
 from lumina_ds.monitor.reading import read_lines
