@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lumina_ds.config.checks import attention_faults, data_faults, kernel_faults, model_faults, sequence_faults
+from lumina_ds.config.elastic import elastic_faults
 from lumina_ds.config.mixture_checks import mixture_faults
 from lumina_ds.config.mixtures import EvalSetConfig, SourceConfig
 from lumina_ds.config.schema import ModelConfig, RunConfig, Section
@@ -86,7 +87,7 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
         raise ConfigError(f"--config is missing; give a YAML file or a preset ({', '.join(preset_names())})")
     config = _validate(values, origins)
     faults = model_faults(config) + attention_faults(config) + kernel_faults(config)
-    faults += sequence_faults(config) + data_faults(config) + mixture_faults(config)
+    faults += sequence_faults(config) + data_faults(config) + mixture_faults(config) + elastic_faults(config)
     if faults:
         raise ConfigError.from_faults(faults)
     if "train.warmup_ratio" not in origins:

@@ -1,4 +1,4 @@
-"""Signals that ask for the end, or the end of the launcher, as a flag that the training loop reads."""
+"""Signals that ask for the end, a file that does, or the end of the launcher, as a flag that the training loop reads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import FrameType
 
 from lumina_ds.errors import Interrupted
@@ -49,7 +50,9 @@ def ending_when_told(rank: int = 0) -> Iterator[None]:
 class StopRequest:
     """Set by a signal. Ranks agree on it before every step, and between micro-batches where steps are long."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None = None) -> None:
+        """`file` asks as a signal does once it is there; it reaches ranks of other hosts, and needs one rank to see it."""
+        self._file = file
         self._since: float | None = None
         self._launchers = Launchers()
         # Python calls a handler only when the main thread next runs Python, perhaps at the end of a backward pass or
@@ -72,6 +75,8 @@ class StopRequest:
         with contextlib.suppress(BlockingIOError):
             if set(os.read(self._arrived, 4096)) & set(self._previous):
                 self._ask()
+        if not self.requested and self._file is not None and self._file.exists():
+            self._ask()
         if not self.requested and (gone := self._launchers.first_gone()) is not None:
             log.warning("%s has gone, so this run saves and ends", gone)
             self._ask()
