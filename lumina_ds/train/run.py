@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from lumina_ds.data.mixture.rows import MixedRows
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.monitor.console import TrainingConsole
+from lumina_ds.monitor.layouts import LayoutRecord
 from lumina_ds.monitor.writers import append_record
 from lumina_ds.plan.duration import describe_saves
 from lumina_ds.train.evaluation_sets import EvaluationSet
@@ -161,16 +163,9 @@ class TrainingRun:
             return
         self.outputs.say(f"elastic {setting.asked.run.elastic}: {describe_layout(setting.asked, size)}")
         if self.outputs.leads:
-            ran = setting.config
-            layout = {
-                "time": time.time(),
-                "step": self.state.step,
-                "ranks": size,
-                "zero_stage": setting.zero_stage,
-                "expert_parallel_size": ran.deepspeed.expert_parallel_size,
-                "gradient_accumulation_steps": ran.train.gradient_accumulation_steps,
-            }
-            append_record(self.folder.layouts, layout)
+            ran = (setting.config.deepspeed.expert_parallel_size, setting.config.train.gradient_accumulation_steps)
+            layout = LayoutRecord(self.state.step, time.time(), size, setting.zero_stage, *ran)
+            append_record(self.folder.layouts, asdict(layout))
 
     def _open_long_step_stop(self, loop: TrainingLoop, opened: ExitStack) -> None:
         self.long_step_stop = LongStepStop(

@@ -34,9 +34,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("settings", "expected"), LAYOUTS)
 def test_the_table_of_layouts(settings, expected):
     elastic, accumulation, experts, expert_parallel, sharing = settings
-    config = make(
-        elastic, accumulation=accumulation, experts=experts, expert_parallel=expert_parallel, sharing=sharing
-    )
+    config = make(elastic, accumulation=accumulation, experts=experts, expert_parallel=expert_parallel, sharing=sharing)
     assert elastic_faults(config) == []
     found = []
     for number in possible_ranks(config, config.run.elastic_range[0]):
@@ -72,7 +70,10 @@ def test_every_number_of_ranks_trains_the_same_micro_batches():
         ({"elastic": "3:8", "experts": 0, "sharing": 2}, "3 ranks are not divisible by --sequence-parallel 2"),
         ({"experts": 6, "expert_parallel": 4}, "model.num_experts 6 is not divisible by --expert-parallel 4"),
         ({"experts": 0, "expert_parallel": 2}, "--expert-parallel 2 needs experts"),
-        ({"rows": 16}, "train.global_batch_size 16 is not micro_batch_size 2 x gradient_accumulation_steps 1 x 4 ranks"),
+        (
+            {"rows": 16},
+            "train.global_batch_size 16 is not micro_batch_size 2 x gradient_accumulation_steps 1 x 4 ranks",
+        ),
     ],
 )
 def test_what_no_number_of_ranks_mends_is_refused_at_once(settings, says):

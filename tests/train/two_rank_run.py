@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -108,6 +109,24 @@ class Run:
     @property
     def restarts(self):
         return read_records(self.path / "logs/restarts.jsonl")
+
+    @property
+    def layouts(self):
+        """(ranks, expert-parallel size, accumulation) of every life of an elastic run."""
+        names = ("ranks", "expert_parallel_size", "gradient_accumulation_steps")
+        return [tuple(record[name] for name in names) for record in read_records(self.path / "logs/layouts.jsonl")]
+
+    def lose_and_regain(self, hosts, most, left):
+        """Kill all ranks but `left` and take their slots out of the host file; put them back when the run has gone on."""
+        self.wait_for_step(3)
+        for rank in self.ranks()[left:]:
+            rank.send_signal(signal.SIGKILL)
+        hosts.write_text(f"localhost slots={left}\n")
+        deadline = time.monotonic() + 120
+        while len(self.layouts) < 2:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.printed
+            time.sleep(0.05)
+        hosts.write_text(f"localhost slots={most}\n")
 
 
 def faults_environment(planned):
