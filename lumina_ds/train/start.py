@@ -14,6 +14,7 @@ from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.elastic import for_ranks
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.cards import card_name, cards_line
+from lumina_ds.engine.rendezvous import refuse_agent_store
 from lumina_ds.engine.world import World, on_rank_0, start, stop
 from lumina_ds.errors import ConfigError, LuminaError
 from lumina_ds.logs import CONSOLE_LOGGER, configure_logging
@@ -104,6 +105,7 @@ def train(
     if faults:
         raise ConfigError.from_faults(faults)
     if config.run.elastic is not None:
+        refuse_agent_store()
         on_rank_0(world, lambda: _check_memory(config, world, precision))
     world = replace(world, sequence_parallel_size=config.deepspeed.sequence_parallel_size)
     data = OpenedData.of(config, shards, eval_shards)

@@ -38,7 +38,10 @@ CONFIG = {
 class Run:
     """`lumina train` on two ranks in a folder of its own, with the faults that are given."""
 
-    def __init__(self, folder, shards, faults=(), options=(), runner=("--num_gpus", "2"), environment=None):
+    def __init__(
+        self, folder, shards, faults=(), options=(), runner=("--num_gpus", "2"), environment=None, launcher=None
+    ):
+        """`launcher`: a command that starts the ranks itself, instead of `lumina train`."""
         folder.mkdir(exist_ok=True)
         (folder / "sitecustomize.py").write_text(HOOK)
         (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -52,6 +55,8 @@ class Run:
         }  # fmt: skip
         words = ["--config", folder / "config.yaml", "--data", shards, "--experiment-name", "r", *options]
         command = [sys.executable, "-m", "lumina_ds", "train", *words, "--", *runner]
+        if launcher is not None:
+            command = [*launcher, CHECKOUT / "launch/train.py", *words]
         self.log = open(folder / "log", "w+")
         self.process = subprocess.Popen(
             [str(word) for word in command],
