@@ -12,6 +12,7 @@ import pytest
 
 from lumina_ds.data.loader import IGNORED_LABEL, MicroBatch, PackedRows
 from lumina_ds.data.shards import folder as shards
+from lumina_ds.data.shards import shard
 from lumina_ds.data.shards.folder import ShardFolder, reading_mode
 from lumina_ds.data.shards.packing_file import read_packing
 from lumina_ds.errors import DataError
@@ -75,8 +76,8 @@ def test_segments_copied_together_and_one_by_one_are_the_same(
     make_folder: Callable[..., Path], together: int, long: int, force_streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of many documents, each in a record batch of its own, and pieces of documents longer than a row."""
-    monkeypatch.setattr(shards, "_MIN_TOGETHER", together)
-    monkeypatch.setattr(shards, "_LONG_SEGMENT", long)
+    monkeypatch.setattr(shard, "_MIN_TOGETHER", together)
+    monkeypatch.setattr(shards, "LONG_SEGMENT", long)
     folder = make_folder(documents(300), 200)
     for seq_length in (9, 200):
         rows = PackedRows(ShardFolder.open(folder, force_streaming), seq_length)
@@ -85,6 +86,22 @@ def test_segments_copied_together_and_one_by_one_are_the_same(
         assert {name: getattr(batch, name).tolist() for name in ARRAYS} == slow_collate(rows, row_ids)
         assert sum(batch.document_lengths) == batch.input_ids.size and min(batch.document_lengths) > 0
     assert rows.collate([-1]).document_lengths == (200,)
+
+
+@pytest.mark.parametrize("one_per_shard", [False, True])
+def test_labels_of_segments_are_those_of_their_masks(make_folder: Callable[..., Path], one_per_shard: bool) -> None:
+    """Segments in any order, overlapping, of one token, and up to the last of a record batch."""
+    folder = ShardFolder.open(make_folder(documents(60), 32, one_per_shard=one_per_shard))
+    draw = np.random.default_rng(5)
+    chosen = draw.integers(0, 60, 500)
+    starts = (draw.random(500) * folder.lengths[chosen]).astype(np.int64)
+    sizes = 1 + (draw.random(500) * (folder.lengths[chosen] - starts)).astype(np.int64)
+    expected = [
+        any(folder.document(document)[1][start + 1 : start + size].tolist())
+        for document, start, size in zip(chosen.tolist(), starts.tolist(), sizes.tolist(), strict=True)
+    ]
+    assert folder.has_labels(chosen, starts, sizes).tolist() == expected
+    assert {False, True} == set(expected)
 
 
 def test_the_mode_goes_by_size_and_streaming_can_be_forced() -> None:

@@ -26,6 +26,9 @@ CASES = [
     ("wide", 2, "mixed_bf16", {"experts": 2}),
     ("wide", 3, "bf16", {"experts": 2}),
 ]
+# Cycles that DeepSpeed leaves are freed when Python collects them, which now and then is after the peak: 1 to 3 MB; and
+# what another thread frees is not in the record until its place is used again, now and then 1 MiB of the activations.
+MEASURED_AGAIN = {"activations", "peak"}
 BOUNDS = {"parameters": 0, "master weights": 0, "moments": 0, "gradients": 0, "activations": 0.01, "peak": 0.03}
 
 
@@ -33,8 +36,7 @@ BOUNDS = {"parameters": 0, "master weights": 0, "moments": 0, "gradients": 0, "a
 def test_planned_memory_of_two_ranks():
     pytest.importorskip("deepspeed")
     wrong = errors(range(len(CASES)))
-    assert {number: parts for number, parts in wrong.items() if set(parts) != {"peak"}} == {}
-    # Cycles that DeepSpeed leaves are freed when Python collects them, which now and then is after the peak: 1 to 3 MB.
+    assert {number: parts for number, parts in wrong.items() if set(parts) - MEASURED_AGAIN} == {}
     assert not wrong or errors(wrong) == {}, wrong
 
 

@@ -223,18 +223,18 @@ def test_an_empty_split_is_an_error(tokenizer: Tokenizer, tmp_path: Path, make_l
         run([tmp_path / "few.jsonl"], tokenizer, tmp_path / "out", eval_fraction=0.001)
 
 
-@pytest.mark.parametrize("delay_seconds", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("moment", ["starts", "imports", "works"])
 def test_a_killed_worker_is_reported(
-    chats: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay_seconds: float
+    chats: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """While it starts, while it imports, and at work; and the run leaves no process and no thread that waits."""
     from lumina_ds.errors import MachineError
     from preprocess import workers
 
     many = tmp_path / "many.jsonl"
-    many.write_bytes(chats.read_bytes() * 1600)  # still at work when the last ones are killed
+    many.write_bytes(chats.read_bytes() * 1600)  # many blocks: still at work when the last ones are killed
     monkeypatch.setattr(workers, "can_scan", lambda: False)  # else workers are threads
-    killer = threading.Thread(target=kill_workers, args=(delay_seconds,))
+    killer = threading.Thread(target=kill_workers, args=(moment, tmp_path / "out.partial" / "journal"))
     killer.start()
     with pytest.raises(MachineError, match="worker was killed"):
         run([many], tokenizer, tmp_path / "out", num_workers=2, block_bytes=1 << 19)
@@ -243,9 +243,14 @@ def test_a_killed_worker_is_reported(
     assert not [thread for thread in threading.enumerate() if "call-process" in thread.name]
 
 
-def kill_workers(delay_seconds: float) -> None:
+def kill_workers(moment: str, journal: Path) -> None:
     while not (workers := multiprocessing.active_children()):
         time.sleep(0.01)
-    time.sleep(delay_seconds)
+    while not (
+        moment == "starts"
+        or (moment == "imports" and "libarrow" in Path(f"/proc/{workers[0].pid}/maps").read_text())
+        or (journal.exists() and journal.read_bytes().count(b"\n") > 2)
+    ):
+        time.sleep(0.005)
     for worker in workers:
         worker.kill()

@@ -28,20 +28,19 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from lumina_ds.data.packing import PackingPlan, pack
-from lumina_ds.data.shards.arrow_columns import numbers, numpy_dtype
+from lumina_ds.data.shards.arrow_columns import numpy_dtype
 from lumina_ds.data.shards.manifest import (
     MANIFEST_FILE,
     READING_WITH_LABELS,
     FileEntry,
     Manifest,
-    ShardEntry,
     read_manifest,
     read_with_digest,
 )
 from lumina_ds.data.shards.packing_file import packing_file, read_packing, write_packing
+from lumina_ds.data.shards.shard import LONG_SEGMENT, REMEDY, Batch, Shard
 from lumina_ds.data.shards.writer import shard_schema
 from lumina_ds.data.templates.find import NamedTemplate, template_of
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, tokenizer_in
@@ -77,7 +76,7 @@ class ShardFolder:
         self.mode = mode
         schema = shard_schema(manifest.tokenizer.vocab_size)
         self.ids_dtype: np.dtype = numpy_dtype(schema.field("input_ids").type.value_type)
-        self._shards = [_Shard(path / entry.file, entry, schema, mode == "memory") for entry in manifest.shards]
+        self._shards = [Shard(path / entry.file, entry, schema, mode == "memory") for entry in manifest.shards]
         self._first_documents = list(accumulate((entry.rows for entry in manifest.shards), initial=0))
         self._firsts = np.array(self._first_documents)
 
@@ -141,7 +140,7 @@ class ShardFolder:
 
         Short segments of a shard are copied all at once, by the index of every token; long ones one by one.
         """
-        if lengths.sum() >= _LONG_SEGMENT * len(lengths):  # nothing at all, too
+        if lengths.sum() >= LONG_SEGMENT * len(lengths):  # nothing at all, too
             columns = (documents, starts, lengths, places)
             for document, start, length, place in zip(*(column.tolist() for column in columns), strict=True):
                 own_ids, own_mask = self.document(document)
@@ -185,9 +184,10 @@ class ShardFolder:
         """The plan for rows of `seq_length` tokens, from the lengths, and from the masks of what is cut."""
         settings = self.manifest.settings
         lengths = self.lengths
-        overlong = np.flatnonzero(lengths > seq_length)
         first_trained = np.zeros(self.num_documents, np.int64)
-        first_trained[overlong] = [int(self.document(index)[1].argmax()) for index in overlong.tolist()]
+        if settings.overlong == "truncate":
+            overlong = np.flatnonzero(lengths > seq_length)
+            first_trained[overlong] = [int(self.document(index)[1].argmax()) for index in overlong.tolist()]
         # A folder of an older version keeps the plan that it was made with.
         has_labels = self.has_labels if self.manifest.reading >= READING_WITH_LABELS else None
         return pack(lengths, first_trained, seq_length, settings.packing, settings.overlong, has_labels)
@@ -195,18 +195,20 @@ class ShardFolder:
     def has_labels(self, documents: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """bool [segments]: whether a token after the first of each segment is trained; the first has no predecessor."""
         found = np.zeros(len(documents), bool)
-        columns = (documents.tolist(), starts.tolist(), lengths.tolist())
-        for number, (document, start, length) in enumerate(zip(*columns, strict=True)):
-            found[number] = self.document(document)[1][start + 1 : start + length].any()
+        shards = np.searchsorted(self._first_documents, documents, side="right") - 1
+        for number in np.unique(shards).tolist():
+            here = np.flatnonzero(shards == number)
+            rows = documents[here] - self._first_documents[number]
+            found[here] = self._shards[number].has_labels(rows, starts[here], lengths[here])
         return found
 
     def verify(self) -> None:
         """Read every byte; raises DataError that names each damaged, missing or foreign file."""
         faults = folder_faults(self.path)
         if faults:
-            raise DataError(f"{self.path} is damaged: {'; '.join(faults)}; {_REMEDY}")
+            raise DataError(f"{self.path} is damaged: {'; '.join(faults)}; {REMEDY}")
 
-    def _locate(self, index: int) -> tuple[_Batch, int]:
+    def _locate(self, index: int) -> tuple[Batch, int]:
         number = bisect_right(self._first_documents, index) - 1
         return self._shards[number].locate(index - self._first_documents[number])
 
@@ -270,151 +272,3 @@ def file_faults(folder: Path, entries: Sequence[FileEntry]) -> list[str]:
         except OSError as error:
             faults.append(f"{entry.file}: {error.strerror}")
     return faults
-
-
-class _Batch(NamedTuple):
-    offsets: np.ndarray
-    ids: np.ndarray
-    mask: np.ndarray
-    table: pa.RecordBatch
-
-
-class _Flat(NamedTuple):
-    """A whole shard file as arrays of each of its types, and where in them the columns of each batch begin."""
-
-    offsets: np.ndarray
-    ids: np.ndarray
-    mask: np.ndarray
-    first_rows: np.ndarray
-    starts_of: np.ndarray  # [batches, 3]: elements of `offsets`, `ids`, `mask`
-
-
-class _Shard:
-    """One shard file, read or mapped at its first use."""
-
-    def __init__(self, path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: bool) -> None:
-        self._path = path
-        self._entry = entry
-        self._schema = schema
-        self._in_memory = in_memory
-        self._batches: list[_Batch] | None = None
-        self._first_rows: list[int] = []
-        self._flat: _Flat | None = None
-        self._changed_at: int | None = None
-
-    def check_size(self) -> None:
-        """Raises DataError where the file is missing, has another size than the manifest says, or was rewritten since
-        the last call with other content."""
-        try:
-            found = self._path.stat()
-            is_another = (
-                self._changed_at not in (None, found.st_mtime_ns) and file_digest(self._path) != self._entry.sha256
-            )
-        except OSError as error:
-            raise DataError(f"cannot read {self._path}: {error.strerror}; {_REMEDY}") from error
-        if found.st_size != self._entry.size_bytes:
-            raise DataError(f"{self._path} is damaged: {found.st_size} bytes, not {self._entry.size_bytes}; {_REMEDY}")
-        if is_another:
-            raise DataError(f"{self._path} was replaced by another file since the folder was opened; {_REMEDY}")
-        self._changed_at = found.st_mtime_ns
-
-    def load(self) -> list[_Batch]:
-        """The shard's record batches. Two threads may come here at once: both make the same."""
-        if self._batches is None:
-            self.check_size()  # again, for a streamed shard: reading beyond the end of a mapping kills the process
-            batches, file = _read_shard(self._path, self._entry, self._schema, self._in_memory)
-            self._first_rows = list(accumulate((len(batch.offsets) - 1 for batch in batches), initial=0))
-            self._flat = _flat_view(batches, file, self._first_rows)
-            self._batches = batches
-        return self._batches
-
-    def locate(self, row: int) -> tuple[_Batch, int]:
-        batches = self._batches or self.load()
-        number = bisect_right(self._first_rows, row) - 1
-        return batches[number], row - self._first_rows[number]
-
-    def gather(
-        self,
-        rows: np.ndarray,
-        starts: np.ndarray,
-        lengths: np.ndarray,
-        places: np.ndarray,
-        ids: np.ndarray,
-        mask: np.ndarray,
-    ) -> None:
-        """As ShardFolder.gather, for rows of this shard."""
-        self.load()
-        flat = self._flat
-        if flat is None or len(rows) < _MIN_TOGETHER:
-            for row, start, length, place in zip(*(x.tolist() for x in (rows, starts, lengths, places)), strict=True):
-                batch, own = self.locate(row)
-                begin = batch.offsets[own] + start
-                ids[place : place + length] = batch.ids[begin : begin + length]
-                mask[place : place + length] = batch.mask[begin : begin + length]
-            return
-        batches = np.searchsorted(flat.first_rows, rows, side="right") - 1
-        offsets_at, ids_at, mask_at = flat.starts_of[batches].T
-        begins = flat.offsets[offsets_at + rows - flat.first_rows[batches]] + starts
-        first, total = int(places[0]), int(lengths.sum())
-        # Source of every token: its own number in the run, plus what its segment is away from the run's start.
-        away = begins - (places - first)
-        counter = np.arange(total)
-        ids[first : first + total] = flat.ids[np.repeat(away + ids_at, lengths) + counter]
-        mask[first : first + total] = flat.mask[np.repeat(away + mask_at, lengths) + counter]
-
-
-# Fewer, or on average longer, segments are copied one by one.
-_MIN_TOGETHER = 8
-_LONG_SEGMENT = 256
-_REMEDY = "restore it, or delete the folder and preprocess again"
-
-
-def _flat_view(batches: list[_Batch], file: pa.Buffer, first_rows: list[int]) -> _Flat | None:
-    """None where Arrow has put a column elsewhere, as it does with columns that the file does not align."""
-    whole = np.frombuffer(file, np.uint8)
-    base = whole.ctypes.data
-    columns = [(batch.offsets, batch.ids, batch.mask) for batch in batches if len(batch.ids)]
-    if len(columns) != len(batches):
-        return None
-    bytes_at = np.array([[column.ctypes.data - base for column in each] for each in columns], np.int64)
-    sizes = np.array([column.itemsize for column in columns[0]]) if columns else np.ones(3, np.int64)
-    if not columns or bytes_at.min() < 0 or bytes_at.max() >= len(whole) or (bytes_at % sizes).any():
-        return None
-    offsets, ids, mask = (whole[: len(whole) // c.itemsize * c.itemsize].view(c.dtype) for c in columns[0])
-    return _Flat(offsets, ids, mask, np.array(first_rows), bytes_at // sizes)
-
-
-def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: bool) -> tuple[list[_Batch], pa.Buffer]:
-    try:
-        # The mapping outlives its file object: every view keeps the buffer alive.
-        source = pa.py_buffer(path.read_bytes()) if in_memory else pa.memory_map(str(path)).read_buffer()
-        reader = pa.ipc.open_stream(source)
-        if not reader.schema.equals(schema):
-            raise ValueError("its columns are not those of a shard")
-        tables = list(reader)
-        batches = [_views(table) for table in tables]
-    except pa.ArrowException as error:
-        raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}; {_REMEDY}") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; {_REMEDY}") from error
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error}; {_REMEDY}") from error
-    rows, tokens = sum(table.num_rows for table in tables), sum(len(batch.ids) for batch in batches)
-    if (rows, tokens) != (entry.rows, entry.tokens):
-        raise DataError(
-            f"{path} is damaged: {rows} rows of {tokens} tokens, not {entry.rows} of {entry.tokens}; {_REMEDY}"
-        )
-    return batches, source
-
-
-def _views(table: pa.RecordBatch) -> _Batch:
-    table.validate()  # buffers as long as the lengths say: a read beyond a mapping's end kills the process
-    ids, mask = table.column("input_ids"), table.column("loss_mask")
-    offsets = numbers(ids.offsets)
-    lengths = numbers(table.column("num_tokens"))
-    # Arrow checks none of this: a flipped bit in an offset would silently read another document's tokens.
-    if not np.array_equal(offsets, numbers(mask.offsets)) or not np.array_equal(np.diff(offsets), lengths):
-        raise ValueError("the lengths of its columns disagree")
-    if len(lengths) and (lengths.min() < 0 or offsets[0] != 0 or offsets[-1] != len(ids.values)):
-        raise ValueError("a document lies outside its column")
-    return _Batch(offsets, numbers(ids.values), numbers(mask.values), table)
