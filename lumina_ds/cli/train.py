@@ -181,7 +181,7 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
     from preprocess.mixture_forecast import forecast_sources
     from preprocess.run_data import check_run_data
 
-    config, start = resolved.config, planned_start(resolved.config, runner)
+    config, start = resolved.config, planned_start(resolved.config, runner, check_memory=False)
     checked = check_run(start.config, start.num_ranks)
     check_run_data(config)
     plan = plan_memory(start.config, start.num_ranks, checked.precision, checked.device, checked.deepspeed_json)

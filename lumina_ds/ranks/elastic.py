@@ -37,17 +37,21 @@ class Start:
     config: RunConfig
 
 
-def planned_start(config: RunConfig, runner: Sequence[str]) -> Start:
+def planned_start(config: RunConfig, runner: Sequence[str], check_memory: bool = True) -> Start:
     """What `lumina train` would start now; of an elastic run without enough hosts, what it waits for: its fewest ranks.
 
-    Raises ConfigError, of an elastic run also where its fewest ranks could not go on.
+    Raises ConfigError, of an elastic run also where its fewest ranks lack the memory to go on, unless this is no machine
+    of the run (`check_memory`).
     """
     if config.run.elastic_range is None:
         return Start(planned_world_size(complete_runner_arguments(list(runner))), config)
     fleet = Fleet(config, runner)
-    present = fleet.present()
-    possible, _ = fleet.possible(present)
-    choice = fleet.choose(config, present) if present.num_ranks >= possible[-1] else fleet.fewest(config)
+    present, fewest = fleet.present(), config.run.elastic_range[0]
+    if check_memory:
+        fleet.possible(present)
+        choice = fleet.choose(config, present) if present.num_ranks >= fewest else fleet.any_choice(fewest)
+    else:
+        choice = fleet.any_choice(max(fewest, present.num_ranks))
     return Start(choice.num_ranks, choice.config)
 
 
@@ -171,10 +175,9 @@ class Fleet:
             silent = f"; without an answer from {', '.join(present.silent)}" if present.silent else ""
             raise ConfigError(f"{error}{silent}") from None
 
-    def fewest(self, config: RunConfig) -> Choice:
-        """The fewest ranks that the run goes on with, whichever are there."""
-        assert config.run.elastic_range is not None
-        return largest_choice(config, config.run.elastic_range[0], lambda *_: None)
+    def any_choice(self, available: int) -> Choice:
+        """Of so many ranks, whatever memory they have."""
+        return largest_choice(self._config, available, lambda *_: None)
 
     def _fault(self, layout: RunConfig, number: int, present: Hosts) -> str | None:
         from lumina_ds.engine.resources import memory_of_rank
