@@ -172,8 +172,7 @@ class Fleet:
                 config, present.num_ranks, lambda layout, number: self._fault(layout, number, present)
             )
         except ConfigError as error:
-            silent = f"; without an answer from {', '.join(present.silent)}" if present.silent else ""
-            raise ConfigError(f"{error}{silent}") from None
+            raise ConfigError(f"{error}{present.without}") from None
 
     def any_choice(self, available: int) -> Choice:
         """Of so many ranks, whatever memory they have."""
@@ -189,10 +188,9 @@ class Fleet:
         self.in_use = present.first(choice.num_ranks)
         if self._first_host is None:
             self._first_host = next(iter(self.in_use.slots))
-        silent = f"; without an answer from {', '.join(present.silent)}" if present.silent else ""
         idle = present.num_ranks - choice.num_ranks
         spare = f"; {idle} more could run: {choice.why_not_more}" if idle and choice.why_not_more else ""
-        tell(f"elastic: {describe_layout(self._config, choice.num_ranks)} on {self.in_use}{spare}{silent}")
+        tell(f"elastic: {describe_layout(self._config, choice.num_ranks)} on {self.in_use}{spare}{present.without}")
 
     def _watch(self, ended: threading.Event) -> None:
         while not ended.wait(self._settings.elastic_check_seconds):

@@ -7,29 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lumina_ds.errors import ConfigError
 from lumina_ds.files import write_atomically
+from lumina_ds.ranks.reach import ask_hosts, check_launcher
 from lumina_ds.ranks.runner import PLACEMENT, with_placement
 
 # Of one question to one host; all are asked at the same time.
-_ANSWER_SECONDS = 20
-_MOST_QUESTIONS = 64
+_ANSWER_SECONDS = 15
 
 
 @dataclass(frozen=True)
 class Hosts:
     """Slots by host, in the order of the host file. `over_ssh`: the runner reaches them so, this one among them;
-    `silent` are listed and do not answer."""
+    `silent` are listed and not reached, with the reason."""
 
     slots: dict[str, list[int]]
     over_ssh: bool = False
-    silent: tuple[str, ...] = ()
+    silent: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_ranks(self) -> int:
@@ -53,6 +51,11 @@ class Hosts:
         """Whether every slot of `others` is here too."""
         return all(set(slots) <= set(self.slots.get(host, ())) for host, slots in others.slots.items())
 
+    @property
+    def without(self) -> str:
+        """Whom ssh does not reach, for the end of a message; empty where there is none."""
+        return "".join(f"; without {host}: {reason}" for host, reason in self.silent.items())
+
     def __str__(self) -> str:
         return ", ".join(f"{host} slots={len(slots)}" for host, slots in self.slots.items())
 
@@ -70,21 +73,21 @@ def check_elastic_runner(runner: Sequence[str]) -> None:
 
 
 def present_hosts(runner: Sequence[str], in_use: Collection[str] = ()) -> Hosts:
-    """The slots that the runner's arguments mean now, less hosts that do not answer ssh; those `in_use` are not asked.
+    """The slots that the runner's arguments mean now, less hosts that ssh does not reach; those `in_use` are not asked.
 
     On a machine with GPUs no slot is beyond them. Raises ConfigError where arguments or host file cannot be read.
     """
-    from lumina_ds.engine.resources import num_local_gpus, planned_resources
+    from lumina_ds.engine.resources import hosts_over_ssh, num_local_gpus, planned_resources
 
     arguments = with_placement(list(runner))
-    slots = planned_resources(arguments)
-    over_ssh = len(slots) > 1 or "--force_multi" in arguments or not all(map(_is_here, slots))
-    if not over_ssh:
+    slots, remote = planned_resources(arguments), hosts_over_ssh(arguments)
+    if remote is None or (remote.launcher is None and all(map(_is_here, slots))):
         gpus = num_local_gpus()
         found = {host: [slot for slot in own if not gpus or slot < gpus] for host, own in slots.items()}
         return Hosts({host: own for host, own in found.items() if own})
+    check_launcher("pdsh")
     asked = [host for host in slots if host not in in_use]
-    silent = tuple(_silent(asked, _value(arguments, "--ssh_port")))
+    silent = {host: reason for host, (_, reason) in ask_hosts(asked, remote.port, _ANSWER_SECONDS).items() if reason}
     return Hosts({host: own for host, own in slots.items() if host not in silent}, True, silent)
 
 
@@ -107,24 +110,6 @@ def arguments_for(hosts: Hosts, runner: Sequence[str], file: Path, first_host: s
         kept = list(_without(kept, {"--master_addr"}))
     # Of one host alone, DeepSpeed would start the ranks here, whichever host that is.
     return ["--hostfile", str(file), *([] if begins else ["--include", "@".join(every)]), "--force_multi", *kept]
-
-
-def _silent(hosts: Sequence[str], port: str | None) -> Iterator[str]:
-    """Hosts that do not answer ssh, asked as DeepSpeed's runner asks: without a password."""
-    ports = ["-p", port] if port is not None else []
-    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_ANSWER_SECONDS // 2}", *ports, "--"]
-
-    def answers(host: str) -> bool:
-        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-            asked = subprocess.run(
-                ["ssh", *options, host, "true"],
-                stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_SECONDS, check=False,
-            )  # fmt: skip
-            return asked.returncode == 0
-        return False
-
-    with ThreadPoolExecutor(_MOST_QUESTIONS) as pool:
-        yield from (host for host, good in zip(hosts, pool.map(answers, hosts), strict=True) if not good)
 
 
 def _is_here(host: str) -> bool:

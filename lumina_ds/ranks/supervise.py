@@ -10,7 +10,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -49,7 +49,7 @@ from lumina_ds.ranks.runner import (
 )
 from lumina_ds.train.run_folder import RunFolder
 from lumina_ds.train.watch.heartbeat import Beat, beat_path, cause_of_end, read_beats, tells_of_another_end
-from lumina_ds.train.watch.orphans import START_MARK
+from lumina_ds.train.watch.orphans import start_variables
 
 FINAL = {0} | {
     error.exit_code for error in (ConfigError, DataError, MachineError, CheckpointError, UnstableError, Interrupted)
@@ -194,8 +194,11 @@ def _start(command: list[str], environment: dict[str, str], signals: Signals, fl
     started = time.time()
     try:
         with contextlib.nullcontext() if fleet is None else fleet.watching():
-            ended = run_until_done(command, {**environment, START_MARK: mark}, signals, started)
-        if ended.without_ranks and not wait_for_ranks(mark):
+            ended = run_until_done(command, {**environment, **start_variables(mark)}, signals, started)
+        if wait_for_ranks(mark):
+            # Their launcher was ended alone: the code is its own, and the ranks have written theirs.
+            return replace(ended, without_ranks=True)
+        if ended.without_ranks:
             tell("stopped by a signal before there was anything to save")
         return ended
     finally:
@@ -226,9 +229,14 @@ def _failure(folder: RunFolder, ended: Ended, num_ranks: int) -> Failure:
         reason = cause.end_reason if code == StalledError.exit_code else f"rank {cause.rank}: {cause.end_reason}"
     elif cause is not None and not ended.signalled:
         reason = f"rank {cause.rank} was killed around step {step}"
-        because = "; ".join([f"exit code {code}{meaning(code)}", *ended.memory])
-        tell(f"error: {reason} ({because}); its log is {folder.logs}/rank-{cause.rank}.log")
+        tell(f"error: {reason} ({_because(ended)}); its log is {folder.logs}/rank-{cause.rank}.log")
+    elif cause is None and not ended.signalled and meaning(code):
+        tell(f"error: a rank or its launcher was killed before it trained ({_because(ended)})")
     return Failure(code, reason, _newest(folder), step, num_ranks)
+
+
+def _because(ended: Ended) -> str:
+    return "; ".join([f"exit code {ended.code}{meaning(ended.code)}", *ended.memory])
 
 
 def _written_since(logs: Path, beat: Beat, started: float) -> bool:

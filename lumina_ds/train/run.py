@@ -36,6 +36,7 @@ from lumina_ds.train.setting import Setting
 from lumina_ds.train.state import RunState
 from lumina_ds.train.stop import StopRequest
 from lumina_ds.train.watch.long_steps import LongStepStop
+from lumina_ds.train.watch.orphans import saving_first
 from lumina_ds.train.watch.watchdog import Watchdog
 
 
@@ -77,7 +78,7 @@ class TrainingRun:
                     *(lambda: self.stop.requested, self.folder),
                 )
                 self._open_long_step_stop(loop, opened)
-                with Prefetcher(loop.micro_batches, loop.last_step) as batches:
+                with saving_first(self.stop.launcher_gone), Prefetcher(loop.micro_batches, loop.last_step) as batches:
                     loop.train(batches)
         finally:
             self.stop.restore()

@@ -14,7 +14,7 @@ from lumina_ds.config.checks import device_faults, world_faults
 from lumina_ds.config.elastic import for_ranks
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.cards import card_name, cards_line
-from lumina_ds.engine.rendezvous import refuse_agent_store
+from lumina_ds.engine.meeting_point import refuse_agent_store
 from lumina_ds.engine.world import World, on_rank_0, start, stop
 from lumina_ds.errors import ConfigError, LuminaError
 from lumina_ds.logs import CONSOLE_LOGGER, configure_logging
@@ -47,7 +47,7 @@ def run_rank(
         _say_cards(world)
         train(config, shards, eval_shards, world, settle_batch)
 
-    run_as_rank(body, config.deepspeed.rendezvous_seconds)
+    run_as_rank(body, config.deepspeed.rendezvous_seconds, RunFolder.of(config).logs)
 
 
 def _say_cards(world: World) -> None:
@@ -64,11 +64,12 @@ def _say_cards(world: World) -> None:
     logging.getLogger(__name__).info("%s", cards_line(places))
 
 
-def run_as_rank(body: Callable[[World], None], rendezvous_seconds: float) -> NoReturn:
-    """Join the others, do `body`, and end the process with 0 or the exit code of the error."""
+def run_as_rank(body: Callable[[World], None], rendezvous_seconds: float, shared: Path | None = None) -> NoReturn:
+    """Join the others, do `body`, and end the process with 0 or the exit code of the error. `shared` is a folder that
+    all ranks have, if any."""
     rank, code, clean = 0, 1, False
     try:
-        world = start(rendezvous_seconds)
+        world = start(rendezvous_seconds, shared=shared)
         rank = world.rank
         body(world)
         code, clean = 0, True

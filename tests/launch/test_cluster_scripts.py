@@ -89,6 +89,7 @@ def test_mpirun_srun_and_the_runner_continue_one_another(
         ("multi_node.sh", {"HOSTFILE": "hosts", "NODE_RANK": "2"}, 2, "none of the 2 hosts of hosts"),
         ("multi_node.sh", {"HOSTFILE": "hosts", "NODE_RANK": "one"}, 2, "count its lines from 0"),
         ("mpi.sh", {"HOSTFILE": "nowhere", "NUM_RANKS": "2"}, 2, "HOSTFILE=nowhere cannot be read"),
+        ("mpi.sh", {"HOSTFILE": "options", "NUM_RANKS": "2"}, 2, "HOSTFILE=options, line 2: no host's name"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -102,6 +103,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     (tmp_path / "empty").write_text("# nobody\n\n")
     (tmp_path / "hosts").write_text("a slots=1\n# spare\nb slots=1\n")
+    (tmp_path / "options").write_text("a slots=1\n-oProxyCommand=x slots=1\n")
     tools(mpirun="#!/bin/sh\n")
     done = run(script, "--config", "debug", cwd=tmp_path, environment=environment, **variables)
     assert done.returncode == code
@@ -117,7 +119,7 @@ def test_multi_node_prints_its_command_and_hands_arguments_through(
     arguments = ("--experiment-name", "two words")
     done = run("multi_node.sh", *arguments, cwd=tmp_path, environment=environment, HOSTFILE="hosts", MASTER_PORT="5000")
     shown, received = done.stdout.splitlines()
-    runner = "--hostfile hosts --master_addr node-1 --master_port 5000"
+    runner = "--hostfile hosts --master_addr=node-1 --master_port 5000"
     assert shown == rf"+ lumina train --experiment-name two\ words -- {runner}"
     assert received == "<train><--experiment-name><two words><-->" + "".join(f"<{word}>" for word in runner.split())
 
@@ -150,7 +152,7 @@ def test_the_kubernetes_job_starts_each_pod_with_its_own_rank(
     command = [*container["command"], *(text.replace("/tmp/", f"{tmp_path}/") for text in container["args"])]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "<--node_rank><1>" in done.stdout and "<--master_addr><lumina-0.lumina>" in done.stdout
+    assert "<--node_rank><1>" in done.stdout and "<--master_addr=lumina-0.lumina>" in done.stdout
     assert (tmp_path / "hostfile").read_text() == "lumina-0.lumina slots=8\nlumina-1.lumina slots=8\n"
 
 

@@ -139,12 +139,13 @@ def test_hosts_are_taken_in_order_and_compared_by_slots():
     assert hosts.hold(hosts.first(3)) and not hosts.first(3).hold(hosts)
 
 
-def test_a_host_without_an_answer_is_left_out(tmp_path):
+def test_a_host_that_ssh_does_not_reach_is_left_out(tmp_path):
     """127.0.0.1 has no ssh server on that port; a host that is in use is not asked."""
     (tmp_path / "hosts").write_text("127.0.0.1 slots=2\nno-such-host.invalid slots=2\n")
     runner = ["--hostfile", str(tmp_path / "hosts"), "--ssh_port", "1"]
     found = present_hosts(runner, in_use=["127.0.0.1"])
-    assert found == Hosts({"127.0.0.1": [0, 1]}, over_ssh=True, silent=("no-such-host.invalid",))
+    assert (found.slots, found.over_ssh, list(found.silent)) == ({"127.0.0.1": [0, 1]}, True, ["no-such-host.invalid"])
+    assert found.without.startswith("; without no-such-host.invalid: ")
     assert present_hosts(runner).slots == {}
 
 

@@ -92,6 +92,14 @@ class Run:
         while len(self.records) < step and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
 
+    def has_ranks(self):
+        """Whether the launcher has started one, whatever that has done by now."""
+        for process in self.family():
+            with contextlib.suppress(psutil.Error):
+                if "RANK" in process.environ():
+                    return True
+        return False
+
     def ranks(self):
         """Processes of the ranks, in the order of their numbers."""
         runner = psutil.Process(self.process.pid).children()[0]
