@@ -91,18 +91,10 @@ def _launch(config: RunConfig, runner: list[str]) -> int:
 
     tell(f"run folder {RunFolder.of(config).path}; loading PyTorch and DeepSpeed")
     with ending_when_told(), RunFolder.of(config).gone_on_failure():
-        from lumina_ds.ranks.handoff import hand_over
-        from lumina_ds.ranks.runner import complete_runner_arguments, rank_environment, runner_command, say_cards
-        from lumina_ds.ranks.supervise import supervise
+        from lumina_ds.ranks.supervise import ready_to_start
 
-        config = _prepare_start(config, runner)
-        environment = rank_environment()
-        say_cards(runner)
-    return supervise(
-        config,
-        lambda changed: runner_command(complete_runner_arguments(runner), hand_over(changed, sys.argv)),
-        environment,
-    )
+        start = ready_to_start(_prepare_start(config, runner), runner, sys.argv)
+    return start()
 
 
 def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
@@ -173,24 +165,24 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
     from lumina_ds.cli.plan.sources import sources_record
     from lumina_ds.plan.memory import plan_memory
     from lumina_ds.ranks.check_run import check_run, device_reason
-    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size, shown_start
+    from lumina_ds.ranks.elastic import planned_start
+    from lumina_ds.ranks.runner import complete_runner_arguments, shown_start
     from lumina_ds.train.resume import check_resume
     from lumina_ds.train.run_folder import RunFolder
     from preprocess.mixture_forecast import forecast_sources
     from preprocess.run_data import check_before_preparing
 
-    config, runner = resolved.config, complete_runner_arguments(runner)
-    world_size = planned_world_size(runner)
-    checked = check_run(config, world_size)
+    config, start = resolved.config, planned_start(resolved.config, runner, check_memory=False)
+    checked = check_run(start.config, start.num_ranks)
     check_resume(RunFolder.of(config), config.run.resume)
     RunFolder.of(config).check_place()
     check_before_preparing(config)
-    plan = plan_memory(config, world_size, checked.precision, checked.device, checked.deepspeed_json)
-    sources = forecast_sources(config, world_size // config.deepspeed.sequence_parallel_size)
+    plan = plan_memory(start.config, start.num_ranks, checked.precision, checked.device, checked.deepspeed_json)
+    sources = forecast_sources(start.config, start.num_ranks // config.deepspeed.sequence_parallel_size)
     tree = config.model_dump()
     values = {name: reduce(getitem, name.split("."), tree) for name in resolved.origins}
     started = [word for word in arguments if word not in ("--dry-run", "--json")]
-    command = shown_start(runner, started)
+    command = shown_start(complete_runner_arguments(runner), started)
     if as_json:
         document = {
             "config": {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()},
