@@ -43,14 +43,15 @@ def path_of_text(text: str) -> str:
     return os.fsdecode(escape.sub(lambda found: bytes.fromhex(found[1].decode()) if found[1] else b"\\", text.encode()))
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     """Replace `path` by `content` so that a reader, or a crash, sees the old file or the new one, never a part.
 
-    Text is written as UTF-8. The temporary name is this process's own, so two writers do not mix.
+    Text is written as UTF-8. The temporary name is this process's own, so two writers do not mix. `mode` is what the
+    umask is taken from.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as stream:
             stream.write(content.encode("utf-8") if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())

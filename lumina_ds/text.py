@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MIB = 1 << 20
@@ -57,3 +57,15 @@ def as_max_rejected(value: Any) -> Any:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
         raise ValueError("give a number of lines, or a share such as 0.05 or 5%")
     return value
+
+
+def ranks_in_runs(ranks: Sequence[int]) -> str:
+    """For a message: [3] is "rank 3", [8, 9, 10] is "ranks 8-10"."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    shown = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"

@@ -159,15 +159,8 @@ def device_faults(config: RunConfig, device: str, precision: str) -> list[str]:
 
 def world_faults(config: RunConfig, world_size: int) -> list[str]:
     """Faults that depend on the number of ranks: expert groups and the batch equation."""
-    faults: list[str] = []
-    experts, size = config.model.num_experts, config.deepspeed.expert_parallel_size
-    if size > 1 and experts == 0:
-        faults.append(f"--expert-parallel {size} needs experts, and model.num_experts is 0; use --expert-parallel 1")
-    elif experts % size:
-        divisors = [n for n in range(1, experts + 1) if experts % n == 0 and world_size % n == 0]
-        faults.append(
-            f"model.num_experts {experts} is not divisible by --expert-parallel {size}; use one of {divisors}"
-        )
+    faults = expert_faults(config, world_size)
+    size = config.deepspeed.expert_parallel_size
     if world_size % size:
         faults.append(
             f"{counted(world_size, 'rank is', 'ranks are')} not divisible by --expert-parallel {size}; {_nearest_layouts(config, world_size)}"
@@ -193,6 +186,17 @@ def world_faults(config: RunConfig, world_size: int) -> list[str]:
             f"{train.gradient_accumulation_steps} x {counted(num_readers, 'rank')} = {product}; set it to {product} or drop it"
         )
     return faults
+
+
+def expert_faults(config: RunConfig, world_size: int) -> list[str]:
+    """Faults of --expert-parallel against the number of experts; `world_size` is for the remedy."""
+    experts, size = config.model.num_experts, config.deepspeed.expert_parallel_size
+    if size > 1 and experts == 0:
+        return [f"--expert-parallel {size} needs experts, and model.num_experts is 0; use --expert-parallel 1"]
+    if experts % size == 0:
+        return []
+    divisors = [n for n in range(1, experts + 1) if experts % n == 0 and world_size % n == 0]
+    return [f"model.num_experts {experts} is not divisible by --expert-parallel {size}; use one of {divisors}"]
 
 
 def _nearest_layouts(config: RunConfig, world_size: int) -> str:

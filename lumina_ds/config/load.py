@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lumina_ds.config.checks import attention_faults, data_faults, kernel_faults, model_faults, sequence_faults
+from lumina_ds.config.elastic import elastic_faults
 from lumina_ds.config.mixture_checks import mixture_faults
 from lumina_ds.config.mixtures import EvalSetConfig, SourceConfig
 from lumina_ds.config.own_file import in_its_place
@@ -87,7 +88,7 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
         raise ConfigError(f"--config is missing; give a YAML file or a preset ({', '.join(preset_names())})")
     config = _validate(values, origins, layers)
     faults = model_faults(config) + attention_faults(config) + kernel_faults(config)
-    faults += sequence_faults(config) + data_faults(config) + mixture_faults(config)
+    faults += sequence_faults(config) + data_faults(config) + mixture_faults(config) + elastic_faults(config)
     if faults:
         raise ConfigError.from_faults(faults)
     if "train.warmup_ratio" not in origins:

@@ -7,6 +7,7 @@ No file, network or GPU is touched here.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
@@ -52,6 +53,15 @@ def _as_kernels(value: Any) -> Any:
 
 FusedKernels = Annotated[Literal["auto", "on", "off"] | list[FusedKernel], BeforeValidator(_as_kernels)]
 
+
+def _as_range(value: Any) -> Any:
+    """YAML reads 2:4 without quotes as the number 124."""
+    if value is None or (isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,5}:[1-9][0-9]{0,5}", value)):
+        return value
+    raise ValueError('write the fewest and the most ranks as MIN:MAX, such as "2:4" (in YAML with the quotes)')
+
+
+ElasticRange = Annotated[str | None, BeforeValidator(_as_range)]
 
 MAX_INTEGER = 1 << 53
 # To pydantic, true is 1.
@@ -371,6 +381,23 @@ class RunSection(Section):
     restart_backoff_seconds: float = Field(
         5, ge=0, description="wait before the first restart; doubles with each, to at most 5 minutes"
     )
+    elastic: ElasticRange = Field(
+        None, description="MIN:MAX ranks: the run goes on with those that are left, and takes in those that come back"
+    )
+    elastic_check_seconds: float = Field(
+        60, gt=0, description="how often `lumina train` looks whether an elastic run could have other ranks"
+    )
+    elastic_wait_seconds: float = Field(
+        600, ge=0, description="how long `lumina train` waits while an elastic run has fewer than MIN ranks"
+    )
+
+    @property
+    def elastic_range(self) -> tuple[int, int] | None:
+        """(fewest, most) ranks; None for a run with one number of ranks."""
+        if self.elastic is None:
+            return None
+        fewest, most = self.elastic.split(":")
+        return int(fewest), int(most)
 
 
 class RunConfig(Section):

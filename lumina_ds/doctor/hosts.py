@@ -12,6 +12,7 @@ from typing import Any
 from lumina_ds import __version__
 from lumina_ds.doctor.finding import Finding, Surroundings
 from lumina_ds.doctor.software import installed
+from lumina_ds.engine.hostfile import ssh_words
 from lumina_ds.text import counted
 
 _CONNECT_SECONDS = 5
@@ -50,8 +51,7 @@ def _pdsh(around: Surroundings, num_hosts: int) -> Finding:
 
 def _host(host: str, slots: int, around: Surroundings) -> Finding:
     question = shlex.join([sys.executable, "-c", _QUESTION])
-    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
-    status, answer, complaint = around.run(["ssh", *options, host, question], _ANSWER_SECONDS)
+    status, answer, complaint = around.run([*ssh_words(host, _CONNECT_SECONDS), question], _ANSWER_SECONDS)
     name, complaint = f"host {host}", complaint.splitlines()[-1] if complaint else f"status {status}"
     if status in (124, 127, 255):
         if around.find("ssh") is None:

@@ -60,6 +60,19 @@ def check_run(config: RunConfig, world_size: int) -> RunCheck:
     )
 
 
+def check_start(config: RunConfig, runner: Sequence[str]) -> None:
+    """Refuse, before anything is made, a run that the deepspeed runner with these arguments could not start."""
+    from lumina_ds.ranks.elastic import planned_start
+    from lumina_ds.ranks.reach import check_hosts
+    from lumina_ds.ranks.runner import complete_runner_arguments
+
+    start = planned_start(config, runner)
+    check_run(start.config, start.num_ranks)
+    # An elastic run has asked its hosts, and goes without those that it does not reach.
+    if config.run.elastic is None:
+        check_hosts(complete_runner_arguments(list(runner)), config.deepspeed.rendezvous_seconds)
+
+
 def device_reason(device: str, runner: Sequence[str]) -> str:
     """Where ranks started with these arguments would train, and what a plan assumes of it."""
     from lumina_ds.engine.resources import planned_resources

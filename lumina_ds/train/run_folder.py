@@ -46,6 +46,10 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
+        # Of an elastic run, a line for each life: from which step on it had how many ranks.
+        self.layouts = self.logs / "layouts.jsonl"
+        # While it is there, an elastic run that trains saves and ends, to be started with other ranks.
+        self.stop_request = self.logs / "stop-request"
         self._lock: IO[str] | None = None
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 
 from lumina_ds.checkpoint.manifest import RunIdentity
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
+from lumina_ds.config.elastic import for_ranks
 from lumina_ds.config.schema import RunConfig, TrainConfig, ZeroStage
 from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.mixture.order import MixtureOrder
@@ -28,8 +29,10 @@ from lumina_ds.train.state import RunLength, RunState
 
 @dataclass(frozen=True)
 class Setting:
-    """Fixed for the life of a run. `why_precision` is for its first line."""
+    """Fixed for the life of a run. `asked` is what the user configured; of an elastic run, `config` is what these ranks
+    make of it. `why_precision` is for its first line."""
 
+    asked: RunConfig
     config: RunConfig
     rows: PackedRows | MixedRows
     eval_sets: tuple[EvaluationSet, ...]
@@ -45,6 +48,7 @@ class Setting:
         cls, config: RunConfig, rows: PackedRows | MixedRows, eval_sets: Sequence[EvaluationSet], world: World
     ) -> Setting:
         """Raises ConfigError, or MachineError for a precision that this machine does not have."""
+        asked, config = config, for_ranks(config, world.size)
         _, precision, why = device_and_precision(config.train.precision, config.model)
         deepspeed_json = compose_deepspeed(config, world.size, precision)
         readers = world.share.size
@@ -52,7 +56,7 @@ class Setting:
             length = RunLength.of_mixture(config, _mixture_order(config, rows), readers)
         else:
             length = RunLength.of(config, rows.num_rows, readers)
-        return cls(config, rows, tuple(eval_sets), world, precision, why, deepspeed_json, length)
+        return cls(asked, config, rows, tuple(eval_sets), world, precision, why, deepspeed_json, length)
 
     def going_on(self, state: RunState, filled: Sequence[Sequence[int]], mixture: MixtureState | None) -> Setting:
         """That of a life which goes on after a checkpoint whose manifest says `filled` and `mixture`: shorter lives may
@@ -126,7 +130,7 @@ class Setting:
     @cached_property
     def effective_config(self) -> dict[str, Any]:
         """The configuration with the data as it really is."""
-        return effective_config(self.config, self.rows, self.eval_sets)
+        return effective_config(self.asked, self.rows, self.eval_sets)
 
     @cached_property
     def identity(self) -> RunIdentity:

@@ -109,7 +109,7 @@ CASES = {
     "hostfile of prose": (
         ["doctor", "--json", "--hostfile", "{folder}/text.jsonl"],
         2,
-        "bad entry: just some prose, unable to proceed with launching; write one line `HOST slots=N` per machine",
+        "line 1: 'just some prose' is no host with its slots; write one line `HOST slots=N` per machine",
     ),
     "shards are a file": (["data", "stats", "{train}"], 3, "is a file, not a shard folder"),
     "--json without --dry-run": ([*TRAIN, "--json"], 2, "--json goes with --dry-run"),
