@@ -139,7 +139,7 @@ def _layers(source: str | None) -> dict[str, YamlFile]:
             f"{path}: preset {shortened(repr(base))} does not exist{nearest(str(base), preset_names())}, "
             f"at {file.place('preset')}"
         )
-    return {f"preset {base}": _read(preset), f"file {path}": file}
+    return {f"preset {base}": _read(preset, str(base)), f"file {path}": file}
 
 
 def _read(path: Path, preset: str | None = None) -> YamlFile:
@@ -147,6 +147,8 @@ def _read(path: Path, preset: str | None = None) -> YamlFile:
     file = read_yaml_file(path)
     if not file.values:
         raise ConfigError(f"{path} is empty; write `preset: NAME` or fields into it, or give another --config")
+    if preset is not None and "preset" in file.values:
+        raise ConfigError(f"{path}: a preset begins from no other; write its fields out, at {file.place('preset')}")
     return file if preset is None else replace(file, values=file.values | {"preset": preset})
 
 
@@ -254,7 +256,7 @@ def _describe(fault: Any, origins: Mapping[str, str], layers: Mapping[str, YamlF
     name = ".".join(str(part) for part in fault["loc"])
     origin = _origin(name, origins)
     line = layers[origin].place(name) if origin in layers else ""
-    origin = origin if line else origins.get(name, "")
+    origin = f"file {layers[origin].path}" if line else origins.get(name, "")
     place = f" ({origin}{line and f', {line}'})" if origin else ""
     name = shortened(name)
     if fault["type"] == "extra_forbidden":
@@ -263,7 +265,8 @@ def _describe(fault: Any, origins: Mapping[str, str], layers: Mapping[str, YamlF
         return f"unknown field {name}{place}{_nearest_field(name)}"
     reason = fault["msg"].removeprefix("Value error, ")
     message = f"{name} is {shortened(repr(fault['input']))}{place}: {reason[0].lower()}{reason[1:]}"
-    return f"{message}; quote it" if fault["type"] == "string_type" and origin in layers else message
+    is_word = fault["type"] == "string_type" and isinstance(fault["input"], int | float)
+    return f"{message}; quote it" if is_word and line else message
 
 
 def _origin(name: str, origins: Mapping[str, str]) -> str:

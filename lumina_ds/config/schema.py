@@ -55,10 +55,10 @@ FusedKernels = Annotated[Literal["auto", "on", "off"] | list[FusedKernel], Befor
 
 
 def _as_range(value: Any) -> Any:
-    """YAML reads 2:4 without quotes as the number 124."""
+    """A text like 2:4; YAML files need no quotes for it."""
     if value is None or (isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,5}:[1-9][0-9]{0,5}", value)):
         return value
-    raise ValueError('write the fewest and the most ranks as MIN:MAX, such as "2:4" (in YAML with the quotes)')
+    raise ValueError('write the fewest and the most ranks as MIN:MAX, such as 2:4')
 
 
 ElasticRange = Annotated[str | None, BeforeValidator(_as_range)]

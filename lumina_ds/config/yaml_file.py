@@ -42,6 +42,7 @@ _UNREADABLE = yaml.reader.Reader.NON_PRINTABLE
 class YamlFile:
     """What a file holds, and where: `places` are the offsets in `text` of every entry by its dotted name."""
 
+    path: Path
     values: dict[str, Any]
     text: str = field(repr=False)
     places: Mapping[str, int] = field(repr=False)
@@ -72,12 +73,12 @@ def read_yaml_file(path: Path) -> YamlFile:
     try:
         root = _compose(text)
         if root is None or _is_null(root):
-            return YamlFile({}, text, {})
+            return YamlFile(path, {}, text, {})
         if not isinstance(root, yaml.MappingNode):
             kind = "a list" if isinstance(root, yaml.SequenceNode) else "one value"
             raise ConfigError(f"{path} holds {kind}, not a mapping of sections, at {_place(text, _offset(root))}")
         builder = _Builder()
-        return YamlFile(builder.mapping(root, ""), text, builder.places)
+        return YamlFile(path, builder.mapping(root, ""), text, builder.places)
     except _Fault as fault:
         raise ConfigError(f"{path} is not valid YAML: {fault}, at {_place(text, fault.offset)}") from None
 
@@ -138,6 +139,8 @@ def _compose(text: str) -> yaml.Node | None:
 
 def _explained(error: yaml.MarkedYAMLError, text: str) -> _Fault:
     mark = error.problem_mark or error.context_mark
+    if mark is not None and error.context_mark is not None and not text[mark.index :].strip():
+        mark = error.context_mark  # what was begun there has no end
     offset = 0 if mark is None else mark.index
     if text[offset : offset + 1] == "\t":
         return _Fault("a tab stands where YAML wants spaces; write spaces", offset)

@@ -98,7 +98,7 @@ PLACES = [
     ("hello\n", " holds one value, not a mapping of sections, at line 1, column 1: 'hello'"),
     (
         "a: [1, 2\n",
-        "expected ',' or ']', but got '<stream end>' while parsing a flow sequence, at line 2, column 1: ''",
+        "expected ',' or ']', but got '<stream end>' while parsing a flow sequence, at line 1, column 4: 'a: [1, 2'",
     ),
     ("a: b: c\n", "mapping values are not allowed here, at line 1, column 5: 'a: b: c'"),
     ("a: *x\n", "found undefined alias 'x', at line 1, column 4: 'a: *x'"),
@@ -209,3 +209,20 @@ def test_a_command_line_is_read_by_the_same_rules():
     for text in ("[" * 100_000, "&a [*a]", "1e999", "x: y: z"):
         with pytest.raises(ConfigError, match=r"train.seed is '"):
             load_config("debug", [Override("train.seed", text, "--seed")])
+
+
+def test_a_faulty_preset_of_ones_own_is_named_by_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("LUMINA_PRESETS", str(tmp_path))
+    path = tmp_path / "mine.yaml"
+    for text, fault in (
+        ("model: 5", f"model is 5 (file {path}, line 1, column 1: 'model: 5')"),
+        (
+            "preset: b1",
+            f"{path}: a preset begins from no other; write its fields out, at line 1, column 1: 'preset: b1'",
+        ),
+        ("model: {a: !!set {x}}", f"{path} is not valid YAML: tag !!set does not fit"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as error:
+            load_config("mine")
+        assert fault in str(error.value)
