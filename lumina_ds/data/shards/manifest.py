@@ -181,8 +181,8 @@ def read_with_digest(folder: Path) -> tuple[Manifest, str]:
         fault = error.errors()[0]
         where = shown(".".join(map(str, fault["loc"])))
         raise DataError(f"{path} is no valid manifest: {where}: {shown(fault['msg'])}; preprocess again") from None
-    if fault := _contradiction(manifest):
-        raise DataError(f"{path} is no valid manifest: {fault}; preprocess again")
+    if contradiction := _contradiction(manifest):
+        raise DataError(f"{path} is no valid manifest: {contradiction}; preprocess again")
     return manifest, hashlib.sha256(content).hexdigest()
 
 
