@@ -193,6 +193,8 @@ def _contradiction(manifest: Manifest) -> str | None:
     rows, tokens = sum(entry.rows for entry in manifest.shards), sum(entry.tokens for entry in manifest.shards)
     if (rows, tokens) != (manifest.totals.conversations, manifest.totals.tokens):
         return "the totals are not those of the shards"
+    if not rows:
+        return "it holds no conversation"
     return None
 
 
