@@ -27,6 +27,9 @@ mpi=(mpirun -n "$ranks")
 here=127.0.0.1
 if [[ -n ${HOSTFILE:-} ]]; then
     [[ -r $HOSTFILE ]] || fail "HOSTFILE=$HOSTFILE cannot be read" 2
+    # mpirun hands names to ssh, where a leading hyphen would be an option.
+    bad=$(awk '!/^[[:space:]]*(#|$)/ && $1 !~ /^[A-Za-z0-9_][A-Za-z0-9._-]*$/ { print NR; exit }' "$HOSTFILE")
+    [[ -z $bad ]] || fail "HOSTFILE=$HOSTFILE, line $bad: no host's name; write HOST slots=N, HOST of letters, digits, '.', '-', '_'" 2
     mpi+=(--hostfile "$HOSTFILE")
     here=$(hostname -f 2> /dev/null || hostname)
 else

@@ -27,7 +27,8 @@ hosts=$(awk '!/^[[:space:]]*(#|$)/ { print $1 }' "$hostfile")
 [[ -n $hosts ]] || fail "HOSTFILE=$hostfile names no host; write lines of HOST slots=GPUS" 2
 num_hosts=$(wc -l <<< "$hosts")
 
-runner=(--hostfile "$hostfile" --master_addr "${MASTER_ADDR:-${hosts%%$'\n'*}}" --master_port "${MASTER_PORT:-29500}")
+# lumina train judges the names: with = one that begins with a hyphen is no option.
+runner=(--hostfile "$hostfile" --master_addr="${MASTER_ADDR:-${hosts%%$'\n'*}}" --master_port "${MASTER_PORT:-29500}")
 if [[ -n ${NODE_RANK:-} ]]; then
     if [[ ! $NODE_RANK =~ ^[0-9]+$ ]] || ((NODE_RANK >= num_hosts)); then
         fail "NODE_RANK=$NODE_RANK is none of the $num_hosts hosts of $hostfile; count its lines from 0" 2

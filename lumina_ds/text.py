@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MIB = 1 << 20
@@ -31,9 +31,14 @@ def counted(number: int, one: str, several: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """The text, or its beginning where it is longer than `most` characters: what stands in a message of one line."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """A hint that names the closest candidate, or the empty string when none is close."""
-    match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name[:200], list(candidates), n=1, cutoff=0.5)
     return f"; did you mean {match[0]}?" if match else ""
 
 
@@ -52,3 +57,15 @@ def as_max_rejected(value: Any) -> Any:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
         raise ValueError("give a number of lines, or a share such as 0.05 or 5%")
     return value
+
+
+def ranks_in_runs(ranks: Sequence[int]) -> str:
+    """For a message: [3] is "rank 3", [8, 9, 10] is "ranks 8-10"."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    shown = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"

@@ -12,6 +12,8 @@ from typing import Any
 from lumina_ds import __version__
 from lumina_ds.doctor.finding import Finding, Surroundings
 from lumina_ds.doctor.software import installed
+from lumina_ds.engine.hostfile import ssh_words
+from lumina_ds.text import counted
 
 _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 20.0
@@ -49,8 +51,7 @@ def _pdsh(around: Surroundings, num_hosts: int) -> Finding:
 
 def _host(host: str, slots: int, around: Surroundings) -> Finding:
     question = shlex.join([sys.executable, "-c", _QUESTION])
-    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}"]
-    status, answer, complaint = around.run(["ssh", *options, host, question], _ANSWER_SECONDS)
+    status, answer, complaint = around.run([*ssh_words(host, _CONNECT_SECONDS), question], _ANSWER_SECONDS)
     name, complaint = f"host {host}", complaint.splitlines()[-1] if complaint else f"status {status}"
     if status in (124, 127, 255):
         if around.find("ssh") is None:
@@ -74,7 +75,7 @@ def _host(host: str, slots: int, around: Surroundings) -> Finding:
 def _compare(name: str, there: dict[str, Any], slots: int) -> Finding:
     here = {"torch": installed("torch"), "deepspeed": installed("deepspeed"), "lumina-ds": installed("lumina-ds")}
     shown = ", ".join(f"{key} {there.get(key) or 'missing'}" for key in ("python", *here))
-    says = f"{shown}, {there['gpus']} GPUs for {slots} slots"
+    says = f"{shown}, {counted(there['gpus'], 'GPU')} for {counted(slots, 'slot')}"
     wrong = [key for key, own in here.items() if there.get(key) != own]
     if wrong:
         wanted = ", ".join(f"{key} {here[key]}" for key in wrong)

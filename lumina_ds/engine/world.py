@@ -12,7 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,8 +22,10 @@ from lumina_ds.data.loader import RowShare
 from lumina_ds.engine.cards import device_index, obey_cards
 from lumina_ds.engine.deepspeed.shared_memory_op import skip_shared_memory_op
 from lumina_ds.engine.launchers import Launch, drop_stale_variables, read_launch
-from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, meet
+from lumina_ds.engine.meeting_point import TOKEN, common_token
+from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, Place, meet
 from lumina_ds.errors import LuminaError, MachineError
+from lumina_ds.files import cache_folder
 
 DEEPSPEED_VERSION = "0.19.8"
 
@@ -33,13 +35,15 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class World:
     """This process among the ranks of the run. `device` is cuda or cpu, and `local_rank` numbers the card among those
-    that this process sees; neighbouring ranks share rows when `sequence_parallel_size` is above 1."""
+    that this process sees; neighbouring ranks share rows when `sequence_parallel_size` is above 1. `places` is
+    where every rank is, () where nobody met."""
 
     rank: int
     local_rank: int
     size: int
     device: str
     sequence_parallel_size: int = 1
+    places: tuple[Place, ...] = ()
 
     @property
     def share(self) -> RowShare:
@@ -67,10 +71,13 @@ def check_deepspeed_version() -> None:
         )
 
 
-def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float = 30) -> World:
+def start(
+    rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float = 30, shared: Path | None = None
+) -> World:
     """Join the process group of the launcher that started this rank, or form a group of one.
 
-    `rendezvous_seconds` limits the wait for missing ranks and hosts, `timeout_minutes` each collective after that.
+    `rendezvous_seconds` limits the wait for missing ranks and hosts, `timeout_minutes` each collective after that. A
+    folder that all ranks have is `shared`: it keeps the token by which they know one another.
     """
     check_deepspeed_version()
     launch = read_launch(os.environ) or Launch("nobody", 0, 0, 1, local_size=1)
@@ -105,10 +112,13 @@ def start(rendezvous_seconds: float = RENDEZVOUS_SECONDS, timeout_minutes: float
     world = World(rank, local_rank, size, device)
     backend, timeout = "nccl" if device == "cuda" else "gloo", timedelta(minutes=timeout_minutes)
     if size > 1:
+        token = os.environ.get(TOKEN) or ("" if shared is None else common_token(shared))
+        meeting = meet(rank, size, rendezvous_seconds, card, token, all_here=launch.local_size == size)
+        world = replace(world, places=meeting.places)
         # DeepSpeed takes a group that is there already as it is (deepspeed/comm/comm.py, init_distributed).
         torch.distributed.init_process_group(
             backend,
-            store=meet(rank, size, rendezvous_seconds, card),
+            store=meeting.store,
             rank=rank,
             world_size=size,
             timeout=timeout,
@@ -213,10 +223,12 @@ def _extensions_folder() -> Path:
 
     A lock that another program's killed build left in torch's shared folder would make a run wait for ever.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "lumina-ds" / f"torch-extensions-{DEEPSPEED_VERSION}"
+    folder = cache_folder() / "lumina-ds" / f"torch-extensions-{DEEPSPEED_VERSION}"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return folder
+        # Below /tmp, somebody else may have made it.
+        if cache_folder().stat().st_uid == os.getuid() or os.environ.get("HOME"):
+            return folder
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="lumina-ds-ops-"))
+        pass
+    return Path(tempfile.mkdtemp(prefix="lumina-ds-ops-"))

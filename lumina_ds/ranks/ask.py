@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lumina_ds.config.schema import DeepSpeedConfig, RunConfig
+from lumina_ds.engine.meeting_point import TOKEN
 from lumina_ds.errors import LuminaError
+from lumina_ds.train.watch.orphans import start_variables, watch_launchers
 
 if TYPE_CHECKING:
     from lumina_ds.engine.world import World
@@ -77,11 +79,10 @@ def ask_ranks(question: Question, runner: Sequence[str]) -> tuple[Any | None, in
         runner_command,
     )
     from lumina_ds.ranks.supervise import end_marked
-    from lumina_ds.train.watch.orphans import START_MARK
 
     mark = uuid.uuid4().hex
     # Else torch's profiler announces its start and end.
-    environment = {"KINETO_LOG_LEVEL": "6", **rank_environment(), START_MARK: mark}
+    environment = {"KINETO_LOG_LEVEL": "6", **rank_environment(), **start_variables(mark), TOKEN: mark}
     with tempfile.TemporaryDirectory(prefix="lumina-ask-") as folder, Signals() as signals:
         words, answered = question_words(question, Path(folder))
         command = runner_command(complete_runner_arguments(list(runner)), words, MODULE)
@@ -103,6 +104,7 @@ def read_answer(path: Path) -> Any:
 
 def main() -> None:
     """Entry point of each process: the launcher gives two files after options of its own."""
+    watch_launchers()
     asked, answered = (Path(word) for word in sys.argv[-2:])
     question = Question.read(asked)
     if not question.forms_group:

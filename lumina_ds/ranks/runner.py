@@ -24,7 +24,7 @@ import psutil
 from lumina_ds.errors import Interrupted
 from lumina_ds.ranks.killed import MemoryKills
 from lumina_ds.train.stop import heeded
-from lumina_ds.train.watch.orphans import START_MARK, is_alive
+from lumina_ds.train.watch.orphans import START_MARK
 
 # What each signal becomes on its way to the ranks: a closed terminal or Ctrl-C ends a run like SIGTERM does.
 FORWARDED = {
@@ -55,13 +55,11 @@ def complete_runner_arguments(given: list[str]) -> list[str]:
     A port is chosen for one machine only; several must agree on theirs, so they keep --master_port or its default.
     Raises MachineError where the ranks of this host could not have the GPUs that they would be started for.
     """
-    from lumina_ds.engine.resources import num_local_devices, planned_resources
+    from lumina_ds.engine.resources import planned_resources
     from lumina_ds.engine.world import free_port
 
     names = {argument.split("=")[0] for argument in given}
-    arguments = list(given)
-    if not names & PLACEMENT:
-        arguments = ["--num_gpus", str(num_local_devices()), *arguments]
+    arguments = with_placement(given)
     cards_here(arguments)
     if (
         "--master_port" not in names
@@ -73,6 +71,14 @@ def complete_runner_arguments(given: list[str]) -> list[str]:
         # As an error it would report that ranks ended with 75, a clean stop; what fails is said by the ranks and by us.
         arguments = ["--log_level", "critical", *arguments]
     return arguments
+
+
+def with_placement(given: list[str]) -> list[str]:
+    """The user's arguments, for all local devices where they name neither hosts nor a number of ranks."""
+    from lumina_ds.engine.resources import num_local_devices
+
+    placed = {argument.split("=")[0] for argument in given} & PLACEMENT
+    return list(given) if placed else ["--num_gpus", str(num_local_devices()), *given]
 
 
 def cards_here(arguments: list[str]) -> list[str]:
@@ -104,7 +110,7 @@ def planned_world_size(arguments: list[str]) -> int:
 def runner_command(runner: list[str], arguments: list[str], module: str = TRAINING_MODULE) -> list[str]:
     """The deepspeed command that trains with these options, or runs another of RANK_MODULES."""
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *(sys.executable, "-m", "lumina_ds.ranks.deepspeed_runner"),
         *(*runner, "--module", module, *arguments),
     ]
 
@@ -172,7 +178,7 @@ class Signals:
         self.forward(number)
 
     def forward(self, number: int) -> None:
-        """To the ranks; to the runner before there are any, or when they are on other machines."""
+        """To the ranks; to the runner before there are any, or when ssh started them, which then tells them."""
         if self.running is None:
             return
         ranks = rank_processes(self.running.pid)
@@ -181,7 +187,7 @@ class Signals:
                 rank.send_signal(FORWARDED[signal.Signals(number)])
         if not ranks:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.running.pid, signal.SIGTERM)
+                os.kill(self.running.pid, signal.SIGTERM)
 
     def wait(self, seconds: float) -> bool:
         """Sleep; True at once when a signal comes, or came before."""
@@ -238,12 +244,21 @@ def marked_processes(mark: str) -> list[psutil.Process]:
 def wait_for_ranks(mark: str) -> bool:
     """Wait until the ranks of a start have ended that their runner left behind; whether there were any.
 
-    They were told to stop, and a save may take minutes: no limit but that of whoever sent the signal.
+    They were told to stop, or see that their launcher has gone, and a save may take minutes: no limit but that of
+    whoever sent the signal, and of their own watchdogs.
     """
     ranks = [process for process in marked_processes(mark) if _is_rank(process)]
-    while any(map(is_alive, ranks)):
+    while any(map(_is_alive, ranks)):
         time.sleep(0.2)
     return bool(ranks)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Not so a zombie, which in many a container nobody collects."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _is_rank(process: psutil.Process) -> bool:

@@ -20,7 +20,7 @@ def main(seconds: float, torch_version: str) -> None:
         rendezvous._versions = lambda: own | {"torch": torch_version}
     rank, size, began = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), time.monotonic()
     try:
-        store = rendezvous.meet(rank, size, seconds)
+        store = rendezvous.meet(rank, size, seconds, token=os.environ.get("LUMINA_RENDEZVOUS_TOKEN", "")).store
     except LuminaError as error:
         found = {"error": str(error), "shared": isinstance(error, SharedFault), "seconds": time.monotonic() - began}
         print(json.dumps(found), flush=True)
@@ -31,6 +31,7 @@ def main(seconds: float, torch_version: str) -> None:
     print(json.dumps({"rank": rank, "total": total.item(), "interface": os.environ.get("GLOO_SOCKET_IFNAME")}))
     sys.stdout.flush()
     torch.distributed.barrier()
+    sys.stdin.read()
     os._exit(0)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from lumina_ds.engine.rendezvous import Arrival, _ranks, _unreached
+from lumina_ds.engine.rendezvous import Arrival, _unreached
 from lumina_ds.engine.world import free_port
+from lumina_ds.text import ranks_in_runs
 
 WORKER = Path(__file__).parent / "rendezvous_worker.py"
 
@@ -22,7 +23,9 @@ def begin(rank: int, size: int, port: int, seconds: float, torch: str = "", **va
     command = [sys.executable, str(WORKER), str(seconds), torch]
     group = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment = os.environ | group | variables
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    # A rank that has met the others stays until its input ends.
+    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
@@ -35,7 +38,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
 def test_who_misses_one_another_says_so_within_the_time() -> None:
     """All cases at the same time: a start costs seconds."""
     with socket.create_server(("", 0)) as taken:
-        ports = [free_port() for _ in range(4)]
+        ports = [free_port() for _ in range(7)]
         good = [begin(rank, 2, ports[0], 60) for rank in (0, 1)]
         # Ranks 2 and 3 of 4 never start.
         few = [begin(rank, 4, ports[1], 12) for rank in (0, 1)]
@@ -44,8 +47,22 @@ def test_who_misses_one_another_says_so_within_the_time() -> None:
         closed = begin(1, 2, ports[3], 2)
         occupied = begin(0, 2, taken.getsockname()[1], 2)
         senseless = begin(0, 2, 0, 2)
+        own, other = {"LUMINA_RENDEZVOUS_TOKEN": "run a"}, {"LUMINA_RENDEZVOUS_TOKEN": "run b"}
+        # A rank of another run comes to the same port first, for the place of rank 1; and one to a rank 0 of another.
+        crowd = [begin(1, 2, ports[4], 60, **other), begin(0, 2, ports[4], 60, **own), begin(1, 2, ports[4], 60, **own)]
+        strange = [begin(0, 2, ports[5], 10, **own), begin(1, 2, ports[5], 10)]
 
-        assert [end(rank) for rank in good] == [(0, {"rank": rank, "total": 2.0, "interface": None}) for rank in (0, 1)]
+        alone = {"total": 2.0, "interface": "lo"}
+        assert [end(rank) for rank in good] == [(0, {"rank": rank} | alone) for rank in (0, 1)]
+        for rank in (crowd[0], strange[1]):
+            code, found = end(rank)
+            assert code == 4 and not found["shared"] and "rank 1 on " in found["error"]
+            assert (
+                "was not let in at 127.0.0.1:" in found["error"] and "rendezvous token is another one" in found["error"]
+            )
+        assert [end(rank) for rank in crowd[1:]] == [(0, {"rank": rank} | alone) for rank in (0, 1)]
+        code, found = end(strange[0])
+        assert code == 4 and found["error"].startswith("rank 1 of 2 came with another rendezvous token; all hosts must")
         for rank in few:
             code, found = end(rank)
             assert code == 4 and found["shared"]
@@ -83,4 +100,4 @@ def test_a_host_that_another_cannot_reach_is_named() -> None:
     ("ranks", "shown"), [([3], "rank 3"), ([8, 9, 10], "ranks 8-10"), ([0, 2, 3, 7], "ranks 0, 2-3, 7")]
 )
 def test_ranks_are_told_in_runs(ranks: list[int], shown: str) -> None:
-    assert _ranks(ranks) == shown
+    assert ranks_in_runs(ranks) == shown

@@ -6,17 +6,15 @@ Without the right to make namespaces, both ranks start on the loopback device.
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from namespaces import Host, set_link, two_namespaces
 
 from lumina_ds.engine.world import free_port
 from lumina_ds.monitor.writers import read_records
@@ -27,35 +25,10 @@ CHECKOUT = Path(__file__).parents[2]
 STEPS = 24
 
 
-@dataclass(frozen=True)
-class Host:
-    address: str
-    enter: tuple[str, ...] = ()
-
-
-def ip(*words: str) -> bool:
-    return subprocess.run(["ip", *words], capture_output=True).returncode == 0
-
-
 @pytest.fixture
 def hosts() -> Iterator[list[Host]]:
-    tag = f"lum{os.getpid()}"
-    names = [f"{tag}a", f"{tag}b"]
-    if shutil.which("ip") is None or not ip("netns", "add", names[0]):
-        yield [Host("127.0.0.1"), Host("127.0.0.2")]
-        return
-    try:
-        assert ip("netns", "add", names[1])
-        assert ip("link", "add", names[0], "netns", names[0], "type", "veth", "peer", "name", names[1],
-                  "netns", names[1])  # fmt: skip
-        made = [Host(f"10.77.0.{number}", ("ip", "netns", "exec", name)) for number, name in enumerate(names, 1)]
-        for name, host in zip(names, made, strict=True):
-            assert ip("-n", name, "addr", "add", f"{host.address}/24", "dev", name)
-            assert ip("-n", name, "link", "set", name, "up") and ip("-n", name, "link", "set", "lo", "up")
-        yield made
-    finally:
-        for name in names:
-            ip("netns", "del", name)
+    with two_namespaces() as made:
+        yield made or [Host("127.0.0.1"), Host("127.0.0.2")]
 
 
 def test_a_run_across_hosts_is_killed_on_one_of_them_and_goes_on(
@@ -78,6 +51,30 @@ def test_a_run_across_hosts_is_killed_on_one_of_them_and_goes_on(
     assert ends == [0, 0], log
     assert "resumed from runs/two/checkpoints/step-" in log and f"ended at step {STEPS} of {STEPS}" in log
     assert steps(metrics) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.faults
+def test_a_cut_link_ends_both_hosts_and_each_names_the_other(
+    hosts: list[Host], write_config: Callable[..., Path], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    if not hosts[0].enter:
+        pytest.skip("needs the right to make network namespaces, and iproute2")
+    hostfile, metrics = tmp_path / "hosts", tmp_path / "runs/cut/metrics.jsonl"
+    hostfile.write_text("".join(f"{host.address} slots=1\n" for host in hosts))
+    config = write_config(max_steps=100_000, save_every_n_batches=100_000)
+    options = ["--config", config, "--zero", "2", "--experiment-name", "cut", "--health.stall_timeout_seconds", "5"]
+    started = start(hosts, hostfile, options, environment, tmp_path)
+    wait_for(lambda: len(steps(metrics)) >= 3, started, "three steps")
+    assert set_link(hosts[1], "down")
+    # The stall, and what a connection may take to fail.
+    ends = [process.wait(timeout=60) for process in started]
+    logs = [(tmp_path / f"host-{number}.log").read_text() for number in range(2)]
+    assert ends == [8, 8], logs
+    for number, other in ((0, 1), (1, 0)):
+        [line] = [line for line in logs[number].splitlines() if "error: no progress" in line]
+        assert f"({hosts[other].address}) with rank {other} cannot be reached from " in line
+        assert f"({hosts[number].address}): " in line and line.endswith("; check the network between them")
+        assert "Traceback" not in logs[number]
 
 
 def start(

@@ -1,13 +1,14 @@
 """SIGKILL at random moments of real two-rank runs, each resumed until it ends: nothing lost, nothing changed.
 
-    python tests/train/kill_trials.py --trials 50 [--minutes 12] [--seed 1] [--folder FOLDER]
+    python tests/train/kill_trials.py --trials 50 [--minutes 12] [--seed 1] [--folder FOLDER] [--launchers]
 
 Every trial starts `lumina train` on the deepspeed runner, kills a rank, both, or every process of it somewhere between
 its start and its end, and starts it again. At the end of a run losses, gradient norms and samples of every step must be
 those of an uninterrupted one to the last digit, and no kill may have cost a checkpoint that was published before it.
 Prints one line a trial and the counts; the exit code is 1 when anything was lost. With --folder, every kill and every
 run that came to its end stands in FOLDER/trials.jsonl: a call that ended early, by --minutes or by a signal, is gone on
-with by the same command, an unfinished run first.
+with by the same command, an unfinished run first. With --launchers only `lumina train`, the deepspeed runner or its
+launch module is killed, from the first moment on: the ranks must then end by themselves, every step that they did saved.
 """
 
 import argparse
@@ -31,18 +32,23 @@ STEPS = 16
 OPTIONS = ("--max-steps", str(STEPS), "--save-every-n-batches", "2")
 MOMENTS = ("start-up", "between steps", "in a micro-batch", "mid-accumulation", "mid-save")
 VICTIMS = ("rank 0", "rank 1", "both ranks", "every process")
+# By how far each stands below `lumina train`.
+LAUNCHERS = {"lumina train": 0, "the runner": 1, "the launch module": 2}
+# From the kill to the end of the last process: it is noticed, the step in hand is done, and the state is saved.
+SECONDS_TO_END = 30
 
 
 class Trials:
     """Runs in folders of their own, killed by a random plan that follows from the seed and the number of the kill."""
 
-    def __init__(self, folder, shards, reference, seed=1, kills_per_run=8, options=OPTIONS):
+    def __init__(self, folder, shards, reference, seed=1, kills_per_run=8, options=OPTIONS, victims=VICTIMS):
         self.folder = folder
         self.shards = shards
         self.reference = reference
         self.seed = seed
         self.kills_per_run = kills_per_run
         self.options = options
+        self.victims = tuple(victims)
         self.start_seconds = 15.0
 
     @property
@@ -90,11 +96,16 @@ class Trials:
         environment = {"LUMINA_TEST_HOOK": "place_tracing", "LUMINA_TEST_PLACES": str(folder)}
         run = Run(folder, self.shards, options=self.options, environment=environment)
         killed = self.kill(run, folder, started) if kill else None
+        seconds = wait_for_nobody(run) if killed is not None and killed["victim"] in LAUNCHERS else None
         code = run.wait()
         after = sound_steps(folder / "runs/r/checkpoints")
         assert not before or (after and after[-1] >= before[-1]), f"lost: {before} before the kill, {after} after it"
         pointed = pointer_target(folder / "runs/r/checkpoints", "latest")
         assert pointed is None or not checkpoint_faults(pointed), checkpoint_faults(pointed)
+        if seconds is not None and code != 0:
+            done, saved = run.records[-1:], after[-1] if after else 0
+            assert not done or done[0]["step"] == saved, f"lost: step {done[0]['step']} was done, {saved} is saved"
+            killed |= {"seconds": round(seconds, 1)}
         if killed is None or code == 0:
             assert code == 0, run.printed
             assert run.exact == self.reference, "not the losses, gradient norms and samples of the uninterrupted run"
@@ -104,9 +115,9 @@ class Trials:
     def kill(self, run, folder, started):
         """Wait for the planned moment and kill; None when the run was over before it came."""
         draw = random.Random(f"{self.seed} {len(self.kills)}")
-        moment, victim = draw.choice(MOMENTS), draw.choice(VICTIMS)
+        moment, victim = draw.choice(MOMENTS), draw.choice(self.victims)
         watched = 1 if victim == "rank 1" else 0
-        not_before = draw.uniform(0.5, 1.0) * self.start_seconds
+        not_before = draw.uniform(0.02 if victim in LAUNCHERS else 0.5, 1.0) * self.start_seconds
         skipped = draw.randrange(1, 12)
         seen, last = 0, None
         while run.process.poll() is None:
@@ -152,11 +163,33 @@ def moment_of(place):
 
 def strike(run, victim):
     """SIGKILL the victims; False when there was nobody left."""
-    victims = run.family() if victim == "every process" else ranks_of(run, victim)
+    if victim in LAUNCHERS:
+        victims = launcher_of(run, LAUNCHERS[victim])
+    else:
+        victims = run.family() if victim == "every process" else ranks_of(run, victim)
     for process in victims:
         with contextlib.suppress(psutil.Error):
             process.kill()
     return bool(victims)
+
+
+def launcher_of(run, depth):
+    """[that process], or the nearest one above it that is there already."""
+    found = psutil.Process(run.process.pid)
+    with contextlib.suppress(psutil.Error):
+        for _ in range(depth):
+            found = (found.children() or [found])[0]
+    return [found]
+
+
+def wait_for_nobody(run):
+    """Seconds until no process of the run is left."""
+    began = time.monotonic()
+    while run.family() and time.monotonic() - began < SECONDS_TO_END:
+        time.sleep(0.1)
+    left = [" ".join(process.cmdline()[:6]) for process in run.family()]
+    assert not left, f"lost: after {SECONDS_TO_END} s still there: {left}"
+    return time.monotonic() - began
 
 
 def ranks_of(run, victim):
@@ -207,6 +240,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--launchers", action="store_true")
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="kill-trials-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -214,13 +248,14 @@ def main():
     whole = Run(folder / "uninterrupted", shards, options=OPTIONS)
     assert whole.wait() == 0, whole.printed
     assert len(whole.exact) == STEPS
-    trials = Trials(folder, shards, whole.exact, given.seed)
+    trials = Trials(folder, shards, whole.exact, given.seed, victims=LAUNCHERS if given.launchers else VICTIMS)
     assert not trials.losses, trials.losses
     trials.run(given.trials, time.monotonic() + 60 * given.minutes)
     kills, finished = trials.kills, trials.finished
     print(json.dumps({
         "kills": len(kills), "moments": Counter(kill["moment"] for kill in kills),
         "victims": Counter(kill["victim"] for kill in kills), "runs finished": len(finished),
+        "longest seconds to the end": max((kill["seconds"] for kill in kills if "seconds" in kill), default=None),
         "lives": len(kills) + len(finished), "resumed from a checkpoint": sum(r["resumed"] for r in kills + finished),
         "steps compared, all identical": sum(run["steps"] for run in finished), "losses": len(trials.losses),
     }, indent=1))  # fmt: skip

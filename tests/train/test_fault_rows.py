@@ -15,7 +15,7 @@ import time
 import psutil
 import pytest
 import yaml
-from kill_trials import Trials
+from kill_trials import LAUNCHERS, SECONDS_TO_END, Trials, wait_for_nobody
 from two_rank_run import CHECKOUT, CONFIG, Run
 
 from lumina_ds.checkpoint.format import checkpoint_faults
@@ -75,14 +75,16 @@ def test_row_1_killed(start, uninterrupted, kind, rank):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("receiver", ["launcher", "one rank", "all"])
+@pytest.mark.parametrize("receiver", ["launcher", "one rank", "all", "every process"])
 def test_rows_13_and_14_signals(start, uninterrupted, number, receiver):
     slow = [{"kind": "slow loader", "rank": 0, "step": step, "seconds": 0.5} for step in range(1, 11)]
     run = start(slow, ["--max-restarts", "2"])
     run.wait_for_step(3)
-    targets = {"launcher": [run.process], "one rank": run.ranks()[1:], "all": [run.process, *run.ranks()]}[receiver]
+    targets = {"launcher": [run.process], "one rank": run.ranks()[1:], "all": [run.process, *run.ranks()]}
+    # As SLURM does when it preempts a job: the runner and its launch module too.
+    targets["every process"] = run.family()
     sent = time.monotonic()
-    for process in targets:
+    for process in targets[receiver]:
         process.send_signal(number)
     assert run.wait() == 75, run.printed
     assert time.monotonic() - sent < 30 and not run.restarts
@@ -175,6 +177,27 @@ def test_row_13_ranks_whose_launcher_is_gone_save_and_end(start, uninterrupted, 
     assert again.exact == uninterrupted
 
 
+def test_a_kill_of_lumina_train_while_its_ranks_start_ends_them(start):
+    """At the moment that the first of them is there, and long before it has read anything."""
+    run = start(options=["--max-steps", "100000"])
+    while not run.has_ranks():
+        assert run.process.poll() is None, run.printed
+        time.sleep(0.02)
+    run.process.kill()
+    assert wait_for_nobody(run) < SECONDS_TO_END
+    assert run.wait() == -signal.SIGKILL and not (run.path / "metrics.jsonl").exists()
+    assert "has gone before there was anything to save, so this run ends" in run.printed
+
+
+@pytest.mark.faults
+def test_thirty_kills_of_launchers_over_all_phases_leave_no_rank_and_lose_no_step(corpus, uninterrupted, tmp_path):
+    options = ("--max-steps", "10", "--save-every-n-batches", "4")
+    trials = Trials(tmp_path, corpus.shards, uninterrupted, seed=11, options=options, victims=LAUNCHERS)
+    trials.run(30)
+    assert len(trials.kills) == 30 and not trials.losses
+    assert {kill["moment"] for kill in trials.kills} >= {"start-up", "between steps", "in a micro-batch"}
+
+
 @pytest.mark.faults
 def test_an_error_on_one_rank_between_two_steps_is_saved_before_it_is_reported(start, uninterrupted):
     run = start([{"kind": "raise between steps", "rank": 1, "step": 5}])
@@ -226,6 +249,28 @@ def test_row_19_weights_that_are_no_numbers_are_not_published(start):
     assert "holds values that are not finite" in run.printed
     assert [folder.name for folder in (run.path / "checkpoints").glob("step-*")] == ["step-00000002"]
     assert (run.path / "checkpoints/latest").read_text() == "step-00000002"
+
+
+def test_row_30_a_rank_is_lost_with_its_slot_and_comes_back(start, uninterrupted, tmp_path):
+    """With four ranks: test_elastic_runs.py."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=2\n")
+    pace = [{"kind": "slow loader", "rank": 0, "step": step, "seconds": 0.6} for step in range(1, 11)]
+    options = ["--elastic", "1:2", "--max-restarts", "3", "--run.elastic_check_seconds", "0.5"]
+    run = start(pace, options, runner=("--hostfile", str(hosts)))
+    run.lose_and_regain(hosts, most=2, left=1)
+    assert run.wait() == 0, run.printed
+    assert run.layouts == [(2, 2, 2), (1, 1, 4), (2, 2, 2)], run.printed
+    assert [(record[0], record[3]) for record in run.exact] == [(record[0], record[3]) for record in uninterrupted]
+    for place, name in ((1, "loss"), (2, "grad_norm")):
+        expected = [float.fromhex(record[place]) for record in uninterrupted]
+        assert [record[name] for record in run.records] == pytest.approx(expected, rel=1e-4)
+    # The change back was no failure.
+    assert [restart["restart"] for restart in run.restarts] == [1]
+    assert "elastic: 2 ranks can run now instead of 1" in run.printed
+    # The folder's own configuration is the one that was asked for, whatever the last life had.
+    written = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert written["deepspeed"]["expert_parallel_size"] == 2 and written["run"]["elastic"] == "1:2"
 
 
 @pytest.mark.faults

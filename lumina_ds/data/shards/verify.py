@@ -28,6 +28,7 @@ from lumina_ds.data.tokenizer.tokenizer import TOKENIZER_FILES
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
 from lumina_ds.foreign_files import file_fault, shown
+from lumina_ds.text import counted
 
 _MOST_SHOWN = 20
 _PLAN = re.compile(r"packing-([1-9][0-9]{0,7})\.arrow")
@@ -82,7 +83,7 @@ def _foreign_part(manifest: Manifest, held_out: Manifest) -> str | None:
     if held_out.split != "eval":
         return f"it holds the split {held_out.split!r}"
     if held_out.totals.conversations != manifest.totals.held_out:
-        return f"it holds {held_out.totals.conversations:,} conversations, not {manifest.totals.held_out:,}"
+        return f"it holds {counted(held_out.totals.conversations, 'conversation')}, not {manifest.totals.held_out:,}"
     for name in ("inputs", "tokenizer", "template", "settings"):
         if getattr(held_out, name) != getattr(manifest, name):
             return f"its manifest names other {name}"

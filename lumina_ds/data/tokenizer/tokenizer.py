@@ -109,7 +109,9 @@ class Tokenizer:
         try:
             content = read_bounded(path, MAX_TOKENIZER_BYTES)
         except OSError as error:
-            raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+            raise DataError(
+                f"cannot read the tokenizer {path}: {error.strerror}; give a tokenizer.model or tokenizer.json, or its folder"
+            ) from error
         except ForeignFileError as error:
             raise DataError(f"{path} is no tokenizer: it {error}; name a tokenizer's file") from None
         digest = hashlib.sha256(content).hexdigest()

@@ -11,6 +11,7 @@
 | muon | Muon's kernels without torch.compile | the process ends |
 | one_rank | reductions over a single rank, left out | the engine's end |
 | phases | what runs around an engine's phases and torch's collectives | its context, or the engine's end |
+| remote_start | the words that the runner sends to other hosts, and how it ends ranks there | the process ends |
 | sequence_parallel | nothing; our attention calls DeepSpeed's exchange | the model's end |
 | shared_memory_op | DeepSpeed's list of ops that it may build | the process ends |
 | waited_collectives | methods of ProcessGroup, which wait for gloo's threads | its context ends |

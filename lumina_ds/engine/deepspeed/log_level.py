@@ -10,8 +10,6 @@ from lumina_ds.engine.deepspeed.changes import Need
 
 NEEDS = (Need("deepspeed.utils:logger"),)
 
-NOTHING = logging.CRITICAL + 1
-
 
 @contextmanager
 def deepspeed_log_level(level: int = logging.ERROR) -> Iterator[None]:

@@ -22,7 +22,7 @@ from lumina_ds.measure.selftest.task import PROGRESS_FILE, Task, curve_path
 from lumina_ds.ranks.ask import MODULE, Question, question_words
 from lumina_ds.ranks.runner import complete_runner_arguments, rank_environment, runner_command
 from lumina_ds.ranks.supervise import end_marked
-from lumina_ds.train.watch.orphans import START_MARK
+from lumina_ds.train.watch.orphans import start_variables
 
 _LOG_CHARACTERS = 4000
 
@@ -74,7 +74,7 @@ def _run_ranks(task: Task, folder: Path, num_ranks: int, case_seconds: float, sh
     question = Question("lumina_ds.measure.selftest.worker.answer", {"task": asdict(task), "folder": str(folder)})
     words, _ = question_words(question, folder)
     command = runner_command(complete_runner_arguments(["--num_gpus", str(num_ranks)]), words, MODULE)
-    environment = {**rank_environment(), START_MARK: mark}
+    environment = {**rank_environment(), **start_variables(mark)}
     with open(log, "wb") as stream, _ended_by_signals():
         process = subprocess.Popen(command, env=environment, stdout=stream, stderr=stream, start_new_session=True)
         try:

@@ -96,6 +96,10 @@ class Heartbeat:
         self._state = (*self._state[:2], time.monotonic())
 
     @property
+    def step(self) -> int:
+        return self._state[0]
+
+    @property
     def phase(self) -> str:
         return self._state[1]
 

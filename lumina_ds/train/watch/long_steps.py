@@ -90,16 +90,14 @@ class LongStepStop:
         self._thread: threading.Thread | None = None
 
     def beat(self) -> None:
-        """Take part in a round that any rank has called for; call for one where a stop has waited long enough."""
+        """Take part in a round that any rank has called for; call for one where a stop has waited long enough.
+
+        In a thread of its own: across a cut link the store answers nothing, and the watchdog must go on.
+        """
         if self._closed or (self._thread is not None and self._thread.is_alive()):
             return
-        # Without the first rank there is no store, and no run for long.
-        with contextlib.suppress(RuntimeError):
-            if self._waiting_seconds() > PATIENCE_SECONDS:
-                self._store.set(f"{self._round}-called", "")
-            if self._store.check([f"{self._round}-called"]):
-                self._thread = threading.Thread(target=self._take_part, name="stop in a long step", daemon=True)
-                self._thread.start()
+        self._thread = threading.Thread(target=self._look, name="stop in a long step", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """The training loop is left: no rank shall wait for this one."""
@@ -108,6 +106,14 @@ class LongStepStop:
             self._thread.join()
         with contextlib.suppress(RuntimeError):
             self._say(_NOT_HELD)
+
+    def _look(self) -> None:
+        # Without the first rank there is no store, and no run for long.
+        with contextlib.suppress(RuntimeError):
+            if self._waiting_seconds() > PATIENCE_SECONDS:
+                self._store.set(f"{self._round}-called", "")
+            if self._store.check([f"{self._round}-called"]):
+                self._take_part()
 
     def _take_part(self) -> None:
         held = self._guard.hold()

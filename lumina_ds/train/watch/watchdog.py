@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -31,6 +31,7 @@ from lumina_ds.engine.world import World
 from lumina_ds.errors import LuminaError, StalledError
 from lumina_ds.train.ending import end_code
 from lumina_ds.train.watch.heartbeat import Beat, Heartbeat, read_beats
+from lumina_ds.train.watch.hosts import lost_hosts, speaks_for_host
 from lumina_ds.train.watch.stacks import (
     STACKS_SIGNAL,
     call_of,
@@ -53,6 +54,7 @@ _BEAT_SECONDS = 1.0
 _SAMPLE_SECONDS = 0.05
 _PAUSE_SECONDS = 5.0
 _REPORT_SECONDS = 4.0
+_MOST_SECONDS_TO_END = 60.0
 _MIN_SAMPLES = 50
 
 
@@ -160,6 +162,12 @@ class Watchdog:
             self._end_stalled_run()
 
     def _end_stalled_run(self) -> None:
+        # A folder that all hosts share may stand still with the network: no word in it may keep the end waiting.
+        end = threading.Timer(_MOST_SECONDS_TO_END, os._exit, (StalledError.exit_code,))
+        end.daemon = True
+        end.start()
+        if lost := lost_hosts(self.world):
+            self._end_cut_off(lost)
         faulthandler.dump_traceback(self._stacks, all_threads=True)
         reports = self._is_first()
         if reports:
@@ -170,6 +178,15 @@ class Watchdog:
         else:
             # The first one ends the run; time for it to read what this rank has just dumped.
             time.sleep(2 * _REPORT_SECONDS)
+        os._exit(StalledError.exit_code)
+
+    def _end_cut_off(self, lost: list[str]) -> NoReturn:
+        """Every host says for itself whom it has lost."""
+        seconds, step = self._heartbeat.seconds_in_phase, self._heartbeat.step
+        message = f"no progress for {seconds:.0f} s at step {step}: {'; '.join(lost)}; check the network between them"
+        if speaks_for_host(self.world):
+            log.error("error: %s", message)
+        self._heartbeat.write(StalledError.exit_code, message)
         os._exit(StalledError.exit_code)
 
     def _is_first(self) -> bool:
