@@ -2,7 +2,7 @@
 
     names      is_plain_name(): what a manifest may name, one file of its own folder
     files      open_plain(): a regular file only; no FIFO, device or folder, and no link where the name came from a manifest
-    size       read_bounded(): never more bytes than the reader expects
+    size       read_bounded(): never more bytes than the reader expects; file_fault(): as a manifest describes it
     JSON       read_json(), strict_json(): bounded depth, no key twice, no NaN, no number without end
 
 What a reader makes of a document is its own typed schema, and raises its own error. Everything here raises
@@ -11,12 +11,14 @@ ForeignFileError, a ValueError whose text is one phrase about the file, or the k
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import stat
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_DOCUMENT_BYTES = 16 << 20  # of a manifest or a configuration; a parsed document takes up to 25 times as much
 MAX_DEPTH = 100
@@ -53,22 +55,35 @@ def is_plain_name(name: str) -> bool:
     return is_one and not _UNPRINTED.search(name) and len(name.encode("utf-8", "replace")) <= MAX_NAME_BYTES
 
 
-def open_plain(path: str | Path, follow_links: bool = True) -> BinaryIO:
+def plain_name(name: str) -> str:
+    """The name; ForeignFileError where a manifest may not name a file so. For schemas."""
+    if not is_plain_name(name):
+        raise ForeignFileError(f"{shorten(name)} is no plain name of a file in its folder")
+    return name
+
+
+def open_plain(path: str | Path, follow_links: bool = True) -> FileIO:
     """The regular file `path`, opened unbuffered for reading. It never waits, whatever lies there.
 
     follow_links: as for a path that the user gave, and for a model's folder (the cache of the Hub consists of links). A
     name that a manifest gave is no link: it would lead out of the folder.
     """
     look = os.stat if follow_links else os.lstat
-    _check_regular(look(path).st_mode)  # before opening, which some devices take as an order
+    check_regular(look(path).st_mode)  # before opening, which some devices take as an order
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
     descriptor = os.open(path, flags)
     try:
-        _check_regular(os.fstat(descriptor).st_mode)
+        check_regular(os.fstat(descriptor).st_mode)
         return open(descriptor, "rb", buffering=0)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def check_regular(mode: int) -> None:
+    """Raises ForeignFileError unless st_mode is that of a plain file."""
+    if not stat.S_ISREG(mode):
+        raise ForeignFileError(f"is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a plain file")
 
 
 def read_bounded(path: str | Path, most_bytes: int = MAX_DOCUMENT_BYTES, follow_links: bool = True) -> bytes:
@@ -89,6 +104,26 @@ def read_bounded(path: str | Path, most_bytes: int = MAX_DOCUMENT_BYTES, follow_
 def read_json(path: str | Path, most_bytes: int = MAX_DOCUMENT_BYTES, follow_links: bool = True) -> Any:
     """The document in a file of strict JSON."""
     return strict_json(read_bounded(path, most_bytes, follow_links))
+
+
+def file_fault(path: Path, num_bytes: int, sha256: str) -> str | None:
+    """What keeps a file from being the one that a manifest describes; None for nothing. Reads every byte."""
+    try:
+        with open_plain(path, follow_links=False) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != num_bytes:
+                return f"has {size} bytes instead of {num_bytes}"
+            digest = hashlib.sha256()
+            while size > 0 and (piece := file.read(1 << 20)):
+                digest.update(piece)
+                size -= len(piece)
+    except FileNotFoundError:
+        return "is missing"
+    except ForeignFileError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None if digest.hexdigest() == sha256 else "was altered (its digest differs)"
 
 
 def strict_json(content: bytes) -> Any:
@@ -118,11 +153,6 @@ def shown(value: Any) -> str:
 def shorten(text: str) -> str:
     """A text of a foreign file in quotes, at most 40 characters of it."""
     return repr(text if len(text) <= 40 else text[:40] + "...")
-
-
-def _check_regular(mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        raise ForeignFileError(f"is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a plain file")
 
 
 def _too_deep() -> NotStrictJson:

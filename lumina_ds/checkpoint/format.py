@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lumina_ds.checkpoint.manifest import FileEntry, read_manifest, step_name
+from lumina_ds.checkpoint.manifest import read_manifest, step_name
 from lumina_ds.errors import CheckpointError
-from lumina_ds.files import WEIGHTS_INDEX, file_digest, read_weights_index, write_atomically
+from lumina_ds.files import WEIGHTS_INDEX, read_weights_index, write_atomically
+from lumina_ds.foreign_files import file_fault
 
 logger = logging.getLogger(__name__)
 
@@ -81,23 +82,8 @@ def checkpoint_faults(folder: Path) -> list[str]:
         return [str(error)]
     files = manifest.files
     with ThreadPoolExecutor(_READERS) as readers:
-        found = readers.map(lambda name: _file_fault(folder, name, files[name]), files)
-        return [fault for fault in found if fault is not None]
-
-
-def _file_fault(folder: Path, name: str, entry: FileEntry) -> str | None:
-    path = folder / name
-    if Path(name).name != name or path.is_symlink():
-        return f"{name} leads out of the checkpoint"
-    if not path.is_file():
-        return f"{name} is missing"
-    if path.stat().st_size != entry.bytes:
-        return f"{name} has {path.stat().st_size} bytes instead of {entry.bytes}"
-    try:
-        altered = file_digest(path) != entry.sha256
-    except OSError as error:
-        return f"{name} cannot be read: {error.strerror}"
-    return f"{name} was altered (its digest differs)" if altered else None
+        found = readers.map(lambda entry: file_fault(folder / entry[0], entry[1].bytes, entry[1].sha256), files.items())
+        return [f"{name} {fault}" for name, fault in zip(files, found, strict=True) if fault is not None]
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -11,20 +11,29 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from lumina_ds.config.schema import ModelConfig, RunConfig, ZeroStage
 from lumina_ds.data.mixture.state import MixtureState
 from lumina_ds.data.templates.find import NamedTemplate, template_of
 from lumina_ds.data.turns import TrainReasoning
 from lumina_ds.errors import CheckpointError
-from lumina_ds.foreign_files import read_json, shown
+from lumina_ds.foreign_files import plain_name, read_json, shown
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 
 # Plain names: nothing outside the folder is followed from a manifest.
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$"), AfterValidator(plain_name)]
 
 # (first, count) of positions in the order of the rows.
 Interval = Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]

@@ -84,14 +84,14 @@ def stats(folder: Path, seq_length: int | None, html: Path | None, as_json: bool
 @_JSON
 def verify(folder: Path, as_json: bool) -> None:
     """Read every byte of DIR, and of DIR/eval, and name each damaged, missing or foreign file."""
-    from lumina_ds.data.shards.verify import num_files, tree_faults
+    from lumina_ds.data.shards.verify import listed_faults, num_files, tree_faults
 
     faults = [f"{folder}/{fault}" for fault in tree_faults(folder)]
     if as_json:
         document = {"folder": str(folder), "files": num_files(folder), "intact": not faults, "faults": faults}
         click.echo(json.dumps(document, ensure_ascii=False))
     if faults:
-        raise DataError(f"{folder} is damaged: " + "; ".join(faults))
+        raise DataError(f"{folder} is damaged: {listed_faults(faults)}")
     if not as_json:
         click.echo(f"{folder}: {counted(num_files(folder), 'file')} intact")
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from lumina_ds.data.sampler import FILLER_ROW
 from lumina_ds.data.shards.folder import Origin, ShardFolder
+from lumina_ds.data.shards.shard import REMEDY, token_fault
 from lumina_ds.errors import DataError
 
 IGNORED_LABEL = -100
@@ -140,6 +141,8 @@ class PackedRows:
         tokens = np.full(shape, PAD_ID, self.folder.ids_dtype)
         is_target = np.zeros(shape, np.uint8)
         self.folder.gather(documents, starts, lengths, places, tokens.reshape(-1), is_target.reshape(-1))
+        if fault := token_fault(tokens, is_target, self.folder.manifest.tokenizer.vocab_size):
+            raise DataError(f"{self.folder.path} {fault}; lumina data verify names the file: {REMEDY}")
         # The first token of a segment is no target: its predecessor in the row belongs to another document.
         is_target.reshape(-1)[places] = 0
         input_ids = tokens.astype(np.int64)

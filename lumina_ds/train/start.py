@@ -138,12 +138,14 @@ def verify_shards(folders: Sequence[ShardFolder], world: World) -> None:
     Rank 0 reads every byte of up to MAX_VERIFIED_BYTES; a larger corpus is left to `lumina data verify`.
     """
 
+    from lumina_ds.data.shards.verify import verify_folder
+
     def verify() -> None:
         for folder in folders:
             size = sum(shard.size_bytes for shard in folder.manifest.shards)
             if size > MAX_VERIFIED_BYTES:
                 log.info("%s is large and is not verified here; see lumina data verify", folder.path)
             else:
-                folder.verify()
+                verify_folder(folder.path)
 
     on_rank_0(world, verify)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import lumina_ds.data
+from lumina_ds import foreign_files
 from lumina_ds.data.conversation import parse_conversation
 from lumina_ds.data.formats import FORMATS
 from lumina_ds.data.remedies import REMEDIES, remedy
@@ -32,9 +33,9 @@ RESULT = {"role": "tool", "tool_call_id": "1", "name": "f", "content": "c"}
 
 
 def rules() -> set[str]:
-    """The first argument of every RejectedLine in the package, constants looked up in their file."""
+    """The first argument of every RejectedLine in the package, and of what it is made of, constants looked up in their file."""
     found = set()
-    for path in Path(lumina_ds.data.__file__).parent.rglob("*.py"):
+    for path in [Path(foreign_files.__file__), *Path(lumina_ds.data.__file__).parent.rglob("*.py")]:
         tree = ast.parse(path.read_text())
         constants = {
             node.targets[0].id: node.value.value
@@ -56,7 +57,7 @@ def rules() -> set[str]:
 def _is_refusal(call: ast.Call) -> bool:
     """RejectedLine(...), or super().__init__(RULE, ...) of a class made of it."""
     of_base = ast.unparse(call.func) == "super().__init__" and call.args and ast.unparse(call.args[0]) == "UNPROVEN"
-    return getattr(call.func, "id", "") == "RejectedLine" or bool(of_base)
+    return getattr(call.func, "id", "") in ("RejectedLine", "NotStrictJson") or bool(of_base)
 
 
 def programs(rule: str) -> list[str]:

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lumina_ds.data.shards.folder import ShardFolder, folder_faults
+from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.packing_file import read_packing
+from lumina_ds.data.shards.verify import folder_faults, verify_folder
 from lumina_ds.data.shards.writer import publish, shard_schema, staging_folder
 from lumina_ds.errors import DataError
 
@@ -56,7 +57,7 @@ def test_mapping_copies_nothing(folder: Path) -> None:
 def test_intact_folder_verifies(folder: Path) -> None:
     ShardFolder.open(folder).packing(8)
     assert folder_faults(folder) == []
-    ShardFolder.open(folder).verify()
+    verify_folder(folder)
 
 
 def test_row_24_truncated_shard_is_refused_by_name(folder: Path) -> None:
@@ -82,7 +83,7 @@ def test_row_24_missing_shard_is_refused_by_name(folder: Path) -> None:
     (folder / "shard-00002.arrow").unlink()
     with pytest.raises(DataError, match=r"cannot read .*shard-00002.arrow: No such file"):
         ShardFolder.open(folder)
-    assert folder_faults(folder) == ["shard-00002.arrow: No such file or directory"]
+    assert folder_faults(folder) == ["shard-00002.arrow: is missing"]
 
 
 def test_added_shard_is_found(folder: Path) -> None:
@@ -97,7 +98,7 @@ def test_row_24_every_flipped_bit_is_found(folder: Path, name: str) -> None:
         damaged = bytearray(intact)
         damaged[position // 8] ^= 1 << position % 8
         (folder / name).write_bytes(damaged)
-        assert folder_faults(folder) == [f"{name}: the content does not match its digest"]
+        assert folder_faults(folder) == [f"{name}: was altered (its digest differs)"]
 
 
 def test_every_flipped_bit_of_the_manifest_is_found(folder: Path) -> None:
@@ -133,7 +134,7 @@ def test_unfinished_folder(tmp_path: Path) -> None:
         ShardFolder.open(tmp_path)
     for content, reason in (
         ("[1]", "no manifest"),
-        ("{", "not JSON"),
+        ("{", "invalid JSON"),
         ('{"format":"lumina-shards","version":9}', "version 9"),
     ):
         (tmp_path / "manifest.json").write_text(content)

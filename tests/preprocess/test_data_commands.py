@@ -172,7 +172,7 @@ def test_verify(lumina: Command, shards: Path) -> None:
     damaged.write_bytes(data)
     code, out, error = lumina("data", "verify", shards)
     assert (code, out) == (3, "")
-    assert "eval/shard-00000.arrow: the content does not match its digest" in error
+    assert "eval/shard-00000.arrow: was altered (its digest differs)" in error
     code, text, _ = lumina("data", "verify", shards, "--json")
     assert code == 3 and json.loads(text)["intact"] is False and len(json.loads(text)["faults"]) == 1
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from lumina_ds.data import packing
 from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.packing import Overlong, Packing, Segment, pack
-from lumina_ds.data.shards.folder import ShardFolder, folder_faults
+from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import Settings
+from lumina_ds.data.shards.verify import folder_faults
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from preprocess.pipeline import preprocess_files
 

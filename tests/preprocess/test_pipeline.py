@@ -15,8 +15,9 @@ import pytest
 
 from lumina_ds.data.chat_template import encode_conversations
 from lumina_ds.data.conversation import parse_conversation
-from lumina_ds.data.shards.folder import ShardFolder, folder_faults
+from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.data.shards.manifest import Manifest, Settings
+from lumina_ds.data.shards.verify import folder_faults
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from preprocess.pipeline import preprocess_files

@@ -83,7 +83,7 @@ def test_every_missing_file_is_found(shards: Path) -> None:
         if is_listed:
             intact = path.read_bytes()
             path.unlink()
-            assert tree_faults(shards) == [f"{path.relative_to(shards)}: No such file or directory"]
+            assert tree_faults(shards) == [f"{path.relative_to(shards)}: is missing"]
             path.write_bytes(intact)
 
 
@@ -117,14 +117,18 @@ def test_a_held_out_folder_of_other_data_is_found(shards: Path) -> None:
     others = {
         "it holds the split 'train'": inner.model_copy(update={"split": "train"}),
         "its manifest names other inputs": inner.model_copy(update={"inputs": []}),
-        "conversations, not": inner.model_copy(
-            update={"totals": inner.totals.model_copy(update={"conversations": inner.totals.conversations + 1})}
-        ),
     }
     for reason, manifest in others.items():
         write_manifest(manifest, held_out)
         [fault] = tree_faults(shards)
         assert fault.startswith("eval: ") and reason in fault and fault.endswith("held out of other data")
+    write_manifest(inner, held_out)
+    outer = read_manifest(shards)
+    totals = outer.totals.model_copy(update={"held_out": outer.totals.held_out + 1})
+    write_manifest(outer.model_copy(update={"totals": totals}), shards)
+    [fault] = tree_faults(shards)
+    assert fault.startswith("eval: it holds") and f"conversations, not {totals.held_out}" in fault
+    write_manifest(outer, shards)
 
 
 def test_a_held_out_folder_that_no_manifest_knows(shards: Path) -> None:

@@ -274,7 +274,7 @@ def test_row_11_nothing_outside_the_run_folder_is_followed(run, tmp_path):
     assert folder.name == "step-00000003"
     (folder / "random-rank-0.pt").rename(tmp_path / "elsewhere")
     (folder / "random-rank-0.pt").symlink_to(tmp_path / "elsewhere")
-    assert checkpoint_faults(folder) == ["random-rank-0.pt leads out of the checkpoint"]
+    assert checkpoint_faults(folder) == ["random-rank-0.pt is a link, not a plain file"]
 
 
 class Payload:

@@ -11,18 +11,15 @@ How a folder is read goes by the size of its shards:
                when it is no longer the file that was there at first
 
 Opening checks that every shard is there with its size, and its rows and tokens where it is read or mapped at
-once; streaming checks those at the first use. verify() reads every byte. Nothing per document is kept in Python.
+once; streaming checks those at the first use. verify.py reads every byte. Nothing per document is kept in Python.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
-import tempfile
 import uuid
 from bisect import bisect_right
-from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,20 +29,17 @@ import numpy as np
 from lumina_ds.data.packing import PackingPlan, pack
 from lumina_ds.data.shards.arrow_columns import numpy_dtype
 from lumina_ds.data.shards.manifest import (
-    MANIFEST_FILE,
     READING_WITH_LABELS,
-    FileEntry,
     Manifest,
-    read_manifest,
     read_with_digest,
 )
 from lumina_ds.data.shards.packing_file import packing_file, read_packing, write_packing
-from lumina_ds.data.shards.shard import LONG_SEGMENT, REMEDY, Batch, Shard
+from lumina_ds.data.shards.plan_check import fault_of_rows
+from lumina_ds.data.shards.shard import LONG_SEGMENT, REMEDY, Batch, Shard, check_inside
 from lumina_ds.data.shards.writer import shard_schema
 from lumina_ds.data.templates.find import NamedTemplate, template_of
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer, tokenizer_in
 from lumina_ds.errors import DataError
-from lumina_ds.files import file_digest
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +110,14 @@ class ShardFolder:
         return template_of(self.path, self.manifest.template.digest)
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the documents were made with: under a model's own template without our markers."""
+        """The tokenizer that the documents were made with: under a model's own template without our markers.
+
+        Raises DataError where it is not the one that the manifest names.
+        """
         tokenizer = Tokenizer.load(self.tokenizer_path)
+        made_with = self.manifest.tokenizer
+        if tokenizer.digest != made_with.digest:
+            raise DataError(f"{self.tokenizer_path} is not the tokenizer that the shards were made with; {REMEDY}")
         return tokenizer.without_markers() if self.manifest.template.certificate else tokenizer
 
     def document(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,6 +144,7 @@ class ShardFolder:
             columns = (documents, starts, lengths, places)
             for document, start, length, place in zip(*(column.tolist() for column in columns), strict=True):
                 own_ids, own_mask = self.document(document)
+                check_inside(self.path, start + length <= len(own_ids))
                 ids[place : place + length] = own_ids[start : start + length]
                 mask[place : place + length] = own_mask[start : start + length]
             return
@@ -159,8 +160,8 @@ class ShardFolder:
             begin = end
 
     def origin(self, index: int) -> Origin:
-        batch, row = self._locate(index)
-        return Origin(batch.table.column("source")[row].as_py(), batch.table.column("line")[row].as_py())
+        number = bisect_right(self._first_documents, index) - 1
+        return Origin(*self._shards[number].origin(index - self._first_documents[number]))
 
     def packing(self, seq_length: int) -> PackingPlan:
         """The plan for rows of `seq_length` tokens, in the mode the folder was made with.
@@ -168,8 +169,8 @@ class ShardFolder:
         Read from the folder, or computed from the lengths and kept there where the folder is writable.
         """
         path = self.path / packing_file(seq_length)
-        if path.exists():
-            return read_packing(path)
+        if os.path.lexists(path):
+            return self._checked(read_packing(path), path, seq_length)
         plan = self.compute_packing(seq_length)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
         try:
@@ -179,6 +180,11 @@ class ShardFolder:
             log.debug("the packing plan is not kept: %s", error)
             return plan
         return read_packing(path)
+
+    def _checked(self, plan: PackingPlan, path: Path, seq_length: int) -> PackingPlan:
+        if fault := fault_of_rows(plan, seq_length, self.num_documents):
+            raise DataError(f"{path} {fault}; delete it, and it is made again from the shards")
+        return plan
 
     def compute_packing(self, seq_length: int) -> PackingPlan:
         """The plan for rows of `seq_length` tokens, from the lengths, and from the masks of what is cut."""
@@ -202,12 +208,6 @@ class ShardFolder:
             found[here] = self._shards[number].has_labels(rows, starts[here], lengths[here])
         return found
 
-    def verify(self) -> None:
-        """Read every byte; raises DataError that names each damaged, missing or foreign file."""
-        faults = folder_faults(self.path)
-        if faults:
-            raise DataError(f"{self.path} is damaged: {'; '.join(faults)}; {REMEDY}")
-
     def _locate(self, index: int) -> tuple[Batch, int]:
         number = bisect_right(self._first_documents, index) - 1
         return self._shards[number].locate(index - self._first_documents[number])
@@ -218,57 +218,3 @@ def reading_mode(size_bytes: int, force_streaming: bool = False) -> ReadingMode:
     if force_streaming or size_bytes > SHARDED_LIMIT_BYTES:
         return "streaming"
     return "memory" if size_bytes <= MEMORY_LIMIT_BYTES else "sharded"
-
-
-def folder_faults(path: Path) -> list[str]:
-    """Read every byte of a shard folder and return one line per fault, each beginning with its file's name.
-
-    An intact folder gives none. Raises DataError only where no manifest says what ought to be there.
-    """
-    manifest = read_manifest(path)
-    entries: list[FileEntry] = [*manifest.shards, *manifest.files]
-    faults = file_faults(path, entries)
-    known = {entry.file for entry in entries} | {MANIFEST_FILE, EVAL_FOLDER, REPORT_FILE}
-    has_sound_shards = not faults
-    for file in sorted(path.iterdir()):
-        if file.name in known or file.name.startswith("."):
-            continue
-        if not re.fullmatch(r"packing-\d+\.arrow", file.name):
-            faults.append(f"{file.name}: not part of this folder")
-        elif not _is_own_packing(path, file) if has_sound_shards else _is_damaged(file):
-            faults.append(f"{file.name}: damaged, or made from other shards")
-    return faults
-
-
-def _is_own_packing(folder: Path, path: Path) -> bool:
-    """A plan added later is in no manifest, but the shards tell every byte that it must hold."""
-    shards = ShardFolder.open(folder, force_streaming=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        expected = Path(scratch) / path.name
-        write_packing(shards.compute_packing(int(path.stem.removeprefix("packing-"))), expected)
-        return file_digest(path) == file_digest(expected)
-
-
-def _is_damaged(path: Path) -> bool:
-    """What a plan's own digest tells, where damaged shards cannot vouch for it."""
-    try:
-        read_packing(path)
-    except DataError:
-        return True
-    return False
-
-
-def file_faults(folder: Path, entries: Sequence[FileEntry]) -> list[str]:
-    """One line per file of `entries` that is missing, or whose size or SHA-256 is not the recorded one."""
-    faults = []
-    for entry in entries:
-        path = folder / entry.file
-        try:
-            size = path.stat().st_size
-            if size != entry.size_bytes:
-                faults.append(f"{entry.file}: {size} bytes, not {entry.size_bytes}")
-            elif file_digest(path) != entry.sha256:
-                faults.append(f"{entry.file}: the content does not match its digest")
-        except OSError as error:
-            faults.append(f"{entry.file}: {error.strerror}")
-    return faults

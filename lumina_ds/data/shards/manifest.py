@@ -10,15 +10,24 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from lumina_ds.data.packing import Overlong, Packing
 from lumina_ds.data.shards.text_loss import TextLoss
 from lumina_ds.data.turn_keys import KNOWN_KEYS
 from lumina_ds.data.turns import TrainReasoning, TrainTurns
 from lumina_ds.errors import DataError
+from lumina_ds.foreign_files import ForeignFileError, NotStrictJson, plain_name, read_bounded, shown, strict_json
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "lumina-shards"
@@ -32,6 +41,14 @@ READING_OF_PLAIN_CHATS = 3
 READING = 5
 
 
+MAX_SEQ_LENGTH = 1 << 24
+_MOST_BYTES = 32 << 20  # 130,000 files
+
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+FileName = Annotated[str, AfterValidator(plain_name)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -39,7 +56,7 @@ class _Entry(BaseModel):
 class Settings(_Entry):
     """What the shards' bytes depend on beside the inputs, the tokenizer and the template."""
 
-    seq_length: int
+    seq_length: Annotated[int, Field(ge=2, le=MAX_SEQ_LENGTH)]
     packing: Packing = "best_fit"
     overlong: Overlong = "truncate"
     shard_size_mb: int = 256
@@ -59,13 +76,13 @@ class InputEntry(_Entry):
     """One input file: its name without the folder where that is unambiguous, and its content's digest."""
 
     name: str
-    size_bytes: int
+    size_bytes: Count
     sha256: str
 
 
 class TokenizerEntry(_Entry):
     digest: str
-    vocab_size: int
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 32)]
 
 
 class TemplateEntry(_Entry):
@@ -85,29 +102,29 @@ class TemplateEntry(_Entry):
 class FileEntry(_Entry):
     """A file beside the shards: the tokenizer, the packing plan, the rejected lines."""
 
-    file: str
-    size_bytes: int
-    sha256: str
+    file: FileName
+    size_bytes: Count
+    sha256: Digest
 
 
 class ShardEntry(FileEntry):
-    rows: int
-    tokens: int
+    rows: Count
+    tokens: Count
 
 
 class Totals(_Entry):
     """lines (blank ones not counted) = conversations + held_out (moved into the eval folder) + rejected."""
 
-    lines: int
-    conversations: int
-    held_out: int = 0
-    rejected: int = 0
-    rejected_by_rule: dict[str, int] = {}
+    lines: Count
+    conversations: Count
+    held_out: Count = 0
+    rejected: Count = 0
+    rejected_by_rule: dict[str, Count] = {}
     first_rejected: dict[str, str] = {}  # by rule: source, line and reason of its first line
-    other_keys: dict[str, int] = {}  # keys that mean nothing here: places where they stand
-    notes: dict[str, int] = {}  # what is to be said of conversations, and how often it is true
-    tokens: int
-    trained_tokens: int
+    other_keys: dict[str, Count] = {}  # keys that mean nothing here: places where they stand
+    notes: dict[str, Count] = {}  # what is to be said of conversations, and how often it is true
+    tokens: Count
+    trained_tokens: Count
     text_loss: TextLoss | None = None  # of held out conversations too; absent in an eval folder
 
     @model_serializer(mode="wrap")
@@ -138,8 +155,8 @@ def read_with_digest(folder: Path) -> tuple[Manifest, str]:
     """As read_manifest, with the SHA-256 of the file that was read."""
     path = folder / MANIFEST_FILE
     try:
-        content = path.read_bytes()
-        document = json.loads(content)
+        content = read_bounded(path, _MOST_BYTES, follow_links=False)
+        document = strict_json(content)
     except FileNotFoundError:
         what = "has no manifest.json, so it is no finished shard folder" if folder.is_dir() else "does not exist"
         raise DataError(f"{folder} {what}; `lumina preprocess` makes one") from None
@@ -147,21 +164,38 @@ def read_with_digest(folder: Path) -> tuple[Manifest, str]:
         raise DataError(f"{folder} is a file, not a shard folder; `lumina preprocess` makes one") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError):
-        raise DataError(f"{path} is damaged: it is not JSON; preprocess again") from None
+    except NotStrictJson as error:
+        raise DataError(f"{path} is damaged: {error}; preprocess again") from None
+    except ForeignFileError as error:
+        raise DataError(f"{path} {error}; preprocess again") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise DataError(f"{path} is no manifest of a shard folder")
     if document.get("version") != VERSION:
-        raise DataError(f"{path} has format version {document.get('version')}, not {VERSION}; preprocess again")
+        raise DataError(f"{path} has format version {shown(document.get('version'))}, not {VERSION}; preprocess again")
     digest = document.pop("digest", None)
     if digest != _digest(document) or not content.endswith(b"\n"):  # the digest is of the values, not of the text
         raise DataError(f"{path} is damaged: its content does not match its digest; preprocess again")
     try:
-        return Manifest.model_validate(document), hashlib.sha256(content).hexdigest()
+        manifest = Manifest.model_validate(document)
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise DataError(f"{path} is no valid manifest: {where}: {fault['msg']}; preprocess again") from None
+        where = shown(".".join(map(str, fault["loc"])))
+        raise DataError(f"{path} is no valid manifest: {where}: {shown(fault['msg'])}; preprocess again") from None
+    if contradiction := _contradiction(manifest):
+        raise DataError(f"{path} is no valid manifest: {contradiction}; preprocess again")
+    return manifest, hashlib.sha256(content).hexdigest()
+
+
+def _contradiction(manifest: Manifest) -> str | None:
+    names = [entry.file for entry in (*manifest.shards, *manifest.files)]
+    if len(set(names)) < len(names):
+        return "a file is named twice"
+    rows, tokens = sum(entry.rows for entry in manifest.shards), sum(entry.tokens for entry in manifest.shards)
+    if (rows, tokens) != (manifest.totals.conversations, manifest.totals.tokens):
+        return "the totals are not those of the shards"
+    if not rows:
+        return "it holds no conversation"
+    return None
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

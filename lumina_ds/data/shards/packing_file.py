@@ -7,6 +7,8 @@ is sealed.
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,11 @@ import pyarrow as pa
 
 from lumina_ds.data.packing import PackingPlan
 from lumina_ds.data.shards.arrow_columns import list_column, numbers
+from lumina_ds.data.shards.arrow_stream import file_buffer, record_batches
 from lumina_ds.data.shards.manifest import FileEntry
 from lumina_ds.data.shards.writer import write_table
 from lumina_ds.errors import DataError
+from lumina_ds.foreign_files import shown
 
 _SCHEMA = pa.schema(
     [("documents", pa.list_(pa.int64())), ("starts", pa.list_(pa.int32())), ("lengths", pa.list_(pa.int32()))]
@@ -48,36 +52,37 @@ def write_packing(plan: PackingPlan, path: Path) -> FileEntry:
 def read_packing(path: Path) -> PackingPlan:
     """Map a plan: its columns are views of the file. Raises DataError that names it when it is damaged."""
     try:
-        with pa.memory_map(str(path)) as source:
-            reader = pa.ipc.open_stream(source)
-            if not reader.schema.equals(
-                _SCHEMA
-            ):  # damage may change a type, and the columns then lack what is read below
-                raise ValueError("another schema")
-            batch = next(iter(reader), None) or _empty_batch(reader.schema)
-            batch.validate(full=True)  # a damaged length would otherwise be read beyond the file's end
-        metadata = {key.decode(): value.decode() for key, value in (reader.schema.metadata or {}).items()}
-        documents, starts, lengths = (batch.column(name) for name in ("documents", "starts", "lengths"))
+        schema, batches = record_batches(file_buffer(path), _SCHEMA)
+        if len(batches) > 1:
+            raise ValueError("it has more than one batch")
+        batch = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=schema)
+        batch.validate(full=True)  # a damaged length would otherwise be read beyond the file's end
+        metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        lists = [batch.column(name) for name in _SCHEMA.names]
+        row_offsets, *others = (numbers(column.offsets) for column in lists)
+        documents, starts, lengths = (numbers(column.values) for column in lists)
+        is_even = all(np.array_equal(row_offsets, each) for each in others)
+        if not is_even or not len(documents) == len(starts) == len(lengths) == (row_offsets[-1] if len(batch) else 0):
+            raise ValueError("its columns disagree")
+        counts = {name: _count(metadata, name) for name in ("seq_length", "num_dropped", "num_truncated")}
+        without_labels = _count(metadata, "num_without_labels") if "num_without_labels" in metadata else 0
         plan = PackingPlan(
-            int(metadata["seq_length"]),
-            numbers(documents.offsets),
-            numbers(documents.values),
-            numbers(starts.values),
-            numbers(lengths.values),
-            num_dropped=int(metadata["num_dropped"]),
-            num_truncated=int(metadata["num_truncated"]),
-            num_without_labels=int(metadata.get("num_without_labels", "0")),
-        )
-        intact = metadata["digest"] == _digest(plan)
-    except (pa.ArrowException, OSError, KeyError, ValueError):
-        intact = False
-    if not intact:
-        raise DataError(f"{path} is damaged; delete it, and it is made again from the shards")
+            row_offsets=row_offsets, documents=documents, starts=starts, lengths=lengths, **counts,
+            num_without_labels=without_labels,
+        )  # fmt: skip
+        if metadata["digest"] != _digest(plan):
+            raise ValueError("its digest differs")
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        reason = shown(str(error).splitlines()[0]) if str(error) else type(error).__name__
+        raise DataError(f"{path} is damaged ({reason}); delete it, and it is made again from the shards") from error
     return plan
 
 
-def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=schema)
+def _count(metadata: Mapping[str, str], name: str) -> int:
+    text = metadata[name]
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise ValueError(f"its {name} is no number")
+    return int(text)
 
 
 def _digest(plan: PackingPlan) -> str:

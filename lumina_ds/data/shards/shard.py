@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from lumina_ds.data.shards.arrow_columns import numbers
+from lumina_ds.data.shards.arrow_stream import file_buffer, record_batches
 from lumina_ds.data.shards.manifest import ShardEntry
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
+from lumina_ds.foreign_files import ForeignFileError, check_regular, shown
 
 REMEDY = "restore it, or delete the folder and preprocess again"
 # Longer segments, on average, are copied one by one; and fewer than these.
@@ -55,12 +57,15 @@ class Shard:
         """Raises DataError where the file is missing, has another size than the manifest says, or was rewritten since
         the last call with other content."""
         try:
-            found = self._path.stat()
+            found = self._path.lstat()
+            check_regular(found.st_mode)
             is_another = (
                 self._changed_at not in (None, found.st_mtime_ns) and file_digest(self._path) != self._entry.sha256
             )
         except OSError as error:
             raise DataError(f"cannot read {self._path}: {error.strerror}; {REMEDY}") from error
+        except ForeignFileError as error:
+            raise DataError(f"{self._path} is damaged: it {error}; {REMEDY}") from None
         if found.st_size != self._entry.size_bytes:
             raise DataError(f"{self._path} is damaged: {found.st_size} bytes, not {self._entry.size_bytes}; {REMEDY}")
         if is_another:
@@ -81,6 +86,28 @@ class Shard:
         batches = self._batches or self.load()
         number = bisect_right(self._first_rows, row) - 1
         return batches[number], row - self._first_rows[number]
+
+    def origin(self, row: int) -> tuple[str, int]:
+        """Source and line of a row."""
+        batch, own = self.locate(row)
+        try:
+            _check_sources(batch)
+        except pa.ArrowException as error:
+            raise DataError(f"{self._path} is damaged: {_phrase(error)}; {REMEDY}") from error
+        return batch.table.column("source")[own].as_py(), batch.table.column("line")[own].as_py()
+
+    def content_fault(self, vocab_size: int) -> str | None:
+        """What no digest tells of the file: ids that the tokenizer does not have, other masks than 0 and 1, sources
+        that are no text, columns that disagree. A phrase, None for nothing. Reads every byte, and keeps none."""
+        try:
+            batches, _ = _batches_of(self._path, self._entry, self._schema, self._in_memory)
+            for batch in batches:
+                if fault := token_fault(batch.ids, batch.mask, vocab_size):
+                    return fault
+                _check_sources(batch)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            return _phrase(error)
+        return None
 
     def has_labels(self, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """As ShardFolder.has_labels, for rows of this shard."""
@@ -108,13 +135,16 @@ class Shard:
         if flat is None or len(rows) < _MIN_TOGETHER:
             for row, start, length, place in zip(*(x.tolist() for x in (rows, starts, lengths, places)), strict=True):
                 batch, own = self.locate(row)
-                begin = batch.offsets[own] + start
+                begin = int(batch.offsets[own]) + start
+                check_inside(self._path, begin + length <= batch.offsets[own + 1])
                 ids[place : place + length] = batch.ids[begin : begin + length]
                 mask[place : place + length] = batch.mask[begin : begin + length]
             return
         batches = np.searchsorted(flat.first_rows, rows, side="right") - 1
         offsets_at, ids_at, mask_at = flat.starts_of[batches].T
-        begins = flat.offsets[offsets_at + rows - flat.first_rows[batches]] + starts
+        offsets_at = offsets_at + rows - flat.first_rows[batches]
+        begins = flat.offsets[offsets_at] + starts
+        check_inside(self._path, bool((begins + lengths <= flat.offsets[offsets_at + 1]).all()))
         first, total = int(places[0]), int(lengths.sum())
         # Source of every token: its own number in the run, plus what its segment is away from the run's start.
         away = begins - (places - first)
@@ -153,35 +183,58 @@ def _flat_view(batches: list[Batch], file: pa.Buffer, first_rows: list[int]) -> 
 
 def _read_shard(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: bool) -> tuple[list[Batch], pa.Buffer]:
     try:
-        # The mapping outlives its file object: every view keeps the buffer alive.
-        source = pa.py_buffer(path.read_bytes()) if in_memory else pa.memory_map(str(path)).read_buffer()
-        reader = pa.ipc.open_stream(source)
-        if not reader.schema.equals(schema):
-            raise ValueError("its columns are not those of a shard")
-        tables = list(reader)
-        batches = [_views(table) for table in tables]
-    except pa.ArrowException as error:
-        raise DataError(f"{path} is damaged: {str(error).splitlines()[0]}; {REMEDY}") from error
+        return _batches_of(path, entry, schema, in_memory)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; {REMEDY}") from error
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error}; {REMEDY}") from error
-    rows, tokens = sum(table.num_rows for table in tables), sum(len(batch.ids) for batch in batches)
+        raise DataError(f"cannot read {path}: {_phrase(error)}; {REMEDY}") from error
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(f"{path} is damaged: {_phrase(error)}; {REMEDY}") from error
+
+
+def _batches_of(path: Path, entry: ShardEntry, schema: pa.Schema, in_memory: bool) -> tuple[list[Batch], pa.Buffer]:
+    source = file_buffer(path, in_memory)
+    batches = [_views(table) for table in record_batches(source, schema)[1]]
+    rows, tokens = sum(len(batch.offsets) - 1 for batch in batches), sum(len(batch.ids) for batch in batches)
     if (rows, tokens) != (entry.rows, entry.tokens):
-        raise DataError(
-            f"{path} is damaged: {rows} rows of {tokens} tokens, not {entry.rows} of {entry.tokens}; {REMEDY}"
-        )
+        raise ValueError(f"{rows} rows of {tokens} tokens, not {entry.rows} of {entry.tokens}")
     return batches, source
 
 
 def _views(table: pa.RecordBatch) -> Batch:
-    table.validate()  # buffers as long as the lengths say: a read beyond a mapping's end kills the process
     ids, mask = table.column("input_ids"), table.column("loss_mask")
     offsets = numbers(ids.offsets)
-    lengths = numbers(table.column("num_tokens"))
     # Arrow checks none of this: a flipped bit in an offset would silently read another document's tokens.
-    if not np.array_equal(offsets, numbers(mask.offsets)) or not np.array_equal(np.diff(offsets), lengths):
+    if not np.array_equal(offsets, numbers(mask.offsets)) or len(ids.values) != len(mask.values):
         raise ValueError("the lengths of its columns disagree")
-    if len(lengths) and (lengths.min() < 0 or offsets[0] != 0 or offsets[-1] != len(ids.values)):
+    if len(table) and (offsets[0] != 0 or offsets[-1] != len(ids.values) or not (offsets[1:] > offsets[:-1]).all()):
         raise ValueError("a document lies outside its column")
+    if not np.array_equal(np.diff(offsets), numbers(table.column("num_tokens"))):
+        raise ValueError("the lengths of its columns disagree")
     return Batch(offsets, numbers(ids.values), numbers(mask.values), table)
+
+
+def token_fault(ids: np.ndarray, mask: np.ndarray, vocab_size: int) -> str | None:
+    """What is wrong with tokens and their masks, as a phrase; None for nothing."""
+    if not ids.size:
+        return None
+    if (highest := int(ids.max())) >= vocab_size:
+        return f"holds the id {highest}, and its tokenizer has {vocab_size} ids"
+    if (highest := int(mask.max())) > 1:
+        return f"has {highest} in a loss mask, not 0 or 1"
+    return None
+
+
+def check_inside(path: Path, is_inside: bool) -> None:
+    """Raises DataError where a packing plan asks for tokens that a document of the shard does not have."""
+    if not is_inside:
+        raise DataError(f"a packing plan beside {path} names tokens beyond the end of a conversation; {REMEDY}")
+
+
+def _check_sources(batch: Batch) -> None:
+    """Arrow reads wherever an offset of a text leads. Raises pa.ArrowException."""
+    batch.table.column("source").validate(full=True)
+
+
+def _phrase(error: Exception) -> str:
+    """What Arrow, the kernel or we say of a file, on one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return shown(text.partition("\n")[0])

@@ -20,12 +20,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
+from lumina_ds.data.shards.arrow_stream import END_OF_STREAM
 from lumina_ds.data.shards.manifest import FileEntry, ShardEntry
 from lumina_ds.errors import ConfigError, MachineError
 from lumina_ds.files import sync_folder
-
-# A continuation mark and a length of zero (Arrow columnar format, IPC streaming format).
-_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 def shard_schema(vocab_size: int) -> pa.Schema:
@@ -266,6 +264,6 @@ class _ShardFile:
         return OpenShard(self.file.position(), self._rows, self._tokens)
 
     def close(self) -> ShardEntry:
-        self.file.write(_END_OF_STREAM)
+        self.file.write(END_OF_STREAM)
         self.file.close()
         return ShardEntry(**self.file.entry().model_dump(), rows=self._rows, tokens=self._tokens)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,12 +25,14 @@ from lumina_ds.data.tokenizer.spans import Part, Spans
 from lumina_ds.data.tokenizer.tokenizer_json import parse_tokenizer_json, read_tokenizer_json
 from lumina_ds.data.tokenizer.trial import try_elsewhere
 from lumina_ds.errors import ConfigError, DataError
+from lumina_ds.foreign_files import ForeignFileError, read_bounded
 
 ROLES = tuple(ROLE_MARKERS)  # where roles are numbers, these are their meanings
 MARKERS = (*ROLE_MARKERS.values(), END_MARKER)
 
 # What a copied tokenizer is called, by kind.
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+MAX_TOKENIZER_BYTES = 128 << 20  # four times the largest that is published
 
 
 class Model(Protocol):
@@ -105,11 +107,13 @@ class Tokenizer:
         if path.is_dir():
             return _load_from_folder(path)
         try:
-            content = path.read_bytes()
+            content = read_bounded(path, MAX_TOKENIZER_BYTES)
         except OSError as error:
             raise DataError(
                 f"cannot read the tokenizer {path}: {error.strerror}; give a tokenizer.model or tokenizer.json, or its folder"
             ) from error
+        except ForeignFileError as error:
+            raise DataError(f"{path} is no tokenizer: it {error}; name a tokenizer's file") from None
         digest = hashlib.sha256(content).hexdigest()
         return cls(_read_model(content, path, None if is_tried else digest), path, digest)
 
@@ -247,11 +251,27 @@ def _load_from_folder(folder: Path) -> Tokenizer:
             raise DataError(f"{folder} holds neither tokenizer.model nor tokenizer.json; name a tokenizer's file")
         return Tokenizer.load(fast)
     tokenizer = Tokenizer.load(model)
-    document = parse_tokenizer_json(fast.read_bytes()) if fast.is_file() else None
     # Chat models often add tokens to a SentencePiece vocabulary; our markers must not take their ids.
-    others = [token for token in (document or {}).get("added_tokens") or [] if token.get("content") not in MARKERS]
-    has_own = any(token.get("id", 0) >= tokenizer.num_own_ids for token in others)
+    has_own = fast.is_file() and any(
+        isinstance(token, dict) and token.get("content") not in MARKERS and _is_beyond(token, tokenizer.num_own_ids)
+        for token in _added_tokens(fast)
+    )
     return Tokenizer.load(fast) if has_own else tokenizer
+
+
+def _added_tokens(path: Path) -> list[Any]:
+    """What a tokenizer.json adds, read before the library has seen it; nothing where it is damaged."""
+    try:
+        document = parse_tokenizer_json(read_bounded(path, MAX_TOKENIZER_BYTES))
+    except (OSError, ForeignFileError):
+        return []
+    added = document.get("added_tokens") if document else None
+    return added if isinstance(added, list) else []
+
+
+def _is_beyond(token: dict[str, Any], num_ids: int) -> bool:
+    number = token.get("id")
+    return isinstance(number, int) and number >= num_ids
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
