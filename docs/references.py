@@ -137,8 +137,12 @@ def _bounds(info: FieldInfo) -> list[str]:
     signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     found = []
     for limit in info.metadata:
-        found += [f"{words} {getattr(limit, sign):g}" for sign, words in signs.items() if hasattr(limit, sign)]
+        found += [f"{words} {_number(getattr(limit, sign))}" for sign, words in signs.items() if hasattr(limit, sign)]
     return found
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _yaml(value: Any) -> str:

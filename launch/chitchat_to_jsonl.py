@@ -18,7 +18,7 @@ import click
 
 from lumina_ds.cli.main import run_command
 from lumina_ds.errors import DataError, MachineError
-from lumina_ds.text import with_article
+from lumina_ds.text import counted, with_article
 
 PACKAGE = "chitchat_dataset"
 INSTALL = "pip install chitchat-dataset==0.9.0"
@@ -43,7 +43,7 @@ def command(out: Path, source: Path | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, part in (("train.jsonl", conversations), ("eval.jsonl", held_out)):
         write_jsonl(out / name, part)
-        click.echo(f"{out / name}: {len(part):,} conversations, {sum(map(len, part)):,} turns")
+        click.echo(f"{out / name}: {counted(len(part), 'conversation')}, {counted(sum(map(len, part)), 'turn')}")
     click.echo(f"dropped: {len(chats) - len(conversations) - len(held_out):,} chats without an answer")
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# So many faults are listed; each may look for the nearest name, which takes its time.
+MAX_FAULTS = 20
+
 
 class LuminaError(Exception):
     """Base of every expected failure. `exit_code` is what the process returns."""
@@ -22,11 +25,16 @@ class ConfigError(LuminaError):
     exit_code = 2
 
     @classmethod
-    def from_faults(cls, faults: Sequence[str]) -> ConfigError:
-        """One error that lists every fault found, so that a user mends them in one go."""
-        if len(faults) == 1:
+    def from_faults(cls, faults: Sequence[str], num_more: int = 0) -> ConfigError:
+        """One error that lists every fault found, so that a user mends them in one go; of many, the first ones.
+
+        `num_more` were found beside `faults`.
+        """
+        num_faults = len(faults) + num_more
+        if num_faults == 1:
             return cls(faults[0])
-        return cls(f"{len(faults)} faults:" + "".join(f"\n  - {fault}" for fault in faults))
+        shown = [*faults[:MAX_FAULTS], *([f"and {num_faults - MAX_FAULTS} more"] if num_faults > MAX_FAULTS else [])]
+        return cls(f"{num_faults} faults:" + "".join(f"\n  - {fault}" for fault in shown))
 
 
 class DataError(LuminaError):

@@ -1,15 +1,19 @@
-"""Files written so that a crash leaves the old content or the new, digests of files, their names as text, and the index of
-weight files."""
+"""Files written so that a crash leaves the old content or the new, digests of files, their names as text, files of folders
+that somebody else made, and the index of weight files."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lumina_ds.foreign_files import ForeignFileError, is_plain_name, open_plain, read_json, shorten
 
 # Which safetensors file holds which tensor, in the form that Hugging Face's libraries write and read.
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -57,6 +61,19 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
     sync_folder(path.parent)
 
 
+def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """Where this user's caches lie; in a container a user may have no home, and then it is a folder of the temporary one."""
+    environment = os.environ if environment is None else environment
+    if environment.get("XDG_CACHE_HOME"):
+        return Path(environment["XDG_CACHE_HOME"])
+    if environment.get("HOME"):
+        return Path(environment["HOME"]) / ".cache"
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"cache-of-{os.getuid()}"
+
+
 def sync_folder(path: Path) -> None:
     """Make renames inside `path` durable."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -76,19 +93,43 @@ def file_digest(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def file_of(folder: Path, name: str) -> Path:
+    """The path of a plain file in a model's folder that somebody else made.
+
+    Raises ValueError where the name or a link leads out of the folder, or what is there would never end; OSError where
+    there is nothing.
+    """
+    if not is_plain_name(name):
+        raise ValueError(f"{shorten(name)} is outside the folder")
+    path = folder / name
+    try:
+        open_plain(path).close()
+    except ForeignFileError as error:
+        raise ValueError(f"{path} {error}") from None
+    home = folder.resolve()
+    if home.parent.name == "snapshots":  # the Hub's cache keeps the content in blobs beside them
+        home = home.parent.parent
+    if not path.resolve().is_relative_to(home):
+        raise ValueError(f"{path} is a link that leads out of the folder; copy the file there")
+    return path
+
+
 def read_weights_index(folder: Path) -> dict[str, str]:
     """{tensor name: file name} of the safetensors index in `folder`.
 
     Raises OSError when it cannot be read, ValueError when it is no index or names a file outside the folder.
     """
     try:
-        places = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"]
+        places = read_json(file_of(folder, WEIGHTS_INDEX))["weight_map"]
         names = sorted(set(places.values()))
-        outside = [name for name in names if name in ("", ".", "..") or Path(name).name != name]
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        outside = [name for name in names if not is_plain_name(name)]
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{WEIGHTS_INDEX} is no index of weight files") from error
     if outside:
-        raise ValueError(f"{WEIGHTS_INDEX} names {outside[0]!r}, which is outside the folder")
+        raise ValueError(f"{WEIGHTS_INDEX} names {shorten(outside[0])}, which is outside the folder")
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # who opens it says that it is missing
+            file_of(folder, name)
     return places
 
 

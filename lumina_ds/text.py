@@ -31,9 +31,14 @@ def counted(number: int, one: str, several: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """The text, or its beginning where it is longer than `most` characters: what stands in a message of one line."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """A hint that names the closest candidate, or the empty string when none is close."""
-    match = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name[:200], list(candidates), n=1, cutoff=0.5)
     return f"; did you mean {match[0]}?" if match else ""
 
 

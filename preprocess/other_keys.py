@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from lumina_ds.data.strict_json import shorten
+from lumina_ds.foreign_files import shorten
 
 MAX_NAMES = 1000
 MAX_NAME_CHARACTERS = 100

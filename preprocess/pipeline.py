@@ -43,6 +43,7 @@ from lumina_ds.data.shards.writer import partial_folder, publish, shard_schema, 
 from lumina_ds.data.templates.find import STORED_TEMPLATE, certified_template, stored_text, tokenizer_for
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError, MachineError
+from lumina_ds.text import counted
 from preprocess.encode import EncodedBlock, EncodeOptions
 from preprocess.journal import Journal, SealedBlock, pass_over_sealed
 from preprocess.other_keys import add_other_keys
@@ -287,7 +288,8 @@ class _Run:
             sealed, blocks = [], self._blocks()
             outputs = _Outputs(staging, self.tokenizer, self.settings, sealed)
         if sealed:
-            log.info("%s: going on after %d blocks, %d conversations", self.out, num_sealed, outputs.num_conversations)
+            done = counted(num_sealed, "block"), counted(outputs.num_conversations, "conversation")
+            log.info("%s: going on after %s, %s", self.out, *done)
         journal.start(sealed)
         return outputs, blocks
 
@@ -364,6 +366,6 @@ class _Run:
         for split, name in ((outputs.train, "training"), (outputs.held_out, "evaluation")):
             if not split.num_conversations and (split is outputs.train or self.settings.eval_fraction):
                 raise DataError(
-                    f"--eval-fraction {self.settings.eval_fraction} of {outputs.num_conversations} conversations "
+                    f"--eval-fraction {self.settings.eval_fraction} of {counted(outputs.num_conversations, 'conversation')} "
                     f"leaves none for {name}; change the fraction or give more data"
                 )

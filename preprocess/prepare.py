@@ -60,13 +60,26 @@ def prepare_training_data(config: RunConfig, cache: Path) -> PreparedData:
     if data.shards:
         return _open_shards(config, cache)
     tokenizer = _tokenizer(config, cache)
-    chosen = find_template(data.chat_template, tokenizer)
-    check_vocabulary(tokenizer_for(tokenizer, chosen.template), config.model.vocab_size)
+    _check_tokenizer(config, tokenizer)
+    _check_evaluation_shards(config, tokenizer)  # before minutes of work
     eval_fraction = 0.0 if data.eval_data or data.eval_shards else data.eval_fraction
     settings = _settings(config, data.max_conversations, eval_fraction)
     shards, reused = _cached_shards(data.train_data, tokenizer, settings, cache, data)
     eval_shards, eval_reused = _evaluation_shards(config, shards, tokenizer, cache)
     return PreparedData(shards, eval_shards, tokenizer_in(shards), reused and eval_reused)
+
+
+def check_training_data(config: RunConfig) -> None:
+    """Everything that prepare_training_data refuses before it reads a conversation."""
+    check_sources(config)
+    data = config.data
+    if data.shards:
+        _check_evaluation_shards(config, _checked_shards(config)[1])
+    elif data.tokenizer != AUTO:
+        tokenizer = Tokenizer.load(data.tokenizer)
+        _check_tokenizer(config, tokenizer)
+        _template_key(data.chat_template, tokenizer)
+        _check_evaluation_shards(config, tokenizer)
 
 
 def preprocessing_record(data: PreparedData) -> dict[str, Any]:
@@ -89,6 +102,8 @@ def check_sources(config: RunConfig) -> None:
         raise ConfigError(
             "no training data; give JSONL files with --train-data, a shard folder with --data, or data.sources"
         )
+    if STDIN in (*data.train_data, *data.eval_data):
+        raise ConfigError("training cannot read standard input; use `lumina preprocess -` and give --data its folder")
     for folder in filter(None, (data.shards, data.eval_shards)):
         _look_into(folder)
     for files in filter(None, (data.train_data, data.eval_data)):
@@ -96,7 +111,18 @@ def check_sources(config: RunConfig) -> None:
     warn_of_shared_files(data.train_data, data.eval_data)
 
 
+def _check_tokenizer(config: RunConfig, tokenizer: Tokenizer) -> None:
+    chosen = find_template(config.data.chat_template, tokenizer)
+    check_vocabulary(tokenizer_for(tokenizer, chosen.template), config.model.vocab_size)
+
+
 def _open_shards(config: RunConfig, cache: Path) -> PreparedData:
+    folder, tokenizer = _checked_shards(config)
+    eval_shards, reused = _evaluation_shards(config, folder.path, tokenizer, cache)
+    return PreparedData(folder.path, eval_shards, folder.tokenizer_path, reused)
+
+
+def _checked_shards(config: RunConfig) -> tuple[ShardFolder, Tokenizer]:
     data = config.data
     assert data.shards is not None
     folder = _look_into(data.shards)
@@ -105,22 +131,28 @@ def _open_shards(config: RunConfig, cache: Path) -> PreparedData:
         _check_same_tokenizer(folder, Tokenizer.load(data.tokenizer))
     _check_folder(folder, data)
     check_vocabulary(tokenizer, config.model.vocab_size)
-    eval_shards, reused = _evaluation_shards(config, folder.path, tokenizer, cache)
-    return PreparedData(folder.path, eval_shards, folder.tokenizer_path, reused)
+    return folder, tokenizer
 
 
 def _evaluation_shards(config: RunConfig, shards: Path, tokenizer: Tokenizer, cache: Path) -> tuple[Path | None, bool]:
     """The folder to evaluate on, if any, and whether it was there already: eval_shards, eval_data, or the split."""
     data = config.data
     if data.eval_shards:
-        folder = _look_into(data.eval_shards)
-        _check_same_tokenizer(folder, tokenizer)
-        _check_template(folder, data)
-        return folder.path, True
+        return _check_evaluation_shards(config, tokenizer), True
     if data.eval_data:
         return _cached_shards(data.eval_data, tokenizer, _settings(config), cache, data)
     held_out = shards / EVAL_FOLDER
     return (_look_into(held_out).path, True) if held_out.is_dir() else (None, True)
+
+
+def _check_evaluation_shards(config: RunConfig, tokenizer: Tokenizer) -> Path | None:
+    """The folder to evaluate on, made like the one to train on; None where none is named."""
+    if not config.data.eval_shards:
+        return None
+    folder = _look_into(config.data.eval_shards)
+    _check_same_tokenizer(folder, tokenizer)
+    _check_template(folder, config.data)
+    return folder.path
 
 
 def _look_into(folder: str | Path) -> ShardFolder:
@@ -264,8 +296,6 @@ def _is_intact(folder: Path) -> bool:
 
 
 def _input_digests(files: Sequence[str]) -> list[dict[str, object]]:
-    if STDIN in files:
-        raise ConfigError("training cannot read standard input; use `lumina preprocess -` and give --data its folder")
     entries: list[InputEntry] = [file.entry() for file in resolve_inputs(files)]
     return [entry.model_dump() for entry in entries]
 

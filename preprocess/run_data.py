@@ -18,6 +18,7 @@ from preprocess.prepare import (
     AUTO,
     PreparedData,
     check_sources,
+    check_training_data,
     prepare_training_data,
     preprocessing_record,
     tokenizer_of_run,
@@ -79,6 +80,22 @@ def check_run_data(config: RunConfig) -> None:
         check_sources(_alone(config, **named, **one))
 
 
+def check_before_preparing(config: RunConfig) -> None:
+    """Everything that prepare_run_data refuses before it reads a conversation; nothing is made."""
+    check_run_data(config)
+    data = config.data
+    tokenizer = str(_named_tokenizer(config) or AUTO) if data.sources else data.tokenizer
+    first = {"train_data": data.train_data, "shards": data.shards}
+    for source in data.sources:
+        check_training_data(_alone(config, **_of_entry(source), tokenizer=tokenizer))
+        first = _of_entry(data.sources[0])
+    plain = {"eval_data": data.eval_data, "eval_shards": data.eval_shards}
+    check_training_data(_alone(config, **first, **plain, tokenizer=tokenizer))
+    for entry in data.eval_sets:
+        one = {"eval_data": entry.paths, "eval_shards": entry.shards}
+        check_training_data(_alone(config, **first, **one, tokenizer=tokenizer))
+
+
 def _warn_of_files_in_two_places(data: DataConfig) -> None:
     """Say which file two sources share, and which is evaluated on too: both may be meant, and neither is by accident."""
     readers: dict[Hashable, str] = {}
@@ -135,6 +152,14 @@ def _prepare_sources(changed: RunConfig, cache: Path, record: dict[str, Any]) ->
 
 def _shared_tokenizer(config: RunConfig, cache: Path) -> Path:
     """The tokenizer of every source: the one named, that of the first finished folder, or one trained on all files."""
+    if named := _named_tokenizer(config):
+        return named
+    files = [path for source in config.data.sources for path in source.paths]
+    return tokenizer_of_run(_alone(config, train_data=files, **_format_of(config.data.sources[0].format)), cache)
+
+
+def _named_tokenizer(config: RunConfig) -> Path | None:
+    """The one that is there for all sources; None where it has to be trained, ConfigError where it cannot be."""
     data = config.data
     if data.tokenizer != AUTO:
         return Path(data.tokenizer)
@@ -147,8 +172,7 @@ def _shared_tokenizer(config: RunConfig, cache: Path) -> Path:
             "a tokenizer is trained on files of one format, and data.sources have several; name one with --tokenizer "
             "(lumina tokenizer train makes it)"
         )
-    files = [path for source in data.sources for path in source.paths]
-    return tokenizer_of_run(_alone(config, train_data=files, **_format_of(formats.pop())), cache)
+    return None
 
 
 def _evaluation_folder(config: RunConfig, entry: EvalSetConfig, main: PreparedData, cache: Path) -> Path:

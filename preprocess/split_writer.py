@@ -18,6 +18,7 @@ from lumina_ds.data.shards.writer import HashingFile, ShardWriter, shard_schema
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import DataError
 from lumina_ds.files import file_digest
+from lumina_ds.text import counted
 from preprocess.encode import EncodedRows
 from preprocess.journal import SplitPosition
 
@@ -126,14 +127,17 @@ class SplitWriter:
         )
         if not plan.num_rows:
             raise DataError(
-                f"none of the {self.num_conversations} conversations has a trained token within --seq-length "
+                f"of {counted(self.num_conversations, 'conversation')} none has a trained token within --seq-length "
                 f"{settings.seq_length}; raise it, or use --overlong split"
             )
         if plan.num_dropped:
-            cause = "hold no trained token within" if settings.overlong == "truncate" else "are longer than"
-            log.warning(
-                "%d conversations %s %d tokens and stand in no row", plan.num_dropped, cause, settings.seq_length
+            holds, is_longer = ("holds", "is") if plan.num_dropped == 1 else ("hold", "are")
+            cause = (
+                f"{holds} no trained token within" if settings.overlong == "truncate" else f"{is_longer} longer than"
             )
+            stand = "stands" if plan.num_dropped == 1 else "stand"
+            dropped = counted(plan.num_dropped, "conversation")
+            log.warning("%s %s %d tokens and %s in no row", dropped, cause, settings.seq_length, stand)
         return write_packing(plan, self.folder / packing_file(settings.seq_length))
 
     def _read_lengths(self) -> np.ndarray:

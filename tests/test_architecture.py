@@ -28,7 +28,7 @@ from source_tree import (
 
 # Packages of one line stand beside each other and do not import one another.
 LAYERS: tuple[set[str], ...] = (
-    {"lumina_ds.errors", "lumina_ds.logs", "lumina_ds.files", "lumina_ds.text"},
+    {"lumina_ds.errors", "lumina_ds.logs", "lumina_ds.files", "lumina_ds.foreign_files", "lumina_ds.text"},
     {"lumina_ds.config"},
     {"lumina_ds.plan", "lumina_ds.model", "lumina_ds.data"},
     {"lumina_ds.engine"},
@@ -49,6 +49,7 @@ NEVER_IMPORT_TORCH = (
     "lumina_ds.errors",
     "lumina_ds.logs",
     "lumina_ds.files",
+    "lumina_ds.foreign_files",
     "lumina_ds.text",
     "lumina_ds.config",
     "lumina_ds.plan",

@@ -46,9 +46,9 @@ def newest_valid(checkpoints: Path) -> Path | None:
             return folder
         logger.warning("%s is damaged and is passed over: %s", folder.name, faults[0])
     if folders:
+        which = f"none of the {len(folders)} checkpoints" if len(folders) > 1 else "no checkpoint"
         raise CheckpointError(
-            f"none of the {len(folders)} checkpoints in {checkpoints} is sound; start anew with --resume none "
-            "and another --experiment-name"
+            f"{which} in {checkpoints} is sound; start anew with --resume none and another --experiment-name"
         )
     return None
 

@@ -18,6 +18,7 @@ from lumina_ds.data.mixture.state import MixtureState
 from lumina_ds.data.templates.find import NamedTemplate, template_of
 from lumina_ds.data.turns import TrainReasoning
 from lumina_ds.errors import CheckpointError
+from lumina_ds.foreign_files import read_json, shown
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -27,8 +28,6 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,200}$")]
 
 # (first, count) of positions in the order of the rows.
 Interval = Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]
-
-_SHOWN = 100
 
 
 class _Part(BaseModel):
@@ -174,7 +173,7 @@ class Manifest(SavedRun):
         if found is None:
             raise CheckpointError(
                 f"the checkpoint of step {self.step} was trained with a chat template that is unknown here (digest "
-                f"{_short(self.template.sha256[:12])}); add its entry to TEMPLATES of lumina_ds/config/chat_templates.py"
+                f"{shown(self.template.sha256[:12])}); add its entry to TEMPLATES of lumina_ds/config/chat_templates.py"
             )
         return found
 
@@ -194,15 +193,15 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a step folder; CheckpointError when missing, altered, incomplete, or of another step or format."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, follow_links=False)
         is_sealed = isinstance(content, dict) and content.get("digest") == manifest_digest(content)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is missing or unreadable; the checkpoint was not finished") from error
     if not is_sealed:
         raise CheckpointError(f"{path} was altered (its digest differs)")
     if content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder} has checkpoint format {_short(content.get('format'))}, this version reads {FORMAT}; "
+            f"{folder} has checkpoint format {shown(content.get('format'))}, this version reads {FORMAT}; "
             "use the version that wrote it, or start a run from its weights with --train.init_from"
         )
     try:
@@ -222,10 +221,4 @@ def manifest_digest(content: dict[str, Any]) -> str:
 
 def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False, include_input=False)[0]
-    return f"is not complete: {_short('.'.join(map(str, fault['loc'])))}: {fault['msg']}"
-
-
-def _short(value: Any) -> str:
-    """On one line, whatever it is: a manifest may come from anywhere."""
-    text = value if isinstance(value, str) and value.isprintable() else ascii(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return f"is not complete: {shown('.'.join(map(str, fault['loc'])))}: {fault['msg']}"

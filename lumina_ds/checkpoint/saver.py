@@ -224,6 +224,11 @@ class _Save:
         return Manifest(**(dict(self.run) | own))
 
     def _make_folder(self) -> Path:
+        if not self.saver.checkpoints.is_dir():
+            logger.warning(
+                "%s is gone; it is made again for the checkpoint of step %d", self.saver.checkpoints, self.run.step
+            )
+            self.saver.checkpoints.mkdir(parents=True)
         free = shutil.disk_usage(self.saver.checkpoints).free
         if free < self.saver.num_bytes:
             raise MachineError(

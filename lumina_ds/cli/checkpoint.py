@@ -66,7 +66,9 @@ def verify_command(run: Path, as_json: bool) -> None:
             click.echo(f"{name}: {'sound' if not found else '; '.join(found)}")
     damaged = [name for name, found in faults.items() if found]
     if damaged:
-        raise CheckpointError(f"{len(damaged)} of {len(faults)} checkpoints are damaged: {', '.join(damaged)}")
+        raise CheckpointError(
+            f"{len(damaged)} of {counted(len(faults), 'checkpoint')} {'is' if len(damaged) == 1 else 'are'} damaged: {', '.join(damaged)}"
+        )
 
 
 @command.command(
@@ -133,7 +135,7 @@ def reshard_command(
     accumulation, rest = divmod(rows, config.train.micro_batch_size * world_size)
     if rest:
         raise ConfigError(
-            f"a step of this run has {rows} rows, which {world_size} ranks cannot "
+            f"a step of this run has {counted(rows, 'row')}, which {counted(world_size, 'rank')} cannot "
             f"share with --batch-size {config.train.micro_batch_size}; use another --world-size"
         )
     config.train.gradient_accumulation_steps = accumulation

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lumina_ds.errors import DataError, MachineError
+from lumina_ds.text import counted
 
 if TYPE_CHECKING:
     from lumina_ds.data.shards.folder import ShardFolder
@@ -92,7 +93,7 @@ def verify(folder: Path, as_json: bool) -> None:
     if faults:
         raise DataError(f"{folder} is damaged: " + "; ".join(faults))
     if not as_json:
-        click.echo(f"{folder}: {num_files(folder)} files intact")
+        click.echo(f"{folder}: {counted(num_files(folder), 'file')} intact")
 
 
 @command.command(epilog=INSPECT_EXAMPLES, short_help="show packed rows as the model sees them")
@@ -153,7 +154,9 @@ def pack(folder: Path, seq_length: int, as_json: bool) -> None:
         plans.append({"file": str(file), "rows": plan.num_rows, "fullness": round(plan.fullness, 4)})
         if not as_json:
             losses = plan.describe_losses(shards.manifest.totals.tokens)
-            click.echo(f"{file}: {plan.num_rows:,} rows, {plan.fullness:.1%} full" + (f"; {losses}" if losses else ""))
+            click.echo(
+                f"{file}: {counted(plan.num_rows, 'row')}, {plan.fullness:.1%} full" + (f"; {losses}" if losses else "")
+            )
     if as_json:
         click.echo(json.dumps({"seq_length": seq_length, "plans": plans}))
 

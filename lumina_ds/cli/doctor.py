@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lumina_ds.errors import MachineError
+from lumina_ds.text import counted
 
 if TYPE_CHECKING:
     from lumina_ds.doctor.finding import Finding
@@ -66,4 +67,4 @@ def _print(findings: list[Finding], verbose: bool) -> None:
         for detail in finding.details if verbose else ():
             click.echo(click.style(f"{'':<{width + 11}}{detail}", dim=True))
     count = Counter(finding.level for finding in findings)
-    click.echo(f"{count['ok']} ok, {count['warning']} warnings, {count['fault']} faults")
+    click.echo(f"{count['ok']} ok, {counted(count['warning'], 'warning')}, {counted(count['fault'], 'fault')}")

@@ -11,7 +11,7 @@ import click
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
-from lumina_ds.text import format_bytes
+from lumina_ds.text import counted, format_bytes
 
 EXAMPLES = """Examples:
 
@@ -45,7 +45,7 @@ def command(run: Path, out: Path, dtype: str, no_fast_tokenizer: bool, as_json: 
         return
     place = "" if step is None else f" of step {step}"
     size = format_bytes(made["weight_bytes"])
-    click.echo(f"wrote {out}: {made['family']}{place}, {made['tensors']} tensors, {size} in {dtype}")
+    click.echo(f"wrote {out}: {made['family']}{place}, {counted(made['tensors'], 'tensor')}, {size} in {dtype}")
     if no_fast_tokenizer:
         click.echo("without a fast tokenizer: other programs must not make one themselves, its ids may differ")
 

@@ -12,6 +12,7 @@ import click
 
 from lumina_ds.cli.model_source import clean_text, load_run, sampling_options, sampling_settings, source_options
 from lumina_ds.errors import MachineError
+from lumina_ds.text import counted
 
 EXAMPLES = """Examples:
 
@@ -96,7 +97,7 @@ def _answer_file(
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             # What is answered stays when the rest is interrupted.
             stream.flush()
-    click.echo(f"{len(asked)} replies in {out}", err=True)
+    click.echo(f"{counted(len(asked), 'reply', 'replies')} in {out}", err=True)
 
 
 def _opened(out: Path) -> IO[str]:

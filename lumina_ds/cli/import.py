@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from lumina_ds.config.chat_templates import TEMPLATES
-from lumina_ds.text import format_bytes
+from lumina_ds.text import counted, format_bytes
 
 EXAMPLES = """Example:
 
@@ -36,10 +36,12 @@ def command(folder: Path, out: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(made))
         return
-    click.echo(f"wrote {out}: {made['family']}, {made['tensors']} tensors, {format_bytes(made['weight_bytes'])}")
+    click.echo(
+        f"wrote {out}: {made['family']}, {counted(made['tensors'], 'tensor')}, {format_bytes(made['weight_bytes'])}"
+    )
     if made["num_added_rows"]:
         click.echo(
-            f"the vocabulary grew by {made['num_added_rows']} rows for the markers of the chat template, "
+            f"the vocabulary grew by {counted(made['num_added_rows'], 'row')} for the markers of the chat template, "
             f"to {made['model']['vocab_size']}"
         )
     if made["chat_template_fault"]:

@@ -65,7 +65,7 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
     from lumina_ds.checkpoint.manifest import read_manifest
     from lumina_ds.data.templates.find import certified_template
     from lumina_ds.data.tokenizer.tokenizer import Tokenizer, tokenizer_in
-    from lumina_ds.export.start_folder import read_published, read_start_folder
+    from lumina_ds.export.start_folder import read_published, read_start_folder, start_weights
     from lumina_ds.generate.load import build_model, load_model
     from lumina_ds.generate.precision import inference_precision
 
@@ -76,9 +76,9 @@ def load_run(run: Path, precision: str | None) -> tuple[Any, dict[str, Any]]:
         loaded = build_model(published, state, tokenizer, precision or "auto", template.template)
         return loaded, _known(None, template, loaded.tokenizer.digest)
     if (model := read_start_folder(run)) is not None:
+        weights = start_weights(run, model)
         tokenizer = tokenizer_in(run)
         template = certified_template(AUTO_TEMPLATE, Tokenizer.load(tokenizer))
-        weights = sorted(run.glob("*.safetensors"))
         loaded = load_model(model, weights, tokenizer, precision or "auto", template.template)
         return loaded, _known(None, template, loaded.tokenizer.digest)
     folder = find_checkpoint(run)

@@ -11,7 +11,7 @@ import click
 
 from lumina_ds.cli.config_options import ConfigCommand, config_options, resolve
 from lumina_ds.errors import ConfigError, MachineError
-from lumina_ds.text import format_bytes
+from lumina_ds.text import counted, format_bytes
 
 EXAMPLES = """Examples:
 
@@ -89,7 +89,7 @@ def _print(result: dict[str, Any], files: list[Path]) -> None:
     plain, profiled = 1000 * result["step_seconds"], 1000 * result["profiled_step_seconds"]
     console.print(
         f"rank 0 of {result['world_size']} on {result['device']}, ZeRO-{result['zero_stage']} "
-        f"EP{result['expert_parallel_size']} {result['precision']}, {result['steps']} steps: "
+        f"EP{result['expert_parallel_size']} {result['precision']}, {counted(result['steps'], 'step')}: "
         f"{plain:,.1f} ms a step, {profiled:,.1f} ms under the profiler\n",
         soft_wrap=True,
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lumina_ds.errors import ConfigError, UnstableError
+from lumina_ds.text import counted
 
 if TYPE_CHECKING:
     from lumina_ds.measure.selftest.curves import Comparison
@@ -69,7 +70,7 @@ def command(
         _print(found, test.set_aside)
         without = "" if num_ranks > 1 else "; on one rank nothing is said of several, nor of expert parallelism"
         click.echo(
-            f"{len(found)} pairs, {steps} steps each, {device}, up to {num_ranks} ranks, {seconds:.0f} s{without}"
+            f"{counted(len(found), 'pair')}, {counted(steps, 'step')} each, {device}, up to {counted(num_ranks, 'rank')}, {seconds:.0f} s{without}"
         )
     if failed:
         first = failed[0]

@@ -94,7 +94,7 @@ def _check_entry(found: Any, tokenizer: Any, own: Iterator[Any], html: Path | No
         click.echo(json.dumps({**document, "certified": not faults, "conditions": conditions, "tried": num_tried}))
     else:
         click.echo(
-            f"chat template  {name}, digest {digest[:12]}\ntried on       {num_tried} conversations, {len(plain)} of yours without tools and reasoning\n"
+            f"chat template  {name}, digest {digest[:12]}\ntried on       {counted(num_tried, 'conversation')}, {len(plain)} of yours without tools and reasoning\n"
         )
         for each, meaning in CONDITIONS.items():
             click.echo(f"  {'FAILS ' if each in failed else 'proven'}  {each:<8}  {meaning}")

@@ -10,6 +10,7 @@ import click
 
 from lumina_ds.cli.data_options import format_option
 from lumina_ds.logs import configure_logging
+from lumina_ds.text import counted
 
 
 @click.group()
@@ -92,7 +93,7 @@ def inspect(model: str, texts: tuple[str, ...], as_json: bool) -> None:
     for name, value in facts.items():
         click.echo(f"{name:<12}{value}")
     for entry in encoded:
-        click.echo(f"\n{entry['text']!r}: {len(entry['ids'])} tokens, {entry['bytes_per_token']} bytes each")
+        click.echo(f"\n{entry['text']!r}: {counted(len(entry['ids']), 'token')}, {entry['bytes_per_token']} bytes each")
         click.echo("  " + " ".join(f"{piece}({i})" for piece, i in zip(entry["pieces"], entry["ids"], strict=True)))
         if not entry["round_trip"]:
             click.echo("  decodes to a different text")

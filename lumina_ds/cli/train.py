@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -24,10 +24,6 @@ from lumina_ds.config.schema import RunConfig
 from lumina_ds.export.hugging_face import exportable
 from lumina_ds.logs import tell
 from lumina_ds.train.watch.orphans import watch_launchers
-
-if TYPE_CHECKING:
-    from lumina_ds.plan.memory import MemoryPlan
-    from lumina_ds.ranks.check_run import RunCheck
 
 EXAMPLES = """Examples:
 
@@ -90,22 +86,15 @@ def main() -> None:
 
 
 def _launch(config: RunConfig, runner: list[str]) -> int:
+    from lumina_ds.train.run_folder import RunFolder
     from lumina_ds.train.stop import ending_when_told
 
-    tell(f"run folder {Path(config.run.runs_dir) / config.run_name}; loading PyTorch and DeepSpeed")
-    with ending_when_told():
-        from lumina_ds.ranks.handoff import hand_over
-        from lumina_ds.ranks.runner import complete_runner_arguments, rank_environment, runner_command, say_cards
-        from lumina_ds.ranks.supervise import supervise
+    tell(f"run folder {RunFolder.of(config).path}; loading PyTorch and DeepSpeed")
+    with ending_when_told(), RunFolder.of(config).gone_on_failure():
+        from lumina_ds.ranks.supervise import ready_to_start
 
-        config = _prepare_start(config, runner)
-        environment = rank_environment()
-        say_cards(runner)
-    return supervise(
-        config,
-        lambda changed: runner_command(complete_runner_arguments(runner), hand_over(changed, sys.argv)),
-        environment,
-    )
+        start = ready_to_start(_prepare_start(config, runner), runner, sys.argv)
+    return start()
 
 
 def _prepare_start(config: RunConfig, runner: list[str]) -> RunConfig:
@@ -171,29 +160,35 @@ def _train_as_rank(settle: Callable[[], RunConfig], rank: int, speaks: bool) -> 
 
 def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[str], as_json: bool) -> None:
     """Print the configuration with origins, the DeepSpeed JSON, the memory plan, and the command that starts it."""
+    from lumina_ds.cli.plan.dry_run import print_dry_run
     from lumina_ds.cli.plan.render import plan_record
     from lumina_ds.cli.plan.sources import sources_record
     from lumina_ds.plan.memory import plan_memory
-    from lumina_ds.ranks.check_run import check_run
-    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size, shown_start
+    from lumina_ds.ranks.check_run import check_run, device_reason
+    from lumina_ds.ranks.elastic import planned_start
+    from lumina_ds.ranks.runner import complete_runner_arguments, shown_start
+    from lumina_ds.train.resume import check_resume
+    from lumina_ds.train.run_folder import RunFolder
     from preprocess.mixture_forecast import forecast_sources
-    from preprocess.run_data import check_run_data
+    from preprocess.run_data import check_before_preparing
 
-    config, runner = resolved.config, complete_runner_arguments(runner)
-    world_size = planned_world_size(runner)
-    checked = check_run(config, world_size)
-    check_run_data(config)
-    plan = plan_memory(config, world_size, checked.precision, checked.device, checked.deepspeed_json)
-    sources = forecast_sources(config, world_size // config.deepspeed.sequence_parallel_size)
+    config, start = resolved.config, planned_start(resolved.config, runner, check_memory=False)
+    checked = check_run(start.config, start.num_ranks)
+    check_resume(RunFolder.of(config), config.run.resume)
+    RunFolder.of(config).check_place()
+    check_before_preparing(config)
+    plan = plan_memory(start.config, start.num_ranks, checked.precision, checked.device, checked.deepspeed_json)
+    sources = forecast_sources(start.config, start.num_ranks // config.deepspeed.sequence_parallel_size)
     tree = config.model_dump()
     values = {name: reduce(getitem, name.split("."), tree) for name in resolved.origins}
     started = [word for word in arguments if word not in ("--dry-run", "--json")]
-    command = shown_start(runner, started)
+    command = shown_start(complete_runner_arguments(runner), started)
     if as_json:
         document = {
             "config": {name: {"value": value, "origin": resolved.origins[name]} for name, value in values.items()},
             "deepspeed": checked.deepspeed_json,
             "plan": plan_record(plan),
+            "device": {"value": checked.device, "reason": device_reason(checked.device, runner)},
             "precision": {"value": checked.precision, "reason": checked.precision_reason},
             "attention": {"value": checked.attention.backend, "reason": checked.attention.reason},
             "fused_kernels": {"value": list(checked.kernels.names), "reason": checked.kernels.reason},
@@ -201,41 +196,7 @@ def _show_dry_run(resolved: ResolvedConfig, runner: list[str], arguments: list[s
         } | sources_record(config, sources)
         click.echo(json.dumps(document, indent=2))
     else:
-        _print_dry_run(resolved, values, (checked, plan, sources), command)
-
-
-def _print_dry_run(
-    resolved: ResolvedConfig, values: Mapping[str, Any], found: tuple[RunCheck, MemoryPlan, Any], command: str
-) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from lumina_ds.cli.plan.render import render_plan
-    from lumina_ds.cli.plan.sources import render_sources
-    from lumina_ds.plan.duration import checkpoint_bytes, describe_saves
-
-    console, config, origins, (checked, plan, sources) = Console(), resolved.config, resolved.origins, found
-    table = Table(box=None, pad_edge=False)
-    table.add_column("field", no_wrap=True)
-    table.add_column("value")
-    table.add_column("origin")
-    for name, value in values.items():
-        style = "dim" if origins[name] == "default" else None
-        table.add_row(name, "" if value is None else str(value), origins[name], style=style)
-    console.print(table)
-    console.print(
-        f"\nPrecision: {checked.precision_reason}\nAttention: {checked.attention.reason}\n"
-        f"Fused kernels: {checked.kernels.reason}\n"
-    )
-    console.print("DeepSpeed JSON:")
-    console.print_json(data=checked.deepspeed_json)
-    render_plan(plan, console)
-    if config.train.auto_micro_batch:
-        console.print("The micro-batch is chosen and tried when the ranks start; planned here is the configured one.")
-    render_sources(config, sources, console)
-    saves = describe_saves(config.train, checkpoint_bytes(config, checked.precision).total)
-    console.print(f"Checkpoints: {saves}.", highlight=False)
-    console.print(f"Command (after the data is prepared):\n  {command}", soft_wrap=True, highlight=False)
+        print_dry_run(resolved, values, (checked, plan, sources), device_reason(checked.device, runner), command)
 
 
 if __name__ == "__main__":

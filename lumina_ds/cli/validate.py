@@ -14,6 +14,7 @@ import click
 from lumina_ds.cli.data_options import chat_template_option, format_option, train_reasoning_option, train_turns_option
 from lumina_ds.config.chat_templates import ALIASES, TEMPLATES
 from lumina_ds.errors import DataError
+from lumina_ds.text import counted
 
 if TYPE_CHECKING:
     from lumina_ds.data.turns import TrainReasoning, TrainTurns
@@ -93,11 +94,11 @@ def command(
         print_findings(findings, Console(highlight=False))
     if findings.num_errors:
         rules = ", ".join(entry.rule for entry in findings.sorted_rules() if entry.level == "error")
-        raise DataError(f"{findings.num_errors:,} of {findings.lines:,} lines cannot be used: {rules}")
+        raise DataError(f"{findings.num_errors:,} of {counted(findings.lines, 'line')} cannot be used: {rules}")
     if findings.text_check is not None:
         check_unknown(findings.text_check.loss(), allow_unknown, findings.lines, str(tokenizer_path))
     if strict and findings.num_warnings:
-        raise DataError(f"{findings.num_warnings:,} warnings, and --strict allows none")
+        raise DataError(f"{counted(findings.num_warnings, 'warning')}, and --strict allows none")
 
 
 @contextmanager

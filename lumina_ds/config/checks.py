@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lumina_ds.config.attention import ATTENTION_BACKENDS
 from lumina_ds.config.schema import ModelConfig, RunConfig
+from lumina_ds.text import counted
 
 
 def model_faults(config: RunConfig) -> list[str]:
@@ -46,7 +47,7 @@ def _feed_forward_faults(config: RunConfig) -> list[str]:
     faults: list[str] = []
     num_dense = sum(not model.is_moe_layer(layer) for layer in range(model.num_hidden_layers))
     if num_dense and model.intermediate_size is None:
-        faults.append(f"{num_dense} layers are dense, so model.intermediate_size must be set")
+        faults.append(f"{counted(num_dense, 'layer is', 'layers are')} dense, so model.intermediate_size must be set")
     if model.num_experts:
         if model.moe_intermediate_size is None:
             faults.append(f"model.num_experts is {model.num_experts}, so model.moe_intermediate_size must be set")
@@ -158,41 +159,49 @@ def device_faults(config: RunConfig, device: str, precision: str) -> list[str]:
 
 def world_faults(config: RunConfig, world_size: int) -> list[str]:
     """Faults that depend on the number of ranks: expert groups and the batch equation."""
-    faults: list[str] = []
-    experts, size = config.model.num_experts, config.deepspeed.expert_parallel_size
-    if size > 1 and experts == 0:
-        faults.append(f"--expert-parallel {size} needs experts, and model.num_experts is 0; use --expert-parallel 1")
-    elif experts % size:
-        divisors = [n for n in range(1, experts + 1) if experts % n == 0 and world_size % n == 0]
-        faults.append(
-            f"model.num_experts {experts} is not divisible by --expert-parallel {size}; use one of {divisors}"
-        )
+    faults = expert_faults(config, world_size)
+    size = config.deepspeed.expert_parallel_size
     if world_size % size:
         faults.append(
-            f"{world_size} ranks are not divisible by --expert-parallel {size}; {_nearest_layouts(config, world_size)}"
+            f"{counted(world_size, 'rank is', 'ranks are')} not divisible by --expert-parallel {size}; {_nearest_layouts(config, world_size)}"
         )
     train, sharing = config.train, config.deepspeed.sequence_parallel_size
     if world_size % sharing:
-        faults.append(f"{world_size} ranks are not divisible by --sequence-parallel {sharing}; use a divisor")
+        faults.append(
+            f"{counted(world_size, 'rank is', 'ranks are')} not divisible by --sequence-parallel {sharing}; use a divisor"
+        )
     num_readers = world_size // sharing
     if train.auto_micro_batch:
         rows = train.global_batch_size
         if rows is not None and rows % num_readers:
-            faults.append(f"train.global_batch_size {rows} cannot be dealt out to {num_readers} ranks; use a multiple")
+            faults.append(
+                f"train.global_batch_size {rows} cannot be dealt out to {counted(num_readers, 'rank')}; use a multiple"
+            )
         return faults
     product = train.micro_batch_size * train.gradient_accumulation_steps * num_readers
     if train.global_batch_size is not None and train.global_batch_size != product:
         faults.append(
             f"the batch equation does not hold: train.global_batch_size {train.global_batch_size} is not "
             f"micro_batch_size {train.micro_batch_size} x gradient_accumulation_steps "
-            f"{train.gradient_accumulation_steps} x {num_readers} ranks = {product}; set it to {product} or drop it"
+            f"{train.gradient_accumulation_steps} x {counted(num_readers, 'rank')} = {product}; set it to {product} or drop it"
         )
     return faults
+
+
+def expert_faults(config: RunConfig, world_size: int) -> list[str]:
+    """Faults of --expert-parallel against the number of experts; `world_size` is for the remedy."""
+    experts, size = config.model.num_experts, config.deepspeed.expert_parallel_size
+    if size > 1 and experts == 0:
+        return [f"--expert-parallel {size} needs experts, and model.num_experts is 0; use --expert-parallel 1"]
+    if experts % size == 0:
+        return []
+    divisors = [n for n in range(1, experts + 1) if experts % n == 0 and world_size % n == 0]
+    return [f"model.num_experts {experts} is not divisible by --expert-parallel {size}; use one of {divisors}"]
 
 
 def _nearest_layouts(config: RunConfig, world_size: int) -> str:
     experts, size = config.model.num_experts, config.deepspeed.expert_parallel_size
     below = world_size // size * size
-    ranks = f"{below} or {below + size}" if below else str(size)
+    ranks = f"{below} or {below + size} ranks" if below else counted(size, "rank")
     possible = [n for n in range(1, size) if world_size % n == 0 and experts % n == 0]
-    return f"use {ranks} ranks, or --expert-parallel {max(possible)}"
+    return f"use {ranks}, or --expert-parallel {max(possible)}"

@@ -6,26 +6,26 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from lumina_ds.config.checks import attention_faults, data_faults, kernel_faults, model_faults, sequence_faults
+from lumina_ds.config.elastic import elastic_faults
 from lumina_ds.config.mixture_checks import mixture_faults
 from lumina_ds.config.mixtures import EvalSetConfig, SourceConfig
+from lumina_ds.config.own_file import in_its_place
 from lumina_ds.config.schema import ModelConfig, RunConfig, Section
 from lumina_ds.config.tensors import num_parameters
-from lumina_ds.errors import ConfigError
-from lumina_ds.text import nearest, with_article
+from lumina_ds.config.yaml_file import YamlFile, parse_yaml_value, read_yaml_file
+from lumina_ds.errors import MAX_FAULTS, ConfigError
+from lumina_ds.text import nearest, shortened
 
 PRESET_FOLDER = Path(__file__).parent / "presets"
-MAX_YAML_BYTES = 1 << 20
-# A few lines of aliases of aliases would fill any memory.
-MAX_YAML_VALUES = 100_000
 
+_COMMAND_LINE = "command line "
 # Lists whose entries have fields of their own.
 _ENTRIES: dict[str, type[BaseModel]] = {"data.sources": SourceConfig, "data.eval_sets": EvalSetConfig}
 
@@ -76,17 +76,19 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
     overrides = list(overrides)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for layer, origin in _layers(source):
-        _merge(values, layer, origin, origins)
+    layers = _layers(source)
+    for origin, layer in layers.items():
+        _merge(values, layer.values, origin, origins)
     for override in overrides:
         section = _expand(override)
-        _merge(values, section, f"command line {override.flag}", origins)
+        _merge(values, section, f"{_COMMAND_LINE}{override.flag}", origins)
     _release_preset_stage(values, origins)
+    _release_steps(values, origins)
     if source is None and not any(override.field.startswith("model.") for override in overrides):
         raise ConfigError(f"--config is missing; give a YAML file or a preset ({', '.join(preset_names())})")
-    config = _validate(values, origins)
+    config = _validate(values, origins, layers)
     faults = model_faults(config) + attention_faults(config) + kernel_faults(config)
-    faults += sequence_faults(config) + data_faults(config) + mixture_faults(config)
+    faults += sequence_faults(config) + data_faults(config) + mixture_faults(config) + elastic_faults(config)
     if faults:
         raise ConfigError.from_faults(faults)
     if "train.warmup_ratio" not in origins:
@@ -113,82 +115,39 @@ def dotted_fields(section: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping with the safe loader, refusing duplicate keys and oversized files."""
-    try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise ConfigError(f"{path} is larger than {MAX_YAML_BYTES} bytes, too large for a configuration")
-        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds {with_article(type(loaded).__name__)}, not a mapping of sections")
-    if _num_values(loaded, {}) > MAX_YAML_VALUES:
-        raise ConfigError(f"{path} holds above {MAX_YAML_VALUES} values once its aliases are written out; remove them")
-    return loaded
-
-
-def _num_values(value: Any, known: dict[int, int]) -> int:
-    """Values with every alias written out; each object is visited once. One that holds itself counts as too many."""
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = MAX_YAML_VALUES + 1
-        parts = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_num_values(part, known) for part in parts)
-    return known[id(value)]
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML without duplicate keys, and with true and false as the only booleans: `flash_attention: on` is text."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} stands twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_UniqueKeyLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-def _layers(source: str | None) -> list[tuple[dict[str, Any], str]]:
+def _layers(source: str | None) -> dict[str, YamlFile]:
+    """The files that make the configuration by their origin, the one that gives way first."""
     if source is None:
-        return []
+        return {}
     preset = _find_preset(source)
     if preset is not None:
-        return [(read_yaml(preset) | {"preset": source}, f"preset {source}")]
+        return {f"preset {source}": _read(preset, source)}
     path = Path(source)
     if not path.is_file():
         names = preset_names()
         raise ConfigError(
             f"--config {source} is neither a preset nor a file{nearest(source, names)} (presets: {', '.join(names)})"
         )
-    values = read_yaml(path)
-    base = values.get("preset")
-    layers: list[tuple[dict[str, Any], str]] = []
-    if base is not None:
-        preset = _find_preset(str(base))
-        if preset is None:
-            raise ConfigError(f"{path}: preset {base!r} does not exist{nearest(str(base), preset_names())}")
-        layers.append((read_yaml(preset), f"preset {base}"))
-    return [*layers, (values, f"file {path}")]
+    file = _read(path)
+    file = replace(file, values=in_its_place(path, file.values))
+    base = file.values.get("preset")
+    if base is None:
+        return {f"file {path}": file}
+    preset = _find_preset(str(base))
+    if preset is None:
+        raise ConfigError(
+            f"{path}: preset {shortened(repr(base))} does not exist{nearest(str(base), preset_names())}, "
+            f"at {file.place('preset')}"
+        )
+    return {f"preset {base}": _read(preset), f"file {path}": file}
+
+
+def _read(path: Path, preset: str | None = None) -> YamlFile:
+    """A file that says something; a preset also says which one it is."""
+    file = read_yaml_file(path)
+    if not file.values:
+        raise ConfigError(f"{path} is empty; write `preset: NAME` or fields into it, or give another --config")
+    return file if preset is None else replace(file, values=file.values | {"preset": preset})
 
 
 def _find_preset(name: str) -> Path | None:
@@ -218,8 +177,8 @@ def _annotation(field: str) -> Any:
 def _parse_scalar(text: str) -> Any:
     """Numbers, booleans, null and [lists] as YAML writes them; anything else stays the text typed."""
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        value = parse_yaml_value(text)
+    except ValueError:
         return text
     return value if isinstance(value, (bool, int, float, list)) or value is None else text
 
@@ -260,25 +219,60 @@ def _release_preset_stage(values: dict[str, Any], origins: dict[str, str]) -> No
         origins["deepspeed.zero_stage"] = f"left to {section['config']}"
 
 
+def _release_steps(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Asked for epochs on the command line, a run has not the steps of a file. ConfigError where both are asked for."""
+    train = values.get("train")
+    if not isinstance(train, dict):
+        return
+    steps = train.get("max_steps")
+    epochs_from, steps_from = origins.get("train.epochs", ""), origins.get("train.max_steps", "")
+    if steps is None or not epochs_from.startswith(_COMMAND_LINE):
+        return
+    if steps_from.startswith(_COMMAND_LINE):
+        raise ConfigError(
+            f"--max-steps {steps} and --epochs {train['epochs']} both say how long the run is; leave one of them out"
+        )
+    train["max_steps"] = None
+    origins["train.max_steps"] = f"left to {epochs_from.removeprefix(_COMMAND_LINE)}"
+
+
 def _is_section(name: str) -> bool:
     field = RunConfig.model_fields.get(name)
     return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 
 
-def _validate(values: dict[str, Any], origins: Mapping[str, str]) -> RunConfig:
+def _validate(values: dict[str, Any], origins: Mapping[str, str], layers: Mapping[str, YamlFile]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError.from_faults([_describe(fault, origins) for fault in error.errors()]) from error
+        found = error.errors(include_context=False, include_url=False)
+        faults = [_describe(fault, origins, layers) for fault in found[:MAX_FAULTS]]
+        raise ConfigError.from_faults(faults, len(found) - len(faults)) from error
 
 
-def _describe(fault: Any, origins: Mapping[str, str]) -> str:
+def _describe(fault: Any, origins: Mapping[str, str], layers: Mapping[str, YamlFile]) -> str:
     name = ".".join(str(part) for part in fault["loc"])
-    origin = origins.get(name, "")
-    place = f" ({origin})" if origin else ""
+    origin = _origin(name, origins)
+    line = layers[origin].place(name) if origin in layers else ""
+    origin = origin if line else origins.get(name, "")
+    place = f" ({origin}{line and f', {line}'})" if origin else ""
+    name = shortened(name)
     if fault["type"] == "extra_forbidden":
+        if "." in str(fault["loc"][-1]):
+            return f"unknown field {name}{place}; in a file, write the section's name and the field below it"
         return f"unknown field {name}{place}{_nearest_field(name)}"
-    return f"{name} is {fault['input']!r}{place}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    reason = fault["msg"].removeprefix("Value error, ")
+    message = f"{name} is {shortened(repr(fault['input']))}{place}: {reason[0].lower()}{reason[1:]}"
+    return f"{message}; quote it" if fault["type"] == "string_type" and origin in layers else message
+
+
+def _origin(name: str, origins: Mapping[str, str]) -> str:
+    """Where a field came from, or what holds it, or what it holds."""
+    holders = [name]
+    while "." in holders[-1]:
+        holders.append(holders[-1].rpartition(".")[0])
+    found = next((origins[holder] for holder in holders if holder in origins), None)
+    return found or next((origin for known, origin in origins.items() if known.startswith(f"{name}.")), "")
 
 
 def _nearest_field(name: str) -> str:

@@ -64,6 +64,7 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--runs-dir", "run.runs_dir"),
     ShortOption("--resume", "run.resume"),
     ShortOption("--max-restarts", "run.max_restarts"),
+    ShortOption("--elastic", "run.elastic"),
     ShortOption("--record-samples", "run.record_samples", "true"),
     ShortOption("--tensorboard", "run.tensorboard", "true"),
     ShortOption("--wandb", "run.wandb"),

@@ -7,9 +7,10 @@ No file, network or GPU is touched here.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from lumina_ds.config.attention import ATTENTION_BACKENDS
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, OTHER_TEMPLATES, TEMPLATE_SUFFIX, TEMPLATES
@@ -53,27 +54,57 @@ def _as_kernels(value: Any) -> Any:
 FusedKernels = Annotated[Literal["auto", "on", "off"] | list[FusedKernel], BeforeValidator(_as_kernels)]
 
 
+def _as_range(value: Any) -> Any:
+    """YAML reads 2:4 without quotes as the number 124."""
+    if value is None or (isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,5}:[1-9][0-9]{0,5}", value)):
+        return value
+    raise ValueError('write the fewest and the most ranks as MIN:MAX, such as "2:4" (in YAML with the quotes)')
+
+
+ElasticRange = Annotated[str | None, BeforeValidator(_as_range)]
+
+MAX_INTEGER = 1 << 53
+# To pydantic, true is 1.
+_NUMBERS = (int, float, int | None, float | None, ZeroStage, ZeroStage | None)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in _NUMBERS:
+            raise ValueError("give a number, not true or false")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _in_range(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise ValueError("a whole number is at most 2^53, which every reader of JSON holds exactly")
+        return value
 
 
 class ModelConfig(Section):
     """Shape of the decoder. `num_experts: 0` gives a dense model (Llama, Qwen3)."""
 
-    vocab_size: int = Field(32_000, ge=8, description="ids of the embedding; a tokenizer may have fewer")
-    hidden_size: int = Field(512, ge=8, description="width of the residual stream")
-    num_hidden_layers: int = Field(8, ge=1, description="decoder blocks")
-    num_attention_heads: int = Field(8, ge=1, description="query heads")
-    num_key_value_heads: int = Field(8, ge=1, description="key/value heads (grouped-query attention)")
-    head_dim: int | None = Field(None, ge=2, description="width of a head; hidden_size / heads when unset")
-    max_position_embeddings: int = Field(2048, ge=2, description="context length in tokens")
+    vocab_size: int = Field(32_000, ge=8, le=1 << 31, description="ids of the embedding; a tokenizer may have fewer")
+    hidden_size: int = Field(512, ge=8, le=1 << 20, description="width of the residual stream")
+    num_hidden_layers: int = Field(8, ge=1, le=10_000, description="decoder blocks")
+    num_attention_heads: int = Field(8, ge=1, le=1 << 16, description="query heads")
+    num_key_value_heads: int = Field(8, ge=1, le=1 << 16, description="key/value heads (grouped-query attention)")
+    head_dim: int | None = Field(None, ge=2, le=1 << 16, description="width of a head; hidden_size / heads when unset")
+    max_position_embeddings: int = Field(2048, ge=2, le=1 << 31, description="context length in tokens")
     intermediate_size: int | None = Field(
-        None, ge=1, description="width of a dense feed-forward layer; needed when there is one"
+        None, ge=1, le=1 << 24, description="width of a dense feed-forward layer; needed when there is one"
     )
-    num_experts: int = Field(0, ge=0, description="experts per MoE layer; 0 makes every layer dense")
+    num_experts: int = Field(0, ge=0, le=1 << 16, description="experts per MoE layer; 0 makes every layer dense")
     num_experts_per_tok: int = Field(2, ge=1, description="experts that each token visits (top-k)")
-    moe_intermediate_size: int | None = Field(None, ge=1, description="width of one expert")
-    num_shared_experts: int = Field(0, ge=0, description="experts that every token visits, fused into one layer")
+    moe_intermediate_size: int | None = Field(None, ge=1, le=1 << 24, description="width of one expert")
+    num_shared_experts: int = Field(
+        0, ge=0, le=1 << 12, description="experts that every token visits, fused into one layer"
+    )
     first_k_dense_layers: int = Field(0, ge=0, description="leading layers that stay dense")
     norm_topk_prob: bool = Field(
         True,
@@ -116,11 +147,13 @@ class ModelConfig(Section):
     capacity_overflow_target: float = Field(
         0.01, ge=0, lt=1, description="share of choices without room above which a factor that follows it grows"
     )
-    rope_theta: float = Field(10_000.0, gt=0, description="base of the rotary embedding")
-    rms_norm_eps: float = Field(1e-6, gt=0, description="added to the mean square under the root of every RMSNorm")
+    rope_theta: float = Field(10_000.0, ge=1, le=1e12, description="base of the rotary embedding")
+    rms_norm_eps: float = Field(
+        1e-6, gt=0, le=1, description="added to the mean square under the root of every RMSNorm"
+    )
     qk_norm: bool = Field(False, description="RMSNorm on every query and key head (Qwen3)")
     tie_word_embeddings: bool = Field(False, description="the output head shares the embedding")
-    initializer_range: float = Field(0.02, gt=0, description="standard deviation of the initial weights")
+    initializer_range: float = Field(0.02, gt=0, le=100, description="standard deviation of the initial weights")
 
     @property
     def attention_head_dim(self) -> int:
@@ -348,6 +381,23 @@ class RunSection(Section):
     restart_backoff_seconds: float = Field(
         5, ge=0, description="wait before the first restart; doubles with each, to at most 5 minutes"
     )
+    elastic: ElasticRange = Field(
+        None, description="MIN:MAX ranks: the run goes on with those that are left, and takes in those that come back"
+    )
+    elastic_check_seconds: float = Field(
+        60, gt=0, description="how often `lumina train` looks whether an elastic run could have other ranks"
+    )
+    elastic_wait_seconds: float = Field(
+        600, ge=0, description="how long `lumina train` waits while an elastic run has fewer than MIN ranks"
+    )
+
+    @property
+    def elastic_range(self) -> tuple[int, int] | None:
+        """(fewest, most) ranks; None for a run with one number of ranks."""
+        if self.elastic is None:
+            return None
+        fewest, most = self.elastic.split(":")
+        return int(fewest), int(most)
 
 
 class RunConfig(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lumina_ds.data.strict_json import RejectedLine, a_type, required_text, shorten
+from lumina_ds.data.strict_json import RejectedLine, a_type, required_text
 from lumina_ds.data.tools import read_call_text, read_calls
 from lumina_ds.data.turn_keys import (
     EMPTY,
@@ -20,6 +20,7 @@ from lumina_ds.data.turn_keys import (
     check_unsupported,
 )
 from lumina_ds.data.turns import THINK_END, Role, ToolCall, Turn
+from lumina_ds.foreign_files import shorten
 from lumina_ds.text import with_article
 
 # Roles of the turns that a line without tools has; the compiled scanner reads these and no others.

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 from typing import Any
 
+from lumina_ds.foreign_files import INVALID_JSON, INVALID_UTF8, NotStrictJson, strict_json
 from lumina_ds.text import with_article
 
 # Far above any context; SentencePiece takes about 50 bytes per character, so this bounds a worker's memory.
 MAX_LINE_BYTES = 16 << 20
-MAX_DEPTH = 100
-MAX_NUMBER_DIGITS = 4300
 
-INVALID_JSON = "invalid JSON"
-INVALID_UTF8 = "invalid UTF-8"
 BYTE_ORDER_MARK = "byte order mark"
 LINE_TOO_LONG = "line too long"
 # Rules that a line breaks before it is JSON at all.
@@ -22,8 +17,6 @@ NOT_JSON_RULES = frozenset({INVALID_JSON, INVALID_UTF8, BYTE_ORDER_MARK, LINE_TO
 
 # What a reader of tables writes in place of a row that is none, with the reason after it. No JSON begins so.
 UNREADABLE_ROW = b"\0unreadable row: "
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RejectedLine(Exception):
@@ -60,80 +53,15 @@ def _parse_json(line: bytes) -> Any:
     if line.startswith(b"\xef\xbb\xbf"):
         raise RejectedLine(BYTE_ORDER_MARK, "starts with a byte order mark")
     try:
-        document = _DECODER.decode(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
+        return strict_json(line)
+    except NotStrictJson as fault:
+        if fault.rule != INVALID_UTF8:
+            raise RejectedLine(fault.rule, fault.reason) from None
         if line.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise RejectedLine(INVALID_UTF8, "starts with the byte order mark of UTF-16; convert it to UTF-8") from None
         raise RejectedLine(
-            INVALID_UTF8,
-            f"invalid UTF-8 at byte {error.start}; convert the file, perhaps from Latin-1 (iconv -f LATIN1 -t UTF-8)",
+            INVALID_UTF8, f"{fault.reason}; convert the file, perhaps from Latin-1 (iconv -f LATIN1 -t UTF-8)"
         ) from None
-    except json.JSONDecodeError as error:
-        raise RejectedLine(INVALID_JSON, f"invalid JSON: {error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise RejectedLine("nested too deeply", f"nested deeper than {MAX_DEPTH}") from None
-    # Both checks walk the whole document, so they run only where the bytes leave room for a fault.
-    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_deeper(document, MAX_DEPTH):
-        raise RejectedLine("nested too deeply", f"nested deeper than {MAX_DEPTH}")
-    if (b"\\ud" in line or b"\\uD" in line) and _has_lone_surrogate(document):
-        raise RejectedLine("lone surrogate", "a lone surrogate, which is no character")
-    return document
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise RejectedLine("duplicate key", f"the key {shorten(twice)} stands twice")
-    return document
-
-
-def _no_constant(name: str) -> Any:
-    raise RejectedLine(INVALID_JSON, f"invalid JSON: {name} is no JSON number")
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_NUMBER_DIGITS:
-        raise RejectedLine("number out of range", f"a number of more than {MAX_NUMBER_DIGITS} digits")
-    return int(digits)
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if value in (float("inf"), float("-inf")):
-        raise RejectedLine("number out of range", f"the number {shorten(digits)} is out of range")
-    return value
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_int=_integer, parse_float=_finite
-)
-
-
-def _is_deeper(document: Any, limit: int) -> bool:
-    level = [document]
-    for _ in range(limit + 1):
-        level = [value for value in level if isinstance(value, (dict, list))]
-        if not level:
-            return False
-        level = [child for value in level for child in (value.values() if isinstance(value, dict) else value)]
-    return True
-
-
-def _has_lone_surrogate(document: Any) -> bool:
-    pending = [document]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, str):
-            if _LONE_SURROGATE.search(value):
-                return True
-        elif isinstance(value, dict):
-            pending += value.keys()
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
-    return False
 
 
 def json_type(value: Any) -> str:
@@ -161,7 +89,3 @@ def required_text(holder: dict[str, Any], key: str, where: str = "") -> str:
     if not value:
         raise RejectedLine("empty content", f"{shown} is empty")
     return value
-
-
-def shorten(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "...")

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from lumina_ds.data.strict_json import RejectedLine, a_type, parse_json, shorten
+from lumina_ds.data.strict_json import RejectedLine, a_type, parse_json
 from lumina_ds.data.turn_keys import CALL_KEYS, EMPTY, check_inside
 from lumina_ds.data.turns import ToolCall, Turn, canonical_json
+from lumina_ds.foreign_files import shorten
 
 DANGLING = "dangling tool_call_id"
 UNMATCHED = "result of no call"

@@ -12,7 +12,8 @@ import json
 from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
-from lumina_ds.data.strict_json import RejectedLine, a_type, json_type, shorten
+from lumina_ds.data.strict_json import RejectedLine, a_type, json_type
+from lumina_ds.foreign_files import shorten
 
 Use = Literal["obeyed", "refused", "harmless", "unknown"]
 

@@ -13,6 +13,7 @@ from lumina_ds import __version__
 from lumina_ds.doctor.finding import Finding, Surroundings
 from lumina_ds.doctor.software import installed
 from lumina_ds.engine.hostfile import ssh_words
+from lumina_ds.text import counted
 
 _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 20.0
@@ -74,7 +75,7 @@ def _host(host: str, slots: int, around: Surroundings) -> Finding:
 def _compare(name: str, there: dict[str, Any], slots: int) -> Finding:
     here = {"torch": installed("torch"), "deepspeed": installed("deepspeed"), "lumina-ds": installed("lumina-ds")}
     shown = ", ".join(f"{key} {there.get(key) or 'missing'}" for key in ("python", *here))
-    says = f"{shown}, {there['gpus']} GPUs for {slots} slots"
+    says = f"{shown}, {counted(there['gpus'], 'GPU')} for {counted(slots, 'slot')}"
     wrong = [key for key, own in here.items() if there.get(key) != own]
     if wrong:
         wanted = ", ".join(f"{key} {here[key]}" for key in wrong)

@@ -57,7 +57,9 @@ def pytorch(around: Surroundings) -> Finding:
     if torch.version.hip:
         build = f"ROCm {torch.version.hip}"
     says = f"{torch.__version__}, {build}"
-    details = (f"CPU kernels for {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",)
+    details = (
+        f"CPU kernels for {torch.backends.cpu.get_cpu_capability()}, {counted(torch.get_num_threads(), 'thread')}",
+    )
     low, high = TORCH_RANGE
     if not low <= parsed_version(torch.__version__) < high:
         shown = f"{low[0]}.{low[1]} to {high[0]}.{high[1] - 1}"
@@ -73,7 +75,7 @@ def cuda(around: Surroundings) -> Finding:
     cards = gpus(around)
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if torch.cuda.is_available():
-        return Finding("CUDA", "ok", f"{torch.cuda.device_count()} GPUs are usable", details=_drivers(cards))
+        return Finding("CUDA", "ok", f"usable: {counted(torch.cuda.device_count(), 'GPU')}", details=_drivers(cards))
     if not cards:
         return Finding("CUDA", "ok", "no GPU: runs train on the CPU, in fp32 unless told otherwise")
     count = counted(len(cards), "GPU")

@@ -16,6 +16,7 @@ from lumina_ds.doctor.finding import Finding, Surroundings
 from lumina_ds.engine.launchers import read_launch
 from lumina_ds.engine.world import free_port
 from lumina_ds.errors import MachineError
+from lumina_ds.files import cache_folder
 from lumina_ds.text import GIB, counted, format_bytes
 
 _STALE_SECONDS = 600
@@ -94,7 +95,7 @@ def extension_locks(around: Surroundings) -> Finding:
 
 def extension_folders(around: Surroundings) -> list[Path]:
     """Where ops are built: the folder that the environment names, ours, and PyTorch's own."""
-    cache = Path(around.environment.get("XDG_CACHE_HOME") or Path(around.environment.get("HOME", "/")) / ".cache")
+    cache = cache_folder(around.environment)
     named = around.environment.get("TORCH_EXTENSIONS_DIR")
     return [*([Path(named)] if named else []), cache / "lumina-ds", cache / "torch_extensions"]
 

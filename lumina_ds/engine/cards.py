@@ -102,7 +102,7 @@ def device_index(launch: Launch, num_devices: int) -> int:
     ranks = max(launch.local_rank + 1, launch.local_size or 0)
     if ranks > num_devices:
         raise MachineError(
-            f"{launch.launcher} started {ranks} ranks on this host, and {num_devices} GPUs are visible; start "
+            f"{launch.launcher} started {ranks} ranks on this host, and {counted(num_devices, 'GPU is', 'GPUs are')} visible; start "
             f"{num_devices} or fewer per host"
         )
     return launch.local_rank

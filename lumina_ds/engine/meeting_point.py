@@ -121,8 +121,7 @@ def open_store(rank: int, size: int, master: str, port: int, seconds: float, all
 
     from torch.distributed import DistError, PrefixStore, TCPStore
 
-    # torchrun's agent listens there already, and says so.
-    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_master = rank == 0 and not shares_agent_store()
     host, listener = master, None
     try:
         if is_master:
@@ -137,8 +136,26 @@ def open_store(rank: int, size: int, master: str, port: int, seconds: float, all
             f"rank {rank} on {socket.gethostname()} could not open the store at {master}:{port} "
             f"({first_line(error)}); choose a free --master_port and an address of rank 0's host"
         ) from None
-    # A restart under torchrun meets at the same store again.
-    return PrefixStore(f"lumina-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    # A restart under torchrun meets at the agent's store again. Agents that came at different times count differently, so
+    # it is no name for ranks that meet at a store of their own.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0) if shares_agent_store() else 0
+    return PrefixStore(f"lumina-{attempt}", store)
+
+
+def shares_agent_store() -> bool:
+    """Whether torchrun's agent listens at MASTER_PORT already, and says so."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def refuse_agent_store() -> None:
+    """Raise MachineError where torchrun's agents would leave newcomers of an elastic run waiting: in torch 2.13 rank 0's
+    agent says where its store is in its first round only (torch/distributed/elastic/rendezvous/dynamic_rendezvous.py).
+    """
+    if shares_agent_store():
+        raise MachineError(
+            "--elastic under torchrun: its agents would not find one another again after a change; set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on every host"
+        )
 
 
 def _listen(master: str, port: int, all_here: bool) -> tuple[str, socket.socket]:

@@ -140,6 +140,16 @@ def num_local_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def memory_of_rank(device: str, ranks_here: int) -> int:
+    """Bytes that each of `ranks_here` ranks of this host may take: a GPU of their own, the smallest that there is, or an
+    equal part of the host's memory."""
+    if device == "cuda":
+        return min(torch.cuda.get_device_properties(number).total_memory for number in range(num_local_gpus()))
+    import psutil
+
+    return int(psutil.virtual_memory().total) // max(1, ranks_here)
+
+
 def may_have_gpus() -> bool:
     """Whether ranks could see a GPU with another environment: a driver is there, though this process may see none."""
     return num_local_gpus() > 0 or any(map(os.path.exists, _DRIVERS))

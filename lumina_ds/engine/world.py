@@ -25,6 +25,7 @@ from lumina_ds.engine.launchers import Launch, drop_stale_variables, read_launch
 from lumina_ds.engine.meeting_point import TOKEN, common_token
 from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, Place, meet, stay_alone
 from lumina_ds.errors import LuminaError, MachineError
+from lumina_ds.files import cache_folder
 
 DEEPSPEED_VERSION = "0.19.8"
 
@@ -224,10 +225,12 @@ def _extensions_folder() -> Path:
 
     A lock that another program's killed build left in torch's shared folder would make a run wait for ever.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "lumina-ds" / f"torch-extensions-{DEEPSPEED_VERSION}"
+    folder = cache_folder() / "lumina-ds" / f"torch-extensions-{DEEPSPEED_VERSION}"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return folder
+        # Below /tmp, somebody else may have made it.
+        if cache_folder().stat().st_uid == os.getuid() or os.environ.get("HOME"):
+            return folder
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="lumina-ds-ops-"))
+        pass
+    return Path(tempfile.mkdtemp(prefix="lumina-ds-ops-"))

@@ -24,6 +24,7 @@ from lumina_ds.export.weight_files import (
     MAX_FILE_BYTES,
     Part,
     Planned,
+    check_declared,
     coverage_faults,
     model_shapes,
     read_headers,
@@ -91,6 +92,7 @@ def _plan(model: ModelConfig, weights: Path) -> list[Planned]:
     found = read_headers(weights)
     if model.tie_word_embeddings:
         found.pop("lm_head.weight", None)
+    check_declared(weights, model, found)
     shapes = model_shapes(model)
     refuse(weights, coverage_faults(found, shapes))
     planned = []

@@ -21,7 +21,9 @@ from lumina_ds.data.tokenizer.sentencepiece_file import BYTE, ModelFile, read_mo
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError, MachineError
 from lumina_ds.export.hugging_face import ARCHITECTURES
-from lumina_ds.export.weight_files import read_json
+from lumina_ds.export.start_folder import published_model
+from lumina_ds.export.weight_files import check_declared, read_headers, read_json
+from lumina_ds.text import shortened
 
 CONVERTER = "convert_hf_to_gguf"
 
@@ -37,6 +39,7 @@ def write_gguf(folder: Path, llama_cpp: Path, out: Path, outtype: str = "auto") 
         raise ConfigError(f"{out} exists already; name a new file with --out, or remove it")
     config = read_json(folder / "config.json")
     check_model(folder, config)
+    check_declared(folder, published_model(folder)[1], read_headers(folder))
     tokenizer = _sentencepiece_model(folder)
     unfinished = out.with_name(f".{out.name}.tmp")
     try:
@@ -59,7 +62,7 @@ def check_model(folder: Path, config: dict[str, Any]) -> None:
     family, found = str(config.get("model_type")), config.get("architectures")
     if family not in ARCHITECTURES or found != [ARCHITECTURES[family]]:
         raise ConfigError(
-            f"{folder} holds {found} of type {family}, not what lumina export writes; export the run again"
+            f"{folder} holds {shortened(repr(found))} of type {shortened(family)}, not what lumina export writes; export the run again"
         )
     if family != "qwen3_moe":
         return

@@ -12,14 +12,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
 from lumina_ds.config.chat_templates import AUTO_TEMPLATE, ChatTemplate
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.config.yaml_file import yaml_text
 from lumina_ds.data.templates.find import (
     STORED_TEMPLATE,
     NamedTemplate,
@@ -37,6 +38,7 @@ from lumina_ds.export.weight_files import (
     MAX_FILE_BYTES,
     Part,
     Planned,
+    check_declared,
     coverage_faults,
     model_shapes,
     read_headers,
@@ -63,15 +65,15 @@ def import_model(source: Path, out: Path, max_file_bytes: int = MAX_FILE_BYTES) 
     of their own if the vocabulary has no room for them: the mean of all rows. Raises ConfigError for a model that ours cannot compute, CheckpointError for weights that are not
     exactly that model's, DataError for a folder without config.json or with a tokenizer that cannot be used.
     """
-    config = read_json(source / "config.json")
-    model = model_from_hugging_face(config)
+    family, model = published_model(source)
+    planned = _plan(model, source)
     tokenizer, template, fault = _tokenizer(source)
     num_added = max(0, tokenizer.vocab_size - model.vocab_size) if tokenizer is not None else 0
-    planned = _plan(model, source, num_added)
+    planned = [replace(one, num_added_rows=num_added) if one.name in VOCABULARY_TENSORS else one for one in planned]
     model = model.model_copy(update={"vocab_size": model.vocab_size + num_added})
     made = {
         "format": FORMAT,
-        "family": config["model_type"],
+        "family": family,
         "source": str(source),
         "model": model.model_dump(),
         "num_added_rows": num_added,
@@ -86,9 +88,18 @@ def import_model(source: Path, out: Path, max_file_bytes: int = MAX_FILE_BYTES) 
         if template is not None and isinstance(template.template, JinjaTemplate):
             (staging / STORED_TEMPLATE).write_text(stored_text(template.template), encoding="utf-8")
         settings = _run_settings(model, out.resolve(), tokenizer, template)
-        (staging / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        (staging / "config.yaml").write_text(yaml_text(settings), encoding="utf-8")
         write_json(staging / MARK, made)
     return {"out": str(out), **made, "tensors": len(planned), "weight_bytes": num_bytes}
+
+
+def published_model(source: Path) -> tuple[str, ModelConfig]:
+    """Family and shape of a folder in Hugging Face's format, by its config.json."""
+    config = read_json(source / "config.json")
+    try:
+        return config.get("model_type", ""), model_from_hugging_face(config)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def read_published(source: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], Path, NamedTemplate]:
@@ -96,7 +107,8 @@ def read_published(source: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], 
 
     Errors as those of import_model, and a ConfigError for a model that has no tokens for the chat template.
     """
-    model = model_from_hugging_face(read_json(source / "config.json"))
+    _, model = published_model(source)
+    planned = _plan(model, source)
     tokenizer, template, fault = _tokenizer(source)
     if tokenizer is None or template is None:
         raise DataError(f"{source} holds neither tokenizer.model nor tokenizer.json; copy one of them there")
@@ -106,7 +118,17 @@ def read_published(source: Path) -> tuple[ModelConfig, dict[str, torch.Tensor], 
         )
     if fault is not None:
         raise DataError(fault)
-    return model, read_weights(_plan(model, source, 0)), tokenizer.path, template
+    return model, read_weights(planned), tokenizer.path, template
+
+
+def start_weights(folder: Path, model: ModelConfig) -> list[Path]:
+    """The weight files of an imported model, which hold exactly `model`; CheckpointError otherwise."""
+    found = read_headers(folder)
+    if model.tie_word_embeddings:
+        found.pop("lm_head.weight", None)
+    check_declared(folder, model, found)
+    refuse(folder, coverage_faults(found, model_shapes(model)))
+    return sorted({part.file for part in found.values()})
 
 
 def read_start_folder(folder: Path) -> ModelConfig | None:
@@ -140,11 +162,12 @@ def _tokenizer(source: Path) -> tuple[Tokenizer | None, NamedTemplate | None, st
         return tokenizer.without_markers(), found, str(fault)
 
 
-def _plan(model: ModelConfig, source: Path, num_added: int) -> list[Planned]:
+def _plan(model: ModelConfig, source: Path) -> list[Planned]:
     """Every tensor of ours and the published ones that it is made of."""
     found = {name: part for name, part in read_headers(source).items() if not name.endswith(COMPUTED)}
     if model.tie_word_embeddings:
         found.pop("lm_head.weight", None)
+    check_declared(source, model, found)
     shapes = model_shapes(model)
     expected = {}
     for name, shape in shapes.items():
@@ -152,12 +175,7 @@ def _plan(model: ModelConfig, source: Path, num_added: int) -> list[Planned]:
             expected[published] = shape if row is None else shape[1:]
     refuse(source, coverage_faults(found, expected))
     return [
-        Planned(
-            name,
-            _parts(name, shape, model, found),
-            stacked=".mlp.experts." in name,
-            num_added_rows=num_added if name in VOCABULARY_TENSORS else 0,
-        )
+        Planned(name, _parts(name, shape, model, found), stacked=".mlp.experts." in name)
         for name, shape in shapes.items()
     ]
 

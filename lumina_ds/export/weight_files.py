@@ -6,17 +6,25 @@ refused before anything is written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lumina_ds import foreign_files
 from lumina_ds.config.schema import ModelConfig
+from lumina_ds.config.tensors import num_parameters, parameter_tensors
 from lumina_ds.errors import CheckpointError, DataError, MachineError
 from lumina_ds.export.hugging_face import SELECTION_BIAS
-from lumina_ds.files import WEIGHTS_INDEX, read_weights_index, weights_index, write_atomically
+from lumina_ds.files import (
+    WEIGHTS_INDEX,
+    file_of,
+    read_weights_index,
+    weights_index,
+    write_atomically,
+)
+from lumina_ds.text import counted, format_count, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +34,8 @@ MAX_FILE_BYTES = 2 << 30
 # Bytes of one value, by the name in a safetensors header.
 VALUE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 MAX_FAULTS = 8
+# So many missing ones are found one by one without a wait.
+_FEW_TENSORS = 5000
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,25 @@ class Planned:
         if self.stacked:
             return (len(self.parts), *shape)
         return (shape[0] + self.num_added_rows, *shape[1:])
+
+
+def check_declared(folder: Path, model: ModelConfig, found: Mapping[str, Part]) -> None:
+    """Refuse a model far beyond its files before anything of its size is built. CheckpointError.
+
+    What is nearer, `coverage_faults` names tensor by tensor.
+    """
+    held = sum(prod(part.shape) for part in found.values())
+    declared = num_parameters(model)
+    num_experts = model.num_experts * (model.num_hidden_layers - model.first_k_dense_layers)
+    num_tensors = len(parameter_tensors(model)) + 3 * max(0, num_experts)
+    if declared > 2 * held or num_tensors > len(found) + _FEW_TENSORS:
+        shape = f"num_hidden_layers {model.num_hidden_layers}, hidden_size {model.hidden_size}"
+        if model.num_experts:
+            shape += f", {model.num_experts} experts"
+        raise CheckpointError(
+            f"{folder} declares {format_count(declared)} parameters ({shape}), and its weights hold {format_count(held)} "
+            f"in {counted(len(found), 'tensor')}; take the configuration and the weights from one source again"
+        )
 
 
 def model_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -153,12 +182,15 @@ def write_weights(
 
 def _listed_files(folder: Path) -> list[Path]:
     index = folder / WEIGHTS_INDEX
-    if index.is_file():
+    if index.exists():
         try:
             return [folder / name for name in sorted(set(read_weights_index(folder).values()))]
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{index} is damaged ({error}); copy the folder again") from error
-    files = sorted(folder.glob("*.safetensors"))
+    try:
+        files = [file_of(folder, path.name) for path in sorted(folder.glob("*.safetensors"))]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{error}; copy the folder again") from error
     if not files:
         raise CheckpointError(f"{folder} holds no safetensors weights; save the model in that format first")
     return files
@@ -217,9 +249,10 @@ class _Reader:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model's folder; DataError when it is missing or something else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = foreign_files.read_json(file_of(path.parent, path.name))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is missing or no JSON; give a folder in Hugging Face's format") from error
+        reason = f" ({shortened(' '.join(str(error).split()), 200)})" if isinstance(error, ValueError) else ""
+        raise DataError(f"{path} is missing or no JSON{reason}; give a folder in Hugging Face's format") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object; give a folder in Hugging Face's format")
     return content

@@ -12,6 +12,7 @@ from lumina_ds.errors import ConfigError
 from lumina_ds.generate.load import LoadedModel
 from lumina_ds.generate.sampling import SamplingSettings, penalize_repetition, sample
 from lumina_ds.model.attention import LayerCache
+from lumina_ds.text import counted
 
 
 @torch.inference_mode()
@@ -23,7 +24,7 @@ def generate_ids(
     context = loaded.model.config.max_position_embeddings
     if len(prompt_ids) >= context:
         raise ConfigError(
-            f"the prompt has {len(prompt_ids)} tokens and the model's context is {context}; shorten the prompt"
+            f"the prompt has {counted(len(prompt_ids), 'token')} and the model's context is {context}; shorten the prompt"
         )
     generator = torch.Generator(device=loaded.device)
     if settings.seed is not None:

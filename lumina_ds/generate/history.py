@@ -8,6 +8,7 @@ from lumina_ds.data.rendering import read_reply
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.data.turns import TrainReasoning, Turn
 from lumina_ds.errors import ConfigError
+from lumina_ds.text import counted
 
 
 class History:
@@ -38,7 +39,7 @@ class History:
         alone = self._num_tokens([message])
         if alone >= self._context:
             raise ConfigError(
-                f"the message has {alone:,} tokens with its markers and the model's context is {self._context:,}; "
+                f"the message has {counted(alone, 'token')} with its markers and the model's context is {self._context:,}; "
                 "say it shorter"
             )
         kept, num_dropped = [*self.turns, message], 0

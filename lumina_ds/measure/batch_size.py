@@ -17,13 +17,13 @@ import torch.distributed as dist
 
 from lumina_ds.checkpoint.format import find_checkpoint, step_folders
 from lumina_ds.checkpoint.manifest import read_manifest
-from lumina_ds.config.load import read_yaml
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import OutOfMemory
 from lumina_ds.measure.probe import step_fits
 from lumina_ds.model.device import device_and_precision
 from lumina_ds.plan.batch import BatchChoice, largest_micro_batch, with_batch
+from lumina_ds.text import counted
 from lumina_ds.train.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ def _largest_that_fits(choice: BatchChoice, config: RunConfig, world: World, pre
             )
         if world.rank == 0:
             log.info(
-                "a micro-batch of %d rows does not fit; trying %d", choice.micro_batch_size, smaller.micro_batch_size
+                "a micro-batch of %s does not fit; trying %d",
+                *(counted(choice.micro_batch_size, "row"), smaller.micro_batch_size),
             )
         choice = smaller
 
@@ -103,9 +104,7 @@ def _earlier_life(config: RunConfig, readers: int) -> tuple[int | None, BatchCho
     else:
         return None, None
     rows = read_manifest(chosen).schedule.rows_per_step
-    path = folder.path / "config.yaml"
-    train = read_yaml(path).get("train", {}) if path.is_file() else {}
-    micro, accumulation = train.get("micro_batch_size", 0), train.get("gradient_accumulation_steps", 0)
+    micro, accumulation = folder.written_batch() or (0, 0)
     if micro * accumulation * readers != rows:
         return rows, None
     return rows, BatchChoice(micro, accumulation, readers, "what the run began with")

@@ -16,15 +16,16 @@ from rich.text import Text
 
 from lumina_ds.logs import CONSOLE_LOGGER
 from lumina_ds.monitor.records import METRICS, StepRecord
+from lumina_ds.text import counted
 
 log = logging.getLogger(CONSOLE_LOGGER)
 
 
-def training_figures(record: StepRecord, num_steps: int, strategy: str, workers: int) -> list[str]:
+def training_figures(record: StepRecord, num_steps: int, strategy: str, ranks: int) -> list[str]:
     """The figures of the metrics that have one, then the strategy and the ranks. The step is the second."""
     values = ((metric.figure, record.value(name)) for name, metric in METRICS.items())
     figures = [figure(value) for figure, value in values if figure is not None and value is not None]
-    return [*figures[:1], f"step {record.step}/{num_steps}", *figures[1:], strategy, f"workers {workers}"]
+    return [*figures[:1], f"step {record.step}/{num_steps}", *figures[1:], strategy, counted(ranks, "rank")]
 
 
 def first_that_fit(figures: Sequence[str], width: int) -> str:
@@ -49,12 +50,12 @@ class TrainingConsole:
     The first and the last step always get their line.
     """
 
-    def __init__(self, num_steps: int, last_step: int, strategy: str, workers: int) -> None:
+    def __init__(self, num_steps: int, last_step: int, strategy: str, ranks: int) -> None:
         """`last_step` is where this process ends, before `num_steps` when it is told to stop early."""
         self.num_steps = num_steps
         self.last_step = last_step
         self.strategy = strategy
-        self.workers = workers
+        self.ranks = ranks
         self._last_line = 0.0
         self._console = Console(file=sys.stdout)
         self._progress: Progress | None = None
@@ -76,7 +77,7 @@ class TrainingConsole:
         self._live.start()
 
     def show(self, record: StepRecord) -> None:
-        figures = training_figures(record, self.num_steps, self.strategy, self.workers)
+        figures = training_figures(record, self.num_steps, self.strategy, self.ranks)
         line = " | ".join(figures)
         log.info(line)
         if self._progress is not None:

@@ -19,6 +19,7 @@ from typing import Any
 from lumina_ds.files import write_atomically
 from lumina_ds.monitor.records import METRICS, EvaluationRecord, StepRecord, step_of
 from lumina_ds.monitor.trackers import Tracker, scalars_of
+from lumina_ds.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class MetricsWriter:
         """Write and finish what is held back."""
         self._write_waiting()
         if self._waiting:
-            logger.error("%d lines of metrics could not be written and are lost", len(self._waiting))
+            logger.error("lost, for they could not be written: %s of metrics", counted(len(self._waiting), "line"))
         for tracker in self._trackers:
             tracker.close()
 

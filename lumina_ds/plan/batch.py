@@ -25,9 +25,7 @@ class BatchChoice:
         micro, accumulation, readers = self.micro_batch_size, self.gradient_accumulation_steps, self.num_readers
         rows = micro * accumulation * readers
         ranks = counted(readers, "rank")
-        return (
-            f"micro-batch {micro} x accumulation {accumulation} x {ranks} = {rows} rows; limited by {self.limited_by}"
-        )
+        return f"micro-batch {micro} x accumulation {accumulation} x {ranks} = {counted(rows, 'row')}; limited by {self.limited_by}"
 
     def smaller(self) -> BatchChoice | None:
         """The next smaller micro-batch with the same rows per step, after this one was tried; None below one row."""
@@ -35,7 +33,7 @@ class BatchChoice:
             return None
         micro = next_smaller(self.micro_batch_size)
         accumulation = self.gradient_accumulation_steps * (self.micro_batch_size // micro)
-        tried = f"memory: a step with {self.micro_batch_size} rows was tried and did not fit"
+        tried = f"memory: a step with {counted(self.micro_batch_size, 'row')} was tried and did not fit"
         return BatchChoice(micro, accumulation, self.num_readers, tried)
 
 
@@ -72,7 +70,7 @@ def largest_micro_batch(
         plan = plan_memory(candidate, world_size, precision, device, composer.json(candidate, world_size))
         if plan.peak_bytes <= limit_bytes or micro == 1:
             break
-        limited_by = f"memory: {micro} rows are planned at {format_bytes(plan.peak_bytes)}, and {format_bytes(limit_bytes)} are free"
+        limited_by = f"memory: {counted(micro, 'row is', 'rows are')} planned at {format_bytes(plan.peak_bytes)}, and {format_bytes(limit_bytes)} are free"
     return BatchChoice(micro, own // micro, readers, limited_by)
 
 
@@ -82,7 +80,7 @@ def _rows_of_reader(config: RunConfig, readers: int, rows: int | None) -> int:
         rows = train.global_batch_size or train.micro_batch_size * train.gradient_accumulation_steps * readers
     if rows % readers:
         raise ConfigError(
-            f"a step of {rows} rows cannot be dealt out to {counted(readers, 'rank')}; use a number of ranks that divides {rows}, "
+            f"a step of {counted(rows, 'row')} cannot be dealt out to {counted(readers, 'rank')}; use a number of ranks that divides {rows}, "
             "or set train.global_batch_size"
         )
     return rows // readers

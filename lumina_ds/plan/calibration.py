@@ -11,7 +11,6 @@ Two timed steps of different m give both. Communication is inside them, as much 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
-from lumina_ds.files import write_atomically
+from lumina_ds.files import cache_folder, write_atomically
 from lumina_ds.plan.flops import performed_flops_per_token
 from lumina_ds.plan.parameters import count_parameters
 
@@ -81,8 +80,7 @@ def smaller_runs(config: RunConfig) -> Sequence[RunConfig]:
 
 def default_path(host: str, device: str) -> Path:
     """In the user's cache directory, by host and device."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "lumina-ds" / "calibration" / f"{_as_name(host)}-{_as_name(device)}.json"
+    return cache_folder() / "lumina-ds" / "calibration" / f"{_as_name(host)}-{_as_name(device)}.json"
 
 
 def saved_calibrations(host: str) -> list[Calibration]:

@@ -16,7 +16,7 @@ from lumina_ds.plan.memory import MemoryPlan, plan_memory
 from lumina_ds.plan.parameters import count_parameters
 from lumina_ds.plan.shape import PARAMETER_BYTES
 from lumina_ds.plan.states import ZeroSettings, optimizer_groups
-from lumina_ds.text import format_bytes
+from lumina_ds.text import counted, format_bytes
 
 # An expert's matrix products are bound by computation from about this many rows on.
 _ROWS_PER_EXPERT = 512
@@ -109,7 +109,7 @@ def _batches(config: RunConfig, world_size: int, tokens: int | None) -> list[Bat
     row = config.seq_length * world_size
     if tokens < row:
         raise ConfigError(
-            f"--global-batch-tokens {tokens} is below one row of {config.seq_length} tokens on each of {world_size} GPUs; "
+            f"--global-batch-tokens {tokens} is below one row of {config.seq_length} tokens on each of {counted(world_size, 'GPU')}; "
             f"use at least {row}, fewer GPUs, or a shorter --seq-length"
         )
     rows = tokens / row
@@ -193,7 +193,9 @@ class _Search:
         if above is None and not solved:
             return "micro-batch and accumulation are as configured; --global-batch-tokens solves for them"
         if above is None and choice.plan.gradient_accumulation_steps == 1:
-            return f"the token budget: all {choice.plan.micro_batch_size} rows of a GPU fit one micro-batch"
+            rows = choice.plan.micro_batch_size
+            fit = "the only row of a GPU fits" if rows == 1 else f"all {rows} rows of a GPU fit"
+            return f"the token budget: {fit} one micro-batch"
         if above is None:
             return "the token budget: no larger micro-batch comes within 2 % of it"
         larger = self.choice(choice.layout, above)
@@ -220,7 +222,7 @@ class _Search:
             tokens = choice.plan.micro_batch_size * self.config.seq_length * model.num_experts_per_tok * size
             if tokens / model.num_experts < _ROWS_PER_EXPERT:
                 advice.append(
-                    f"an expert sees {tokens // model.num_experts} rows of a micro-batch, and {_ROWS_PER_EXPERT} keep "
+                    f"an expert sees {counted(tokens // model.num_experts, 'row')} of a micro-batch, and {_ROWS_PER_EXPERT} keep "
                     "a GPU busy: a larger micro-batch or more expert parallelism"
                 )
         return advice

@@ -62,12 +62,27 @@ def check_run(config: RunConfig, world_size: int) -> RunCheck:
 
 def check_start(config: RunConfig, runner: Sequence[str]) -> None:
     """Refuse, before anything is made, a run that the deepspeed runner with these arguments could not start."""
+    from lumina_ds.ranks.elastic import planned_start
     from lumina_ds.ranks.reach import check_hosts
-    from lumina_ds.ranks.runner import complete_runner_arguments, planned_world_size
+    from lumina_ds.ranks.runner import complete_runner_arguments
 
-    arguments = complete_runner_arguments(list(runner))
-    check_run(config, planned_world_size(arguments))
-    check_hosts(arguments, config.deepspeed.rendezvous_seconds)
+    start = planned_start(config, runner)
+    check_run(start.config, start.num_ranks)
+    # An elastic run has asked its hosts, and goes without those that it does not reach.
+    if config.run.elastic is None:
+        check_hosts(complete_runner_arguments(list(runner)), config.deepspeed.rendezvous_seconds)
+
+
+def device_reason(device: str, runner: Sequence[str]) -> str:
+    """Where ranks started with these arguments would train, and what a plan assumes of it."""
+    from lumina_ds.engine.resources import planned_resources
+
+    num_hosts = len(planned_resources(list(runner)))
+    if num_hosts > 1:
+        return f"{device}; every one of the {num_hosts} hosts is taken to be like this one"
+    if device == "cpu":
+        return "cpu: this machine has no GPU, so its ranks train on the CPU; lumina plan --gpu CARD plans for GPUs elsewhere"
+    return f"{device} of this machine"
 
 
 def check_measurable(config: RunConfig, runner: Sequence[str]) -> str:

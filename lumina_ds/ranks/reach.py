@@ -25,16 +25,10 @@ def check_hosts(runner: Sequence[str], seconds: float) -> None:
     remote = hosts_over_ssh(list(runner))
     if remote is None:
         return
-    if (program := LAUNCHERS.get(remote.launcher or "")) and shutil.which(program) is None:
-        raise MachineError(f"{program} is not installed, which starts ranks on other hosts; install it, {_ALONE}")
+    check_launcher(remote.launcher)
     asked = [] if remote.asked is None or remote.asked in remote.hosts else [remote.asked]
-    hosts = [*remote.hosts, *asked]
-    if hosts and shutil.which("ssh") is None:
-        raise MachineError(f"ssh is not installed; apt-get install openssh-client, {_ALONE}")
-    with ThreadPoolExecutor(_MAX_AT_ONCE) as pool:
-        answers = list(pool.map(lambda host: _ask(host, remote.port, seconds), hosts))
     reasons: dict[str, list[str]] = {}
-    for host, (addresses, reason) in zip(hosts, answers, strict=True):
+    for host, (addresses, reason) in ask_hosts([*remote.hosts, *asked], remote.port, seconds).items():
         if reason:
             reasons.setdefault(reason, []).append(host)
         elif host == remote.asked and not addresses:
@@ -47,8 +41,21 @@ def check_hosts(runner: Sequence[str], seconds: float) -> None:
         raise MachineError(f"ssh does not reach {told}; `ssh {first} true` must work without a password, {_ALONE}")
 
 
+def check_launcher(launcher: str | None) -> None:
+    """Raise MachineError where this launcher of the deepspeed runner is not installed; None starts nothing elsewhere."""
+    if (program := LAUNCHERS.get(launcher or "")) and shutil.which(program) is None:
+        raise MachineError(f"{program} is not installed, which starts ranks on other hosts; install it, {_ALONE}")
+
+
+def ask_hosts(hosts: Sequence[str], port: int | None, seconds: float) -> dict[str, tuple[str, str]]:
+    """By host, asked at the same time: (what it calls its addresses, why ssh does not reach it; empty where it does)."""
+    if hosts and shutil.which("ssh") is None:
+        raise MachineError(f"ssh is not installed; apt-get install openssh-client, {_ALONE}")
+    with ThreadPoolExecutor(_MAX_AT_ONCE) as pool:
+        return dict(zip(hosts, pool.map(lambda host: _ask(host, port, seconds), hosts), strict=True))
+
+
 def _ask(host: str, port: int | None, seconds: float) -> tuple[str, str]:
-    """(what it calls its addresses, why it cannot be reached)."""
     limit = max(1, min(_CONNECT_SECONDS, int(seconds)))
     command = [*ssh_words(host, limit, port), "hostname -I"]
     try:

@@ -55,13 +55,11 @@ def complete_runner_arguments(given: list[str]) -> list[str]:
     A port is chosen for one machine only; several must agree on theirs, so they keep --master_port or its default.
     Raises MachineError where the ranks of this host could not have the GPUs that they would be started for.
     """
-    from lumina_ds.engine.resources import num_local_devices, planned_resources
+    from lumina_ds.engine.resources import planned_resources
     from lumina_ds.engine.world import free_port
 
     names = {argument.split("=")[0] for argument in given}
-    arguments = list(given)
-    if not names & PLACEMENT:
-        arguments = ["--num_gpus", str(num_local_devices()), *arguments]
+    arguments = with_placement(given)
     cards_here(arguments)
     if (
         "--master_port" not in names
@@ -73,6 +71,14 @@ def complete_runner_arguments(given: list[str]) -> list[str]:
         # As an error it would report that ranks ended with 75, a clean stop; what fails is said by the ranks and by us.
         arguments = ["--log_level", "critical", *arguments]
     return arguments
+
+
+def with_placement(given: list[str]) -> list[str]:
+    """The user's arguments, for all local devices where they name neither hosts nor a number of ranks."""
+    from lumina_ds.engine.resources import num_local_devices
+
+    placed = {argument.split("=")[0] for argument in given} & PLACEMENT
+    return list(given) if placed else ["--num_gpus", str(num_local_devices()), *given]
 
 
 def cards_here(arguments: list[str]) -> list[str]:

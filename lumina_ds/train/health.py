@@ -19,6 +19,7 @@ from statistics import median
 
 from lumina_ds.checkpoint.manifest import SavedHealth
 from lumina_ds.config.schema import HealthConfig
+from lumina_ds.text import counted
 
 # A normal distribution's standard deviation over its median absolute deviation.
 _DEVIATIONS_PER_MAD = 1.4826
@@ -105,7 +106,7 @@ class StepHealth:
         if self.config.spike_policy == "rollback":
             return Verdict(score, f"{message}; {self.skips_in_a_row} in a row", self.skips_in_a_row)
         advice = "lower --learning-rate, use --precision fp32, or set --health.spike_policy rollback"
-        in_a_row = f"{self.skips_in_a_row} steps in a row were skipped, the last at step {step} ({why})"
+        in_a_row = f"{counted(self.skips_in_a_row, 'step')} in a row {'was' if self.skips_in_a_row == 1 else 'were'} skipped, the last at step {step} ({why})"
         return Verdict(score, f"{in_a_row}; {advice}", ends_run=True)
 
 

@@ -27,7 +27,7 @@ from lumina_ds.train.saves import Saves
 from lumina_ds.train.setting import Setting
 from lumina_ds.train.state import RunState
 from lumina_ds.train.step import StepCounts, StepOutcome, agree, peak_memory, rank_micro_batches
-from lumina_ds.train.stop import resumable_message
+from lumina_ds.train.stop import ended_message, nothing_left_message, resumable_message
 from lumina_ds.train.watch.watchdog import EVALUATION, LOADER, STEP, Watchdog
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class TrainingLoop:
         if self.state.step == 0:
             self._evaluate()
         elif self.state.step >= self.last_step:
-            self.outputs.say("nothing is left to train; raise --max-steps or --epochs to go on")
+            self.outputs.say(nothing_left_message(self.state.step, self.setting.ends_early(self.state)))
         if self.config.health.spike_policy == "rollback":
             self._save_unless_saved()
         while self.state.step < self.last_step:
@@ -72,9 +72,8 @@ class TrainingLoop:
         self.saves.finish()
         if self.failure is not None:
             raise self.failure
-        length, step = self.setting.length, self.state.step
-        going_on = "" if step >= length.last_step(self.state.order) else "; start again without --stop-at-step to go on"
-        self.outputs.say(f"ended at step {step} of {length.num_steps}{going_on}")
+        step, early = self.state.step, self.setting.ends_early(self.state)
+        self.outputs.say(ended_message(step, self.setting.length.num_steps, early))
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """This rank's part of a step. Runs ahead of the loop in a thread of its own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lumina_ds.data.mixture.rows import MixedRows
 from lumina_ds.data.sampler import ORDER_VERSION
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import CheckpointError
+from lumina_ds.text import counted
 from lumina_ds.train.run_folder import RunFolder
 
 # Of these, nothing may differ but the layout, for which the state is divided anew, and the precision: weights and
@@ -70,25 +71,31 @@ def run_identity(
 
 
 def checkpoint_to_resume(
-    folder: RunFolder, resume: str, present: RunIdentity, world: World, check_room: Callable[[int], None]
+    folder: RunFolder,
+    resume: str,
+    present: RunIdentity,
+    world: World,
+    check_room: Callable[[int], None],
+    sources: Sequence[str] = (),
 ) -> Path | None:
     """Rank 0 takes the run folder, chooses and checks; every rank gets the choice or the same error. A collective.
 
-    `resume` is the setting run.resume; `check_room(step)` refuses to train on from `step` without room on the disk.
+    `resume` is the setting run.resume; `check_room(step)` refuses to train on from `step` without room on the disk;
+    `sources` are the names of a mixture's.
     """
 
     def choose() -> Path | None:
         folder.create()
         folder.lock()
         restore_replaced(folder.checkpoints)
-        chosen = _choose(folder, resume, present)
+        chosen = _choose(folder, resume, present, sources)
         check_room(0 if chosen is None else read_manifest(chosen).step)
         return chosen
 
     return on_rank_0(world, choose)
 
 
-def _choose(folder: RunFolder, resume: str, present: RunIdentity) -> Path | None:
+def _choose(folder: RunFolder, resume: str, present: RunIdentity, sources: Sequence[str]) -> Path | None:
     if resume == "none":
         if step_folders(folder.checkpoints):
             raise CheckpointError(
@@ -101,10 +108,22 @@ def _choose(folder: RunFolder, resume: str, present: RunIdentity) -> Path | None
         raise nothing_to_resume(folder)
     if chosen is not None:
         saved = read_manifest(chosen)
+        _refuse_other_sources(chosen, saved, sources)
         refuse_another_run(chosen, saved, present)
         if chosen.parent.resolve() == folder.checkpoints.resolve():
             set_aside_later_steps(chosen.parent, saved.step)
     return chosen
+
+
+def _refuse_other_sources(folder: Path, saved: Manifest, sources: Sequence[str]) -> None:
+    """Rows are numbered by their sources: neither one more nor one less goes on with the order that was begun."""
+    before = [] if saved.mixture is None else sorted(saved.mixture.reached.rows)
+    if before != sorted(sources):
+        was, now = (", ".join(names) or "no names" for names in (before, sorted(sources)))
+        raise CheckpointError(
+            f"{folder} is of the sources {was}, and the run has {now}; keep them (one with weight 0 is not trained), or begin "
+            f"a run of another --experiment-name with --train.init_from {folder}"
+        )
 
 
 def check_resume(folder: RunFolder, resume: str) -> None:
@@ -135,7 +154,7 @@ def refuse_another_run(folder: Path, saved: RunIdentity, present: RunIdentity) -
     remedy = "go back to these settings, or start anew under another --experiment-name"
     if [difference.split(" ")[0] for difference in differences] == ["schedule.rows_per_step"]:
         rows, world_size = saved.schedule.rows_per_step, present.topology.world_size
-        remedy = f"keep --batch-size x --grad-accum x {world_size} ranks at {rows}, so that every row is seen once"
+        remedy = f"keep --batch-size x --grad-accum x {counted(world_size, 'rank')} at {rows}, so that every row is seen once"
     raise CheckpointError(f"{folder} belongs to another run: {'; '.join(differences)}; {remedy}")
 
 

@@ -11,6 +11,7 @@ from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.errors import UnstableError
 from lumina_ds.monitor.writers import append_record
+from lumina_ds.text import counted
 from lumina_ds.train.health import Verdict
 
 _NAMED = 4
@@ -20,7 +21,7 @@ def refuse_to_go_back_again(verdict: Verdict, rollbacks: int, most: int) -> None
     """Raise UnstableError when a run has gone back `most` times already."""
     if rollbacks >= most:
         raise UnstableError(
-            f"{verdict.message}; the run has gone back {rollbacks} times already (health.max_rollbacks), so it ends; "
+            f"{verdict.message}; the run has gone back {counted(rollbacks, 'time')} already (health.max_rollbacks), so it ends; "
             "lower --learning-rate"
         )
 
@@ -60,4 +61,4 @@ def pass_over_samples(
             append_record(record, {"steps": list(steps), "row": row, "source": origin.source, "line": origin.line})
     named = ", ".join(f"{origin.source}:{origin.line}" for _, origin in origins[:_NAMED])
     more = f" and {len(origins) - _NAMED} more in passed_over.jsonl" if len(origins) > _NAMED else ""
-    return f"passed over from now on: {len(passed)} rows of {len(origins)} conversations, {named}{more}"
+    return f"passed over from now on: {counted(len(passed), 'row')} of {counted(len(origins), 'conversation')}, {named}{more}"

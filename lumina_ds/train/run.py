@@ -6,20 +6,25 @@ train/outputs.py and `on_rank_0`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import torch.distributed as dist
 
 from lumina_ds.checkpoint.manifest import read_manifest
 from lumina_ds.checkpoint.state import load_checkpoint
+from lumina_ds.config.elastic import describe_layout
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.data.loader import PackedRows, Prefetcher
 from lumina_ds.data.mixture.rows import MixedRows
 from lumina_ds.engine.build import build_engine
 from lumina_ds.engine.world import World, on_rank_0
 from lumina_ds.monitor.console import TrainingConsole
+from lumina_ds.monitor.layouts import LayoutRecord
+from lumina_ds.monitor.writers import append_record
 from lumina_ds.plan.duration import describe_saves
 from lumina_ds.train.evaluation_sets import EvaluationSet
 from lumina_ds.train.loop import TrainingLoop
@@ -53,7 +58,8 @@ class TrainingRun:
         Raises Interrupted after a signal's checkpoint, UnstableError when too many steps are skipped in a row,
         and the typed errors of resuming.
         """
-        self.stop = StopRequest()
+        watched = self.folder.stop_request if self.outputs.leads and self.setting.asked.run.elastic else None
+        self.stop = StopRequest(watched)
         try:
             resume_from = self._open_folder()
             setting, world = self.setting, self.setting.world
@@ -99,12 +105,15 @@ class TrainingRun:
         resume_from = checkpoint_to_resume(
             *(self.folder, run.resume, setting.identity, world),
             lambda step: check_disk_space(checkpoints, train, setting.checkpoint_bytes, last_step - step),
+            setting.rows.names if isinstance(setting.rows, MixedRows) else (),
         )
         if resume_from is not None:
             saved = on_rank_0(world, lambda: read_manifest(resume_from))
             self.setting = setting = setting.going_on(self.state, saved.filled, saved.mixture)
         if world.rank == 0:
             tokenizer = setting.rows.folder.tokenizer_path
+            # That of an earlier life; whoever still wants it makes it anew.
+            self.folder.stop_request.unlink(missing_ok=True)
             self.folder.write_settings(setting.effective_config, setting.deepspeed_json, tokenizer)
         write_environment(self.folder.path, world, setting.length.num_steps)
         dist.barrier()
@@ -127,7 +136,7 @@ class TrainingRun:
         self.state.take(saved)
         self.outputs.set_length(self.setting.length.num_steps, self.setting.last_step(self.state))
         saves.step = saved.step
-        for change in changed_settings(saved, self.setting.config):
+        for change in changed_settings(saved, self.setting.asked):
             self.outputs.say(f"changed since the checkpoint: {change}")
         for change in self.setting.changes_of_mixture:
             self.outputs.say(f"changed from step {saved.step + 1} on: {change}")
@@ -141,12 +150,26 @@ class TrainingRun:
         self.outputs.open(setting.config.run, setting.effective_config, self.folder.path, self.state.step)
         opened.callback(self.outputs.close)
         self.outputs.say(setting.banner)
+        for note in setting.notes_on_length:
+            self.outputs.say(note)
+        self._tell_layout()
         self.outputs.say(describe_saves(setting.config.train, setting.checkpoint_bytes))
         if losses := setting.rows.describe_losses():
             self.outputs.say(losses)
         if resumed_from is not None:
             self.outputs.say(f"resumed from {resumed_from}")
         self.outputs.show_progress(self.state.step)
+
+    def _tell_layout(self) -> None:
+        """Of an elastic run: which of its layouts this life has, on the console and in logs/layouts.jsonl."""
+        setting, size = self.setting, self.setting.world.size
+        if setting.asked.run.elastic is None:
+            return
+        self.outputs.say(f"elastic {setting.asked.run.elastic}: {describe_layout(setting.asked, size)}")
+        if self.outputs.leads:
+            ran = (setting.config.deepspeed.expert_parallel_size, setting.config.train.gradient_accumulation_steps)
+            layout = LayoutRecord(self.state.step, time.time(), size, setting.zero_stage, *ran)
+            append_record(self.folder.layouts, asdict(layout))
 
     def _open_long_step_stop(self, loop: TrainingLoop, opened: ExitStack) -> None:
         self.long_step_stop = LongStepStop(

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import platform
 import shutil
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import yaml
-
 from lumina_ds import __version__
 from lumina_ds.checkpoint.format import step_folders
 from lumina_ds.config.chat_templates import AUTO_TEMPLATE
+from lumina_ds.config.own_file import with_whole_paths
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.yaml_file import read_yaml, yaml_text
 from lumina_ds.data.templates.find import STORED_TEMPLATE
 from lumina_ds.errors import ConfigError
 from lumina_ds.files import write_atomically
+from lumina_ds.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +46,10 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.logs = path / "logs"
+        # Of an elastic run, a line for each life: from which step on it had how many ranks.
+        self.layouts = self.logs / "layouts.jsonl"
+        # While it is there, an elastic run that trains saves and ends, to be started with other ranks.
+        self.stop_request = self.logs / "stop-request"
         self._lock: IO[str] | None = None
 
     @classmethod
@@ -53,7 +62,29 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.logs.mkdir(exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot create the run folder {self.path}: {error.strerror}; set --runs-dir") from error
+            raise self._cannot_be_made(error.strerror) from error
+
+    def check_place(self) -> None:
+        """Raise the ConfigError of `create` where it would, and make nothing."""
+        there = next(place for place in (self.checkpoints, *self.checkpoints.absolute().parents) if place.exists())
+        fault = errno.ENOTDIR if not there.is_dir() else 0 if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+        if fault:
+            raise self._cannot_be_made(os.strerror(fault))
+
+    def _cannot_be_made(self, reason: str | None) -> ConfigError:
+        return ConfigError(f"cannot create the run folder {self.path}: {reason}; set --runs-dir")
+
+    @contextmanager
+    def gone_on_failure(self) -> Iterator[None]:
+        """Take away what this made, as far as it is empty, when the block fails: a refused command leaves no folder."""
+        made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        try:
+            yield
+        except BaseException:
+            for place in (self.checkpoints, self.logs, *made):
+                with suppress(OSError):
+                    place.rmdir()
+            raise
 
     def lock(self) -> None:
         """Hold the folder for this process; raises ConfigError when another run has it."""
@@ -87,12 +118,26 @@ class RunFolder:
 
     def write_settings(self, config: dict[str, Any], deepspeed_json: dict[str, Any], tokenizer: Path) -> None:
         """config.yaml, which starts the same run again, ds_config.json, and tokenizer and template of the shards."""
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_atomically(self.path / "config.yaml", yaml_text(with_whole_paths(config)))
         write_atomically(self.path / "ds_config.json", json.dumps(deepspeed_json, indent=2))
         shutil.copyfile(tokenizer, self.path / tokenizer.name)
         template = tokenizer.with_name(STORED_TEMPLATE)
         if template.is_file():
             shutil.copyfile(template, self.path / template.name)
+
+    def written_batch(self) -> tuple[int, int] | None:
+        """(micro-batch, accumulation) of config.yaml; None without one. ConfigError where it was altered."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            return None
+        train = read_yaml(path).get("train")
+        batch = []
+        for name in ("micro_batch_size", "gradient_accumulation_steps"):
+            value = train.get(name) if isinstance(train, dict) else None
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{path}: train.{name} is {value!r}, which no run wrote; put its number there again")
+            batch.append(value)
+        return batch[0], batch[1]
 
 
 def effective_config(
@@ -115,7 +160,8 @@ def effective_config(
     template = rows.folder.manifest.template
     # A model's own lies beside the shards.
     data["chat_template"] = AUTO_TEMPLATE if template.certificate else template.version
-    return values | {"data": data}
+    # A stop is for one start.
+    return values | {"data": data, "train": values["train"] | {"stop_at_step": None}}
 
 
 def write_environment(folder: Path, world: World, num_steps: int) -> None:
@@ -148,7 +194,7 @@ def _device(world: World) -> str:
 
     if world.device == "cuda":
         return torch.cuda.get_device_name(world.torch_device)
-    return f"CPU, {torch.get_num_threads()} threads a rank"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')} a rank"
 
 
 def _versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from lumina_ds.config.schema import TrainConfig
 from lumina_ds.engine.world import World
 from lumina_ds.errors import LuminaError, SharedFault
 from lumina_ds.plan.duration import num_saves
-from lumina_ds.text import format_bytes
+from lumina_ds.text import counted, format_bytes
 from lumina_ds.train.watch.watchdog import SAVING
 
 log = logging.getLogger(__name__)
@@ -126,9 +126,9 @@ def check_disk_space(checkpoints: Path, train: TrainConfig, checkpoint_bytes: in
     needed = max(0, count - len(step_folders(checkpoints))) * checkpoint_bytes + metrics
     if free < needed:
         log.warning(
-            "%s has %s free, and up to %d checkpoints with the metrics take %s more: saves may fail; free some space, "
+            "%s has %s free, and up to %s with the metrics take %s more: saves may fail; free some space, "
             "or lower --train.keep_checkpoints",
-            *(checkpoints, format_bytes(free), count, format_bytes(needed)),
+            *(checkpoints, format_bytes(free), counted(count, "checkpoint"), format_bytes(needed)),
         )
 
 

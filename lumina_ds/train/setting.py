@@ -9,7 +9,8 @@ from typing import Any
 
 from lumina_ds.checkpoint.manifest import RunIdentity
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
-from lumina_ds.config.schema import RunConfig, ZeroStage
+from lumina_ds.config.elastic import for_ranks
+from lumina_ds.config.schema import RunConfig, TrainConfig, ZeroStage
 from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.mixture.order import MixtureOrder
 from lumina_ds.data.mixture.rows import MixedRows
@@ -28,8 +29,10 @@ from lumina_ds.train.state import RunLength, RunState
 
 @dataclass(frozen=True)
 class Setting:
-    """Fixed for the life of a run. `why_precision` is for its first line."""
+    """Fixed for the life of a run. `asked` is what the user configured; of an elastic run, `config` is what these ranks
+    make of it. `why_precision` is for its first line."""
 
+    asked: RunConfig
     config: RunConfig
     rows: PackedRows | MixedRows
     eval_sets: tuple[EvaluationSet, ...]
@@ -45,6 +48,7 @@ class Setting:
         cls, config: RunConfig, rows: PackedRows | MixedRows, eval_sets: Sequence[EvaluationSet], world: World
     ) -> Setting:
         """Raises ConfigError, or MachineError for a precision that this machine does not have."""
+        asked, config = config, for_ranks(config, world.size)
         _, precision, why = device_and_precision(config.train.precision, config.model)
         deepspeed_json = compose_deepspeed(config, world.size, precision)
         readers = world.share.size
@@ -52,7 +56,7 @@ class Setting:
             length = RunLength.of_mixture(config, _mixture_order(config, rows), readers)
         else:
             length = RunLength.of(config, rows.num_rows, readers)
-        return cls(config, rows, tuple(eval_sets), world, precision, why, deepspeed_json, length)
+        return cls(asked, config, rows, tuple(eval_sets), world, precision, why, deepspeed_json, length)
 
     def going_on(self, state: RunState, filled: Sequence[Sequence[int]], mixture: MixtureState | None) -> Setting:
         """That of a life which goes on after a checkpoint whose manifest says `filled` and `mixture`: shorter lives may
@@ -85,6 +89,25 @@ class Setting:
         end = self.length.last_step(state.order)
         return min(end, self.config.train.stop_at_step or end)
 
+    def ends_early(self, state: RunState) -> int | None:
+        """train.stop_at_step where it ends this process before the whole run ends."""
+        return self.config.train.stop_at_step if state.step < self.length.last_step(state.order) else None
+
+    @property
+    def notes_on_length(self) -> list[str]:
+        """Settings of the run's length that change nothing, for its first lines."""
+        train, num_steps = self.config.train, self.length.num_steps
+        notes = []
+        if train.max_steps is not None and train.epochs != TrainConfig.model_fields["epochs"].default:
+            notes.append(
+                f"train.max_steps {train.max_steps} is the run's length; train.epochs {train.epochs} is not used"
+            )
+        if (train.stop_at_step or 0) > num_steps:
+            notes.append(
+                f"--stop-at-step {train.stop_at_step} is beyond the run's end at step {num_steps}; it ends there"
+            )
+        return notes
+
     @property
     def zero_stage(self) -> ZeroStage:
         return self.deepspeed_json["zero_optimization"]["stage"]
@@ -99,7 +122,7 @@ class Setting:
         """The first line of a run."""
         length = self.length
         return (
-            f"{self.config.run_name}: {length.num_steps} steps of {length.rows_per_step} rows x "
+            f"{self.config.run_name}: {counted(length.num_steps, 'step')} of {counted(length.rows_per_step, 'row')} x "
             f"{self.config.seq_length} tokens, {self.strategy} ({self.why_precision}), "
             f"{counted(self.world.size, 'rank')} on {self.world.device}"
         )
@@ -107,7 +130,7 @@ class Setting:
     @cached_property
     def effective_config(self) -> dict[str, Any]:
         """The configuration with the data as it really is."""
-        return effective_config(self.config, self.rows, self.eval_sets)
+        return effective_config(self.asked, self.rows, self.eval_sets)
 
     @cached_property
     def identity(self) -> RunIdentity:

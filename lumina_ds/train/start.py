@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lumina_ds.config.checks import device_faults, world_faults
+from lumina_ds.config.elastic import for_ranks
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.cards import card_name, cards_line
+from lumina_ds.engine.meeting_point import refuse_agent_store
 from lumina_ds.engine.world import World, on_rank_0, start, stop
 from lumina_ds.errors import ConfigError, LuminaError
 from lumina_ds.logs import CONSOLE_LOGGER, configure_logging
@@ -99,11 +101,13 @@ def train(
     from lumina_ds.train.opened_data import OpenedData
     from lumina_ds.train.precision_fallback import train_with_fallback
 
-    faults = world_faults(config, world.size) + device_faults(
-        config, world.device, device_and_precision(config.train.precision, config.model)[1]
-    )
+    precision = device_and_precision(config.train.precision, config.model)[1]
+    faults = world_faults(for_ranks(config, world.size), world.size) + device_faults(config, world.device, precision)
     if faults:
         raise ConfigError.from_faults(faults)
+    if config.run.elastic is not None:
+        refuse_agent_store()
+        on_rank_0(world, lambda: _check_memory(config, world, precision))
     world = replace(world, sequence_parallel_size=config.deepspeed.sequence_parallel_size)
     data = OpenedData.of(config, shards, eval_shards)
     verify_shards(data.folders, world)
@@ -114,6 +118,18 @@ def train(
             raise ConfigError("--batch-size auto needs trial steps, which are not to be had here; give it a number")
         config = settle_batch(config, world)
     train_with_fallback(config, data.rows(config.seq_length), data.evaluation_sets(config), world)
+
+
+def _check_memory(config: RunConfig, world: World, precision: str) -> None:
+    """Refuse a number of ranks whose plan does not fit: nobody chose it."""
+    from lumina_ds.engine.launchers import LOCAL_WORLD_SIZE
+    from lumina_ds.engine.resources import memory_of_rank
+    from lumina_ds.plan.elastic import memory_fault
+
+    here = int(os.environ.get(LOCAL_WORLD_SIZE, world.size))
+    limit = memory_of_rank(world.device, here)
+    if fault := memory_fault(for_ranks(config, world.size), world.size, precision, world.device, limit):
+        raise ConfigError(f"--elastic {config.run.elastic} cannot go on: {fault}; start more ranks")
 
 
 def verify_shards(folders: Sequence[ShardFolder], world: World) -> None:

@@ -18,6 +18,7 @@ from lumina_ds.data.mixture.order import MixtureOrder
 from lumina_ds.data.sampler import TrainingOrder
 from lumina_ds.errors import ConfigError
 from lumina_ds.monitor.metrics import SourceFacts
+from lumina_ds.text import counted
 from lumina_ds.train.health import StepHealth, Verdict
 from lumina_ds.train.step import StepCounts, StepOutcome
 
@@ -47,7 +48,7 @@ class RunLength:
         needed, there = length.num_steps * length.rows_per_step, order.capacity
         if order.total_rows is None and there is not None and there < needed:
             raise ConfigError(
-                f"train.max_steps {length.num_steps} of {length.rows_per_step} rows are {needed:,} rows, and the caps of "
+                f"train.max_steps {length.num_steps} of {counted(length.rows_per_step, 'row')} are {counted(needed, 'row')}, and the caps of "
                 f"data.sources leave {there:,}; lower --max-steps, or raise a cap"
             )
         return length
@@ -60,7 +61,9 @@ class RunLength:
         if train.max_steps is not None:
             return cls(train.max_steps, rows_per_step, None)
         if not total_rows:
-            raise ConfigError(f"train.epochs {train.epochs} of {num_rows} rows is no row at all; raise --epochs")
+            raise ConfigError(
+                f"train.epochs {train.epochs} of {counted(num_rows, 'row')} is no row at all; raise --epochs"
+            )
         return cls(math.ceil(total_rows / rows_per_step), rows_per_step, total_rows)
 
     def after_filling(self, num_filled: int) -> RunLength:

@@ -1,4 +1,4 @@
-"""Signals that ask for the end, or the end of a launcher, as a flag that the training loop reads."""
+"""Signals that ask for the end, a file that does, or the end of a launcher, as a flag that the training loop reads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import FrameType
 
 from lumina_ds.errors import Interrupted
@@ -48,7 +49,9 @@ def ending_when_told(rank: int = 0) -> Iterator[None]:
 class StopRequest:
     """Set by a signal. Ranks agree on it before every step, and between micro-batches where steps are long."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path | None = None) -> None:
+        """`file` asks as a signal does once it is there; it reaches ranks of other hosts, and needs one rank to see it."""
+        self._file = file
         self._since: float | None = None
         # Python calls a handler only when the main thread next runs Python, perhaps at the end of a backward pass or
         # of a collective; the number is in this pipe at once.
@@ -70,6 +73,8 @@ class StopRequest:
         with contextlib.suppress(BlockingIOError):
             if set(os.read(self._arrived, 4096)) & set(self._previous):
                 self._ask()
+        if not self.requested and self._file is not None and self._file.exists():
+            self._ask()
 
     def launcher_gone(self, launcher: str) -> None:
         """For the thread that watches launchers (train/watch/orphans.py)."""
@@ -96,3 +101,16 @@ def resumable_message(step: int, num_steps: int) -> str:
     """What a stopped run says at its end, before the first step and later."""
     saved = "the checkpoint is saved, start the same command again to go on" if step else "nothing was trained yet"
     return f"stopped by a signal at step {step} of {num_steps}; {saved}"
+
+
+def nothing_left_message(step: int, stop_at_step: int | None) -> str:
+    """Why a run that was started again trains nothing; `stop_at_step` where that is the reason."""
+    if stop_at_step is None:
+        return "nothing is left to train; raise --max-steps or --epochs to go on"
+    return f"step {step} is trained already, and --stop-at-step is {stop_at_step}; raise it, or leave it out, to go on"
+
+
+def ended_message(step: int, num_steps: int, stop_at_step: int | None) -> str:
+    """What a run says at its end; `stop_at_step` where it ends before the whole run does."""
+    going_on = "" if stop_at_step is None else "; start again without --stop-at-step to go on"
+    return f"ended at step {step} of {num_steps}{going_on}"

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from lumina_ds.data.strict_json import shorten
+from lumina_ds.foreign_files import shorten
 from preprocess.containers.compression import read_fully
 from preprocess.containers.rows import unreadable
 

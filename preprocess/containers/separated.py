@@ -15,9 +15,10 @@ from typing import Any
 import orjson
 
 from lumina_ds.data.formats import FORMATS, LISTS_OF_TURNS
-from lumina_ds.data.strict_json import MAX_LINE_BYTES, shorten
+from lumina_ds.data.strict_json import MAX_LINE_BYTES
 from lumina_ds.data.turn_keys import FLAGS, JUDGEMENTS
 from lumina_ds.errors import DataError
+from lumina_ds.foreign_files import shorten
 from preprocess.containers.rows import unreadable
 
 # Keys whose cells are lists or objects, those that may be, and those whose cells are a text or messages.

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lumina_ds.data.remedies import remedy
 from lumina_ds.report.data.distribution import Bin, Distribution
+from lumina_ds.text import counted
 from preprocess.other_keys import describe_other_keys
 from preprocess.validation.findings import Findings, RuleCount, loss_lines
 
@@ -52,7 +53,7 @@ def _print_totals(findings: Findings, console: Console) -> None:
 
 def _totals(findings: Findings) -> Iterator[tuple[str, str]]:
     refused = findings.num_errors
-    yield "conversations", f"{findings.conversations:,} of {findings.lines:,} lines; {refused:,} refused"
+    yield "conversations", f"{findings.conversations:,} of {counted(findings.lines, 'line')}; {refused:,} refused"
     yield "turns", ", ".join(f"{count:,} {role}" for role, count in findings.turns_by_role.most_common())
     yield "characters", f"{findings.characters.sum:,}; {findings.assistant_share:.1%} by assistants"
     if findings.other_keys:

@@ -8,6 +8,7 @@ from pathlib import Path
 from lumina_ds.report.data.shard_page import shard_page
 from lumina_ds.report.data.svg import figure
 from lumina_ds.report.page import details, escape, page, section, table, tiles, write_page
+from lumina_ds.text import counted
 from preprocess.validation.findings import Findings, RuleCount, loss_lines
 from preprocess.validation.rules import WARNINGS
 
@@ -52,7 +53,7 @@ def _sections(findings: Findings) -> Iterator[str]:
 def _tiles(findings: Findings) -> list[tuple[str, str, str, str]]:
     errors, warnings = findings.num_errors, findings.num_warnings
     entries = [
-        ("Conversations", f"{findings.conversations:,}", f"of {findings.lines:,} lines", ""),
+        ("Conversations", f"{findings.conversations:,}", f"of {counted(findings.lines, 'line')}", ""),
         ("Errors", f"{errors:,}", "lines that preprocess refuses", "error" if errors else "good"),
         ("Warnings", f"{warnings:,}", "rules broken by usable lines", "warning" if warnings else "good"),
     ]
@@ -83,7 +84,7 @@ def _rule(entry: RuleCount, lines: int) -> str:
     meaning = WARNINGS.get(entry.rule, "lumina preprocess refuses the line")
     summary = (
         f'<span class="level {entry.level}">{entry.level}</span> {escape(entry.rule)}: '
-        f"<strong>{entry.count:,}</strong> of {lines:,} lines ({entry.count / lines:.2%})"
+        f"<strong>{entry.count:,}</strong> of {counted(lines, 'line')} ({entry.count / lines:.2%})"
         f' <span class="muted">{escape(meaning)}</span>'
     )
     items = "".join(

@@ -270,11 +270,11 @@ def _row_faults(
     """(rule, reason) for what a row of `seq_length` tokens (None: of any length) does to one conversation."""
     kept = len(ids) if seq_length is None else min(seq_length, len(ids))
     if kept < len(ids):
-        yield OVERLONG, f"{len(ids):,} tokens, {len(ids) - kept:,} beyond {seq_length:,}"
+        yield OVERLONG, f"{counted(len(ids), 'token')}, {len(ids) - kept:,} beyond {seq_length:,}"
     if not mask[:kept].any():
         yield NOTHING_TRAINED, f"the first trained token is number {int(mask.argmax()) + 1:,}"
     elif not (mask[:kept] & np.isin(ids[:kept], end_ids)).any():
-        yield NO_TRAINED_END, f"no assistant turn ends within the first {kept:,} tokens"
+        yield NO_TRAINED_END, f"no assistant turn ends within the first {counted(kept, 'token')}"
 
 
 def _line_excerpt(data: bytes, begin: int) -> str:

@@ -18,6 +18,36 @@ CASES = {
     "no assistant turn": ([*TRAIN, "--train-data", "{folder}/users.jsonl"], 3, "no assistant turn"),
     "no such shards": ([*TRAIN, "--data", "nowhere"], 3, "nowhere"),
     "other tokenizer": ([*TRAIN, "--data", "{shards}", "--tokenizer", "{folder}/other.model"], 3, "another tokenizer"),
+    "tokenizer of the Hub": (
+        [*TRAIN, "--train-data", "{train}", "--tokenizer", "gpt2"],
+        3,
+        "the tokenizer gpt2: No such",
+    ),
+    "both lengths": ([*TRAIN, "--data", "{shards}", "--max-steps", "3", "--epochs", "2"], 2, "leave one of them out"),
+    "standard input": ([*TRAIN, "--train-data", "-"], 2, "training cannot read standard input"),
+    "template of nobody": (
+        [
+            *TRAIN,
+            "--train-data",
+            "{train}",
+            "--tokenizer",
+            "{folder}/other.model",
+            "--chat-template",
+            "{folder}/x.jinja",
+        ],
+        3,
+        "x.jinja",
+    ),
+    "other tokenizer for evaluation": (
+        [*TRAIN, "--train-data", "{train}", "--tokenizer", "{folder}/other.model", "--eval-shards", "{shards}"],
+        3,
+        "another tokenizer",
+    ),
+    "a source with another tokenizer": (
+        [*TRAIN, "--source", "name=a,shards={shards}", "--tokenizer", "{folder}/other.model"],
+        3,
+        "another tokenizer",
+    ),
     "not a tokenizer": ([*TRAIN, "--train-data", "{train}", "--tokenizer", "{train}"], 3, "SentencePiece"),
     "vocabulary too small": ([*TRAIN, "--data", "{shards}", "--model.vocab_size", "96"], 2, "model.vocab_size"),
     "row above the context": ([*TRAIN, "--data", "{shards}", "--seq-length", "512"], 2, "context of 256"),
@@ -31,7 +61,7 @@ CASES = {
         2,
         "model.num_experts 4 is not divisible by --expert-parallel 3",
     ),
-    "ranks do not divide": ([*TRAIN, "--data", "{shards}", "--expert-parallel", "2"], 2, "1 ranks are not divisible"),
+    "ranks do not divide": ([*TRAIN, "--data", "{shards}", "--expert-parallel", "2"], 2, "1 rank is not divisible"),
     "fp16 on a CPU": ([*TRAIN, "--data", "{shards}", "--precision", "fp16"], 4, "fp16 is not possible on a CPU"),
     "fused kernels": ([*TRAIN, "--data", "{shards}", "--train.fused_kernels", "rope"], 4, "rope is not possible"),
     "no such kernel": ([*TRAIN, "--data", "{shards}", "--train.fused_kernels", "rope,ropes"], 2, "'ropes'"),
@@ -107,6 +137,24 @@ def test_one_line_and_the_documented_exit_code(case, places, capfd, monkeypatch,
     errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "Traceback" not in printed.err
     assert printed.out == ""
+
+
+# Only the run reads the conversations.
+READ_BY_THE_RUN = ("not JSONL", "no assistant turn", "--json without --dry-run")
+CASES_OF_RUNS = [case for case in CASES if CASES[case][0][0] == "train" and "--dry-run" not in CASES[case][0]]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES_OF_RUNS if case not in READ_BY_THE_RUN])
+def test_a_dry_run_says_what_the_run_says_and_neither_leaves_a_folder(case, places, capfd, monkeypatch, tmp_path):
+    words, code, _ = CASES[case]
+    monkeypatch.chdir(tmp_path)
+    words = [word.format(**places) for word in words]
+    said = []
+    for dry in (["--dry-run"], []):
+        assert run_command(cli, [words[0], *dry, *words[1:]]) == code
+        said.append([line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")])
+        assert list(tmp_path.iterdir()) == []
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("group", [[], ["tokenizer"], ["data"], ["checkpoint"], ["bench"]])

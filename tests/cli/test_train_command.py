@@ -111,7 +111,7 @@ def test_a_signal_saves_ends_with_75_leaves_nobody_behind_and_the_same_command_g
     # One rank instead of two is another batch, and so other rows in a step: refused with the way that keeps them.
     code, out, err = run([*LUMINA, *_with_one_rank(slow)], tmp_path)
     assert code == 5 and "schedule.rows_per_step was 16, is now 8" in err
-    assert "keep --batch-size x --grad-accum x 1 ranks at 16" in err
+    assert "keep --batch-size x --grad-accum x 1 rank at 16" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

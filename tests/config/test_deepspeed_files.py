@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.deepspeed.check import deepspeed_faults
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
+from lumina_ds.config.deepspeed.keys import table
+from lumina_ds.config.deepspeed.report import report_on_run
 from lumina_ds.config.deepspeed.tree import load_deepspeed_json
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.errors import ConfigError
@@ -93,3 +96,50 @@ def test_comments_and_trailing_commas_are_read_as_deepspeed_reads_them(written):
 def test_what_neither_reader_takes_is_refused(written, text):
     with pytest.raises(ConfigError, match="is not valid JSON"):
         load_deepspeed_json(written(text))
+
+
+LIES = [
+    ('{"a":' * 100_000, "is nested deeper than 32 levels"),
+    ('{"a":' * 60 + "1" + "}" * 60, "it is nested deeper than 32 levels"),
+    ("{a: " * 60 + "1\n" + "}" * 60, "it is nested deeper than 32 levels"),
+    ('{"gradient_clipping": NaN}', "gradient_clipping is nan; write a finite number"),
+    ('{"gradient_clipping": 1e999}', "gradient_clipping is inf; write a finite number"),
+    ('{"zero_optimization": {"stage": %s}}' % ("9" * 30), "zero_optimization.stage is 999"),
+    ('{"train_batch_size": %s}' % ("9" * 500_000), "a number of 500000 digits is beyond any use"),
+    ("{\n" + "".join(f"k{n}: 1\n" for n in range(60_000)) + "}", "it holds above 4000 values"),
+    ('{"a": "\xff"}'.encode("latin-1"), "is not UTF-8: byte 0xff in line 1"),
+    (" " * (1 << 20) + "{}", "is larger than 1,048,576 bytes"),
+]
+
+
+@pytest.mark.parametrize(("text", "fault"), LIES, ids=range(len(LIES)))
+def test_a_file_that_lies_is_one_line(tmp_path, text, fault):
+    path = tmp_path / "ds.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as error:
+        load_deepspeed_json(str(path))
+    assert fault in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_of_thousands_of_unknown_keys_the_first_are_named(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({f"zero_optimisation{n}": 1 for n in range(3000)} | {"k" * 100_000: "v" * 100_000}))
+    with pytest.raises(ConfigError) as error:
+        compose_deepspeed(load_config("debug", [Override("deepspeed.config", str(path), "x")]).config, 2, "fp32")
+    assert str(error.value).startswith("3001 faults:") and str(error.value).endswith("and 2981 more")
+    assert len(str(error.value)) < 5000
+
+
+def test_every_key_takes_or_refuses_every_kind_of_value(tmp_path):
+    """No value of the wrong type, of any key that DeepSpeed reads, is a traceback."""
+    path = tmp_path / "ds.json"
+    config = load_config("debug", [Override("deepspeed.config", str(path), "x")]).config
+    for section, keys in table().sections.items():
+        for key in keys:
+            for value in (True, None, [], {}, "x", -1, 1.5, 10**17, [1], {"a": 1}):
+                tree = value
+                for part in reversed(f"{section}.{key}".strip(".").replace("*", "own").split(".")):
+                    tree = {part: tree}
+                path.write_text(json.dumps(tree))
+                with contextlib.suppress(ConfigError):
+                    report_on_run(config, 2, "fp32")

@@ -35,6 +35,8 @@ ELSEWHERE = {
     ". .venv/bin/activate": "launch/environment.sh",
     "pip install": "launch/environment.sh",
     "kubectl apply -f launch/kubernetes.yaml": "tests/launch/test_cluster_scripts.py",
+    "kubectl apply -f launch/kubernetes-elastic.yaml": "tests/launch/test_cluster_scripts.py",
+    "torchrun --nnodes": "tests/train/test_elastic_runs.py",
     "mpirun -n 5 python -m preprocess --mpi": "tests/preprocess/test_mpi.py",
     "python tests/benchmarks/bench_memory.py": "tests/benchmarks/test_bench_memory.py",
     "python tests/benchmarks/bench_moe_layer.py": "tests/benchmarks/test_bench_moe_layer.py",

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lumina_ds.config.elastic import elastic_faults, possible_ranks
+from lumina_ds.config.schema import RunConfig
 from lumina_ds.engine.world import free_port
 from lumina_ds.monitor.writers import read_records
 
@@ -61,9 +63,12 @@ def test_mpirun_srun_and_the_runner_continue_one_another(
 
     slurm = {"SLURM_JOB_ID": str(free_port()), "SLURM_JOB_NODELIST": "localhost", "SLURM_GPUS_ON_NODE": "2"}
     slurm["MASTER_PORT"] = str(free_port())
-    done = run("slurm.sbatch", *options, "--stop-at-step", 4, cwd=tmp_path, environment=environment, **slurm)
+    # As a job that was queued again with fewer nodes: one rank, which accumulates as much.
+    fewer = [*options, "--elastic", "1:2", "--stop-at-step", 4]
+    done = run("slurm.sbatch", *fewer, cwd=tmp_path, environment=environment, **slurm | {"SLURM_GPUS_ON_NODE": "1"})
     assert done.returncode == 0, done.stderr
     assert "+ MASTER_ADDR=localhost" in done.stdout and "resumed from" in done.stdout
+    assert "elastic 1:2: 1 rank (--grad-accum 2, --expert-parallel 1)" in done.stdout
 
     slurm |= {"LAUNCHER": "deepspeed", "MASTER_PORT": str(free_port())}
     done = run("slurm.sbatch", *options, cwd=tmp_path, environment=environment, **slurm)
@@ -151,9 +156,47 @@ def test_the_kubernetes_job_starts_each_pod_with_its_own_rank(
     assert (tmp_path / "hostfile").read_text() == "lumina-0.lumina slots=8\nlumina-1.lumina slots=8\n"
 
 
-@pytest.mark.parametrize("version", ["1.29", "1.31", "newest"])
-def test_the_kubernetes_job_fits_the_schemas(version: str) -> None:
-    """1.29 is the first that knows every field without a feature gate."""
+def test_the_elastic_kubernetes_job_starts_an_agent_in_each_pod(
+    tmp_path: Path, tools: Callable[..., Path], environment: dict[str, str]
+) -> None:
+    _, job = yaml.safe_load_all((LAUNCH / "kubernetes-elastic.yaml").read_text())
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert int(variables["MAX_NODES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+    tools(torchrun='#!/bin/sh\nprintf "<%s>" "$@"\n')
+    shown = []
+    for index in ("0", "3"):
+        command, values = [*container["command"], *container["args"]], variables | {"JOB_COMPLETION_INDEX": index}
+        done = subprocess.run(command, cwd=ROOT, env=environment | values, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"<--local-addr><lumina-{index}.lumina>" in done.stdout
+        shown.append(done.stdout)
+    assert "<is_host=true,join_timeout=3600>" in shown[0] and "<is_host=false,join_timeout=3600>" in shown[1]
+    words = shown[0].strip("<>").split("><")
+    fewest, most = (int(number) * gpus for number in words[words.index("--nnodes") + 1].split(":"))
+    assert words[words.index("--elastic") + 1] == f"{fewest}:{most}"
+    # Every number of pods between the two can share the steps.
+    options = words[words.index("launch/train.py") + 1 :]
+    asked = {"model": {"num_experts": 8, "moe_intermediate_size": 64}, "run": {"elastic": f"{fewest}:{most}"}}
+    config = RunConfig.model_validate(asked)
+    config.train.gradient_accumulation_steps = int(options[options.index("--grad-accum") + 1])
+    assert elastic_faults(config) == []
+    assert {16, 24, 32} <= set(possible_ranks(config, fewest))
+
+
+@pytest.mark.parametrize(
+    ("file", "version"),
+    [
+        ("kubernetes.yaml", "1.29"),
+        ("kubernetes.yaml", "1.31"),
+        ("kubernetes.yaml", "newest"),
+        ("kubernetes-elastic.yaml", "1.31"),
+        ("kubernetes-elastic.yaml", "newest"),
+    ],
+)
+def test_the_kubernetes_job_fits_the_schemas(file: str, version: str) -> None:
+    """1.29 is the first that knows every field without a feature gate, 1.31 those of the elastic one."""
     checker = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate (22 MB, in no extra)")
-    for document in yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()):
+    for document in yaml.safe_load_all((LAUNCH / file).read_text()):
         checker.validate(document, checker.latest_version() if version == "newest" else version, strict=True)

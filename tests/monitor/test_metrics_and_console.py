@@ -56,7 +56,7 @@ FIGURES = "epoch 0.25|step 7/100|loss 0.3333|PPL 1.40|LR 3.00e-04|grad 1.250|12,
 
 
 def test_the_figures_hold_everything():
-    assert training_figures(StepRecord(**RECORD), 100, "ZeRO-2 EP2 fp32", 2) == [*FIGURES.split("|"), "workers 2"]
+    assert training_figures(StepRecord(**RECORD), 100, "ZeRO-2 EP2 fp32", 2) == [*FIGURES.split("|"), "2 ranks"]
 
 
 @pytest.mark.parametrize("width", [50, 80, 100, 120, 200])
@@ -68,7 +68,7 @@ def test_on_a_terminal_nothing_wraps_inside_a_figure(width):
     console.stop()
     lines = [line.rstrip() for line in written.getvalue().replace("\x1b", "\n\x1b").splitlines()]
     [history] = [line for line in lines if "epoch" in line and "step" in line]
-    figures = [*FIGURES.split("|"), "workers 2"]
+    figures = [*FIGURES.split("|"), "2 ranks"]
     shown = history[history.index("epoch") :].split("  ")
     assert shown == figures[: len(shown)] and len("  ".join(shown)) <= width
     # As many as fit, and beside the bar all of them.

@@ -237,7 +237,7 @@ def test_exit_codes(mixed: Path, chats: Path, lumina: Command, tmp_path: Path) -
     warned = tmp_path / "warned.jsonl"
     warned.write_text(line(("assistant", "I start")))
     assert lumina("validate", warned)[0] == 0
-    assert lumina("validate", warned, "--strict")[::2] == (3, "error: 1 warnings, and --strict allows none\n")
+    assert lumina("validate", warned, "--strict")[::2] == (3, "error: 1 warning, and --strict allows none\n")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_turns_that_are_trained(lumina: Command, tmp_path: Path) -> None:
     path.write_text(line(*GOOD))
     assert lumina("validate", path, "--train-turns", "last")[0] == 0
     code, _, error = lumina("validate", path, "--train-turns", "marked")
-    assert (code, error) == (3, "error: 1 of 1 lines cannot be used: no turn to train\n")
+    assert (code, error) == (3, "error: 1 of 1 line cannot be used: no turn to train\n")
 
 
 def printed(findings: Findings, width: int) -> list[str]:

@@ -123,9 +123,11 @@ def test_a_changed_file_is_refused_in_one_line(tmp_path, capsys):
     text = Path(path).read_text()
     Path(path).write_text(text.replace('"seed": 42', '"seed": 43'))
     assert run_command(command, ["--local_rank=0", option, path, digest]) == ConfigError.exit_code == 2
-    loads, printed = capsys.readouterr().err.splitlines()
-    assert loads == "the ranks load PyTorch and DeepSpeed"
-    assert printed == f"error: {path} has changed since the run was started; start the run again"
+    printed = capsys.readouterr().err
+    assert printed.splitlines() == [  # the first is what rank 0 says at once
+        "the ranks load PyTorch and DeepSpeed",
+        f"error: {path} has changed since the run was started; start the run again",
+    ]
 
 
 def test_a_host_without_the_file_says_so(tmp_path, capsys, monkeypatch):

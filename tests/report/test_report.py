@@ -15,6 +15,8 @@ from lumina_ds.checkpoint.manifest import MANIFEST
 from lumina_ds.cli.main import cli, run_command
 from lumina_ds.config.load import Override, load_config
 from lumina_ds.report.runs.config import differences, starting_point
+from lumina_ds.report.runs.layouts import layout_section
+from lumina_ds.report.runs.page import run_page
 from lumina_ds.report.runs.run import read_run
 
 
@@ -160,6 +162,21 @@ def test_balance_of_the_routers_per_layer(tmp_path: Path, capsys: pytest.Capture
     for shown in ("maximum violation", "Dropped choices", "Experts that no token chose", "12.50%", "0.250", "1.500"):
         assert shown in page.text, shown
     assert "Dropped choices" not in report(capsys, write_run(tmp_path / "dropless"))[1].text
+
+
+def test_the_lives_of_an_elastic_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "one")
+    layout = {"time": 1.7e9, "zero_stage": 2, "expert_parallel_size": 1, "gradient_accumulation_steps": 1}
+    lives = [json.dumps(layout | {"step": step, "ranks": ranks}) + "\n" for step, ranks in ((0, 40), (2, 20))]
+    (run / "logs").mkdir()
+    (run / "logs/layouts.jsonl").write_text("".join(lives) + '{"step": 3, "ranks": "many"}\n')
+    read = read_run(run)
+    assert [(life.step, life.ranks) for life in read.layouts] == [(0, 40), (2, 20)]
+    assert read.faults == ["1 line of layouts.jsonl is no record and was left out: 3"]
+    shown = layout_section(read.layouts, "one")
+    assert shown.count("<tr>") == 3 and ">40<" in shown and ">20<" in shown
+    assert "<h2>Ranks</h2>" in run_page(read)
+    assert layout_section([], "one") == ""
 
 
 def test_unfinished_and_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

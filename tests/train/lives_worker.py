@@ -1,4 +1,5 @@
-"""On one rank: one long run, and the same in lives of other lengths, over moved shards, and after a loss of checkpoints."""
+"""On one rank: one long run, and the same in lives of other lengths, over moved shards, and after a loss of
+checkpoints; stops at a step."""
 
 import json
 import shutil
@@ -27,6 +28,18 @@ def moving(shards: Path) -> None:
             (shards / "manifest.json").write_text("another")
 
     Outputs.record = record_and_move
+
+
+def losing_checkpoints(folder: Path) -> None:
+    """From now on, the folder goes once step 3 is recorded, which the save of step 4 finds."""
+    record = Outputs.record
+
+    def record_and_remove(self, entry):
+        record(self, entry)
+        if entry.step == 3:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    Outputs.record = record_and_remove
 
 
 def lines(runs_dir: Path, name: str) -> str:
@@ -62,5 +75,9 @@ if __name__ == "__main__":
     shutil.copytree(shards, data)
     moving(data)
     run("moved", data, epochs=1, save_every_n_batches=1)
+    losing_checkpoints(runs_dir / "stops-zero1-fp32" / "checkpoints")
+    steps = {"max_steps": 6, "epochs": 2.0, "save_every_n_batches": 2}
+    for stop_at_step in (4, 4, 40):
+        run("stops", stop_at_step=stop_at_step, **steps)
     result.write_text(json.dumps({"refused": refused}))
     stop(0, clean=True)

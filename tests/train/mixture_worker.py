@@ -22,6 +22,7 @@ def run(world, name, weights=None, caps=None, **fields):
     entries = [
         {"name": each, "shards": folder, "weight": (weights or WEIGHTS)[each], "cap": (caps or {}).get(each)}
         for each, folder in (("sums", sums), ("few", few))
+        if each in (weights or WEIGHTS)
     ]
     sets = [{"name": "a", "shards": sums}, {"name": "b", "shards": few, "weight": 3}]
     values["data"] |= {"sources": entries, "eval_sets": sets}
@@ -41,6 +42,7 @@ LIVES = {
     "rest by other weights": lambda world: run(world, "changed", {"sums": 3.0, "few": 1.0}),
     "after a kill": lambda world: run(world, "killed", best_by="b"),
     "capped": lambda world: run(world, "capped", caps={"sums": 0.1, "few": 1}),
+    "one source less": lambda world: run(world, "changed", {"sums": 3.0}),
     "no such set": lambda world: run(world, "refused", best_by="c"),
 }
 

@@ -251,6 +251,28 @@ def test_row_19_weights_that_are_no_numbers_are_not_published(start):
     assert (run.path / "checkpoints/latest").read_text() == "step-00000002"
 
 
+def test_row_30_a_rank_is_lost_with_its_slot_and_comes_back(start, uninterrupted, tmp_path):
+    """With four ranks: test_elastic_runs.py."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=2\n")
+    pace = [{"kind": "slow loader", "rank": 0, "step": step, "seconds": 0.6} for step in range(1, 11)]
+    options = ["--elastic", "1:2", "--max-restarts", "3", "--run.elastic_check_seconds", "0.5"]
+    run = start(pace, options, runner=("--hostfile", str(hosts)))
+    run.lose_and_regain(hosts, most=2, left=1)
+    assert run.wait() == 0, run.printed
+    assert run.layouts == [(2, 2, 2), (1, 1, 4), (2, 2, 2)], run.printed
+    assert [(record[0], record[3]) for record in run.exact] == [(record[0], record[3]) for record in uninterrupted]
+    for place, name in ((1, "loss"), (2, "grad_norm")):
+        expected = [float.fromhex(record[place]) for record in uninterrupted]
+        assert [record[name] for record in run.records] == pytest.approx(expected, rel=1e-4)
+    # The change back was no failure.
+    assert [restart["restart"] for restart in run.restarts] == [1]
+    assert "elastic: 2 ranks can run now instead of 1" in run.printed
+    # The folder's own configuration is the one that was asked for, whatever the last life had.
+    written = yaml.safe_load((run.path / "config.yaml").read_text())
+    assert written["deepspeed"]["expert_parallel_size"] == 2 and written["run"]["elastic"] == "1:2"
+
+
 @pytest.mark.faults
 def test_row_34_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(corpus, start, uninterrupted):
     first = start([{"kind": "slow loader", "rank": 0, "step": step, "seconds": 0.5} for step in range(1, 11)])

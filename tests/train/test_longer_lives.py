@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lumina_ds.checkpoint.manifest import read_manifest
+from lumina_ds.config.load import load_config
 from lumina_ds.data.loader import PackedRows
 from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.files import file_digest
@@ -51,3 +52,19 @@ def test_lives_lose_nothing(run_ranks, corpus, runs_dir, tmp_path):
     assert saved.step == -(-num_rows // 32) > 2
     assert saved.data.sha256 == file_digest(corpus.shards / "manifest.json")
     assert samples(runs_dir / "moved-zero1-fp32" / "metrics.jsonl") == long[:num_rows]
+    _stops(runs_dir / "stops-zero1-fp32", printed)
+
+
+def _stops(folder, printed):
+    """Checkpoints that somebody removed cost only themselves; each start says why it ends where it does."""
+    checkpoints = folder / "checkpoints"
+    assert f"{checkpoints} is gone; it is made again for the checkpoint of step 4" in printed
+    assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-00000004", "step-00000006"]
+    assert (checkpoints / "latest").read_text() == "step-00000006"
+    assert "ended at step 4 of 6; start again without --stop-at-step to go on" in printed
+    assert "step 4 is trained already, and --stop-at-step is 4; raise it, or leave it out, to go on" in printed
+    assert "--stop-at-step 40 is beyond the run's end at step 6; it ends there" in printed
+    assert printed.count("train.max_steps 6 is the run's length; train.epochs 2.0 is not used") == 3
+    again = load_config(str(folder / "config.yaml")).config
+    assert again.train.stop_at_step is None
+    assert (again.run.runs_dir, again.run_name) == (str(folder.parent), folder.name)

@@ -46,7 +46,7 @@ def said(runs, corpus, folder_of, run_ranks, tmp_path):
             shutil.rmtree(left / f"checkpoints/step-{step:08d}")
         lines = (left / "metrics.jsonl").read_text().splitlines(keepends=True)
         (left / "metrics.jsonl").write_text("".join(lines[:5]))
-        alone = ("whole", "rest", "rest by other weights", "after a kill", "capped", "no such set")
+        alone = ("whole", "rest", "rest by other weights", "after a kill", "capped", "no such set", "one source less")
         one = run_ranks(WORKER, *arguments, *alone, world_size=1)
         kept.write_text(json.dumps(two | one | {"printed": (tmp_path / "rank-0.log").read_text()}))
     return json.loads(kept.read_text())
@@ -136,12 +136,16 @@ def test_evaluations_by_name_choose_the_best(said, folder_of):
         assert best.eval_loss == pytest.approx(own if expected is None else expected)
 
 
-def test_what_cannot_be_is_one_line(said):
+def test_what_cannot_be_is_one_line(said, folder_of):
     assert said["capped"] == (
         "train.max_steps 8 of 8 rows are 64 rows, and the caps of data.sources leave 35; lower --max-steps, or raise a cap"
     )
     assert said["no such set"] == (
         "train.best_by c names no evaluation set; the evaluation sets are a, b, and mean is of all"
+    )
+    assert said["one source less"].endswith(
+        f"/step-00000008 is of the sources few, sums, and the run has sums; keep them (one with weight 0 is not trained), or "
+        f"begin a run of another --experiment-name with --train.init_from {folder_of('changed')}/checkpoints/step-00000008"
     )
     assert [said[life] for life in ("whole", "half", "rest", "rest by other weights", "after a kill")] == [None] * 5
 

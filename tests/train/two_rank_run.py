@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -37,7 +38,10 @@ CONFIG = {
 class Run:
     """`lumina train` on two ranks in a folder of its own, with the faults that are given."""
 
-    def __init__(self, folder, shards, faults=(), options=(), runner=("--num_gpus", "2"), environment=None):
+    def __init__(
+        self, folder, shards, faults=(), options=(), runner=("--num_gpus", "2"), environment=None, launcher=None
+    ):
+        """`launcher`: a command that starts the ranks itself, instead of `lumina train`."""
         folder.mkdir(exist_ok=True)
         (folder / "sitecustomize.py").write_text(HOOK)
         (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -51,6 +55,8 @@ class Run:
         }  # fmt: skip
         words = ["--config", folder / "config.yaml", "--data", shards, "--experiment-name", "r", *options]
         command = [sys.executable, "-m", "lumina_ds", "train", *words, "--", *runner]
+        if launcher is not None:
+            command = [*launcher, CHECKOUT / "launch/train.py", *words]
         self.log = open(folder / "log", "w+")
         self.process = subprocess.Popen(
             [str(word) for word in command],
@@ -116,6 +122,24 @@ class Run:
     @property
     def restarts(self):
         return read_records(self.path / "logs/restarts.jsonl")
+
+    @property
+    def layouts(self):
+        """(ranks, expert-parallel size, accumulation) of every life of an elastic run."""
+        names = ("ranks", "expert_parallel_size", "gradient_accumulation_steps")
+        return [tuple(record[name] for name in names) for record in read_records(self.path / "logs/layouts.jsonl")]
+
+    def lose_and_regain(self, hosts, most, left):
+        """Kill all ranks but `left` and take their slots out of the host file; put them back when the run has gone on."""
+        self.wait_for_step(3)
+        for rank in self.ranks()[left:]:
+            rank.send_signal(signal.SIGKILL)
+        hosts.write_text(f"localhost slots={left}\n")
+        deadline = time.monotonic() + 120
+        while len(self.layouts) < 2:
+            assert self.process.poll() is None and time.monotonic() < deadline, self.printed
+            time.sleep(0.05)
+        hosts.write_text(f"localhost slots={most}\n")
 
 
 def faults_environment(planned):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lumina_ds.cli.bench.train import train
-from lumina_ds.text import format_bytes
+from lumina_ds.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from lumina_ds.measure.loader import LoaderSpeed
@@ -106,12 +106,12 @@ def _print_precisions(results: Iterable[PrecisionResult]) -> None:
 
 def _print_speed(folder: Path, speed: LoaderSpeed) -> None:
     click.echo(
-        f"{folder}: {speed.num_documents:,} conversations, {speed.num_tokens:,} tokens, "
-        f"{speed.num_rows:,} rows of {speed.seq_length}, {format_bytes(speed.shard_bytes)}, read as {speed.mode}\n"
+        f"{folder}: {counted(speed.num_documents, 'conversation')}, {counted(speed.num_tokens, 'token')}, "
+        f"{counted(speed.num_rows, 'row')} of {speed.seq_length}, {format_bytes(speed.shard_bytes)}, read as {speed.mode}\n"
         f"start-up   {speed.startup_seconds:.3f} s (shards {speed.open_seconds:.3f}, packing plan "
         f"{speed.plan_seconds:.3f}, first micro-batch {speed.first_batch_seconds:.3f})\n"
         f"reading    {speed.rows_per_second:,.0f} rows/s, {speed.tokens_per_second / 1e6:.1f} M tokens/s, "
         f"{speed.tokens_per_second_per_core / 1e6:.1f} M tokens/s per core "
-        f"(micro-batches of {speed.batch_size} rows, {speed.measured_seconds:.1f} s)\n"
+        f"(micro-batches of {counted(speed.batch_size, 'row')}, {speed.measured_seconds:.1f} s)\n"
         f"memory     {format_bytes(speed.memory_bytes)} of its own, {format_bytes(speed.mapped_bytes)} of mapped files"
     )

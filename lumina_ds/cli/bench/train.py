@@ -11,7 +11,7 @@ import click
 
 from lumina_ds.cli.config_options import ConfigCommand, complete_config, resolve
 from lumina_ds.config.schema import RunConfig
-from lumina_ds.text import format_bytes
+from lumina_ds.text import counted, format_bytes
 
 EXAMPLES = """Examples:
 
@@ -100,7 +100,7 @@ def _print(results: Sequence[dict[str, Any]]) -> None:
     first = measured[0]
     console = Console(highlight=False)
     console.print(
-        f"{first['world_size']} x {first['device']}, {first['steps']} steps after {first['warmup_steps']}, MFU against "
+        f"{first['world_size']} x {first['device']}, {counted(first['steps'], 'step')} after {first['warmup_steps']}, MFU against "
         f"{first['peak_flops'] / 1e12:,.3g} TFLOP/s a rank: {first['peak_flops_of']}",
         soft_wrap=True,
     )
@@ -119,7 +119,7 @@ def _setting(result: dict[str, Any]) -> str:
         return f": failed, {REASONS.get(code, 'exit code')} ({code})"
     return (
         f": ZeRO-{result['zero_stage']} EP{result['expert_parallel_size']} {result['precision']}, "
-        f"{result['micro_batch_size']} rows x {result['gradient_accumulation_steps']} x {result['seq_length']} "
+        f"{counted(result['micro_batch_size'], 'row')} x {result['gradient_accumulation_steps']} x {result['seq_length']} "
         f"of {result['data']}"
     )
 

@@ -7,13 +7,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.yaml_file import yaml_text
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.explain import Explanation
 from lumina_ds.plan.search import Choice, SearchResult
-from lumina_ds.text import format_bytes
+from lumina_ds.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +29,7 @@ def render_search(result: SearchResult, card: str, gpus_per_node: int, console: 
     """Print the choice, its batch and communication, what binds it, and what to change next."""
     choice = result.choice
     if choice is None:
-        lines = [f"[bold]Nothing fits {card}[/bold]; {result.num_tried} layouts tried."]
+        lines = [f"[bold]Nothing fits {card}[/bold]; {counted(result.num_tried, 'layout')} tried."]
     else:
         lines = [
             f"[bold]Cheapest plan that fits {card}[/bold]: {choice.layout.label}",
@@ -49,7 +48,7 @@ def _choice_lines(choice: Choice, gpus_per_node: int) -> list[str]:
     host = f", {format_bytes(gpus_per_node * plan.host_bytes)} of host memory per node" if plan.host_bytes else ""
     return [
         f"  micro-batch {plan.micro_batch_size} x accumulation {plan.gradient_accumulation_steps} x "
-        f"{plan.world_size} GPUs x {plan.seq_length} tokens = {choice.tokens_per_step:,} tokens a step",
+        f"{counted(plan.world_size, 'GPU')} x {plan.seq_length} tokens = {choice.tokens_per_step:,} tokens a step",
         f"  peak {format_bytes(plan.peak_bytes)} in {plan.peak_phase}{host}",
         f"  each GPU moves in a step: {shown}",
     ]
@@ -86,7 +85,7 @@ def write_choice(result: SearchResult | None, precision: str, gpus: int, folder:
     run, ds = folder / "run.yaml", folder / "ds.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        run.write_text(yaml.safe_dump(_run_values(choice.config, precision), sort_keys=False), encoding="utf-8")
+        run.write_text(yaml_text(_run_values(choice.config, precision)), encoding="utf-8")
         ds.write_text(json.dumps(_own_json(choice), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {folder}: {error.strerror}; choose another --write") from error

@@ -143,7 +143,7 @@ def rehearsal_checks(
         Check(
             "a checkpoint can be saved",
             bool(saved["files"]),
-            f"{saved['files']:,} files, {format_bytes(saved['bytes'])}; DeepSpeed's largest {format_bytes(saved['largest'])}",
+            f"{counted(saved['files'], 'file')}, {format_bytes(saved['bytes'])}; DeepSpeed's largest {format_bytes(saved['largest'])}",
         )
     )
     return checks
@@ -169,7 +169,7 @@ def _expert_checks(config: RunConfig, plan: MemoryPlan, rehearsed: list[RankRehe
             "groups divide, every expert has a rank",
             not wrong,
             "; ".join(wrong)
-            or f"{world // size} groups of {size} ranks, {world // size} copies of each expert; {owned}",
+            or f"{counted(world // size, 'group')} of {counted(size, 'rank')}, {counted(world // size, 'copy', 'copies')} of each expert; {owned}",
         )
     ]
 

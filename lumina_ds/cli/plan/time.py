@@ -27,7 +27,7 @@ from lumina_ds.plan.calibration import (
 )
 from lumina_ds.plan.duration import TimePlan, plan_time
 from lumina_ds.plan.hardware import Gpu, find_gpu
-from lumina_ds.text import format_bytes, format_count
+from lumina_ds.text import counted, format_bytes, format_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -162,7 +162,7 @@ def _print(plan: TimePlan, price: float | None, calibration: Calibration | None)
             console.print(f"  {part:<24}{format_count(flops):>8}FLOP per token {share:5.1f} %")
     _print_basis(plan, calibration, console)
     console.print(
-        f"{plan.steps:,} steps of {plan.tokens_per_step:,} tokens, {_duration(plan.step_seconds)} each: "
+        f"{counted(plan.steps, 'step')} of {plan.tokens_per_step:,} tokens, {_duration(plan.step_seconds)} each: "
         f"{plan.tokens_per_second:,.0f} tokens per second, {format_count(plan.tokens)} tokens in all."
     )
     console.print(f"Total {_duration(plan.total_seconds)}, {plan.gpu_hours:,.1f} GPU hours.")

@@ -10,7 +10,7 @@ from typing import Any
 from lumina_ds.config.deepspeed.combinations import expert_faults, precision_faults, zero_faults
 from lumina_ds.config.deepspeed.keys import OPTIMIZER_TYPES, Key, Section, table
 from lumina_ds.config.deepspeed.tree import AUTO, section_of, sections_at
-from lumina_ds.text import nearest
+from lumina_ds.text import nearest, shortened
 
 
 def deepspeed_faults(json: Mapping[str, Any]) -> list[str]:
@@ -59,7 +59,7 @@ def _zero_section_faults(json: Mapping[str, Any]) -> list[str]:
     if isinstance(zero, bool | Mapping) or zero == AUTO:
         return []
     stage = str(zero) if str(zero) in ("0", "1", "2", "3") else "2"
-    return [f'zero_optimization is {zero!r}; it must be an object, such as {{"stage": {stage}}}']
+    return [f'zero_optimization is {shortened(repr(zero))}; it must be an object, such as {{"stage": {stage}}}']
 
 
 def range_faults(section: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -77,12 +77,12 @@ def range_faults(section: Mapping[str, Any], prefix: str = "") -> list[str]:
         elif key == "betas" and isinstance(value, list):
             wrong = [beta for beta in value if not isinstance(beta, (int, float)) or not 0 <= beta < 1]
             if len(value) not in (2, 3) or wrong:
-                faults.append(f"{path} is {value!r}; it must be two numbers from 0 to below 1")
+                faults.append(f"{path} is {shortened(repr(value), 400)}; it must be two numbers from 0 to below 1")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             if low is not None and value < low:
-                faults.append(f"{path} is {value!r}; it must be at least {low}")
+                faults.append(f"{path} is {shortened(repr(value), 400)}; it must be at least {low}")
             elif high is not None and value > high:
-                faults.append(f"{path} is {value!r}; it must be at most {high}")
+                faults.append(f"{path} is {shortened(repr(value), 400)}; it must be at most {high}")
     return faults
 
 
@@ -92,7 +92,7 @@ def _typed_faults(json: Mapping[str, Any]) -> list[str]:
     optimizer = str(section_of(json, "optimizer").get("type", AUTO))
     if optimizer != AUTO and optimizer.lower() not in {name.lower() for name in OPTIMIZER_TYPES}:
         faults.append(
-            f"optimizer.type {optimizer!r} is no optimizer of DeepSpeed or torch{nearest(optimizer, OPTIMIZER_TYPES)}"
+            f"optimizer.type {shortened(repr(optimizer))} is no optimizer of DeepSpeed or torch{nearest(optimizer, OPTIMIZER_TYPES)}"
         )
     known = table().optimizers.get(optimizer.lower())
     if known is not None:
@@ -103,7 +103,7 @@ def _typed_faults(json: Mapping[str, Any]) -> list[str]:
         faults += _key_faults(section_of(json, "scheduler.params"), "scheduler.params.", known)
     elif scheduler != AUTO and not scheduler.endswith("LR"):
         faults.append(
-            f"scheduler.type {scheduler!r} is no scheduler of DeepSpeed{nearest(scheduler, table().schedulers)}"
+            f"scheduler.type {shortened(repr(scheduler))} is no scheduler of DeepSpeed{nearest(scheduler, table().schedulers)}"
         )
     return faults
 
@@ -114,7 +114,9 @@ def _choice_faults(json: Mapping[str, Any]) -> list[str]:
         section, _, key = path.rpartition(".")
         value = (section_of(json, section) if section else json).get(key)
         if isinstance(value, str) and value.lower() not in (*choices, AUTO):
-            faults.append(f"{path} is {value!r}; use one of {', '.join(choices)}{nearest(value.lower(), choices)}")
+            faults.append(
+                f"{path} is {shortened(repr(value), 400)}; use one of {', '.join(choices)}{nearest(value.lower(), choices)}"
+            )
     return faults
 
 
@@ -125,7 +127,7 @@ def _key_faults(section: Mapping[str, Any], prefix: str, keys: Section) -> list[
         if known is None or known.removed:
             faults.append(_unknown(key, prefix, keys, section))
         elif value is not None and not _is_kind(value, known.kind):
-            faults.append(f"{prefix}{key} is {value!r}; it must be {_KIND_NAMES[known.kind]}")
+            faults.append(f"{prefix}{key} is {shortened(repr(value), 400)}; it must be {_KIND_NAMES[known.kind]}")
     return faults
 
 
@@ -136,7 +138,7 @@ def _unknown(key: str, prefix: str, keys: Section, section: Mapping[str, Any]) -
         stage = section_of(section, "zero_optimization").get("stage")
         reason = "native deepspeed.moe layers assert under ZeRO-3" if stage == 3 else "DeepSpeed reads no such key"
         return f"moe: {reason}; experts run through expert_parallel (AutoEP), set --expert-parallel N"
-    return f"unknown DeepSpeed key {prefix}{key}{nearest(key, (name for name, known in keys.items() if not known.removed))}"
+    return f"unknown DeepSpeed key {shortened(prefix + key, 200)}{nearest(key, (name for name, known in keys.items() if not known.removed))}"
 
 
 _KIND_NAMES = {

@@ -15,6 +15,7 @@ from lumina_ds.config.deepspeed.compose import BATCH_KEYS, compose_deepspeed
 from lumina_ds.config.deepspeed.tree import AUTO, auto_paths, load_deepspeed_json, value_at
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
+from lumina_ds.text import counted
 
 _DEFAULT = "DeepSpeed's default"
 
@@ -88,13 +89,13 @@ def batch_equation(json: Mapping[str, Any], world_size: int | None) -> tuple[str
         accumulation = total // (micro * ranks)
     assert micro is not None and accumulation is not None
     product = micro * accumulation * ranks
-    equation = f"{BATCH_KEYS[0]} {total} = {micro} per GPU x {accumulation} accumulated x {ranks} ranks"
+    equation = f"{BATCH_KEYS[0]} {total} = {micro} per GPU x {accumulation} accumulated x {counted(ranks, 'rank')}"
     if product == total and product > 0:
         return equation, None
     factors = max(1, micro) * max(1, accumulation)
     below = max(1, total // (factors * ranks)) * factors * ranks
     return None, (
-        f"the batch equation does not hold on {ranks} ranks: {BATCH_KEYS[0]} {total} is not micro-batch {micro} x "
+        f"the batch equation does not hold on {counted(ranks, 'rank')}: {BATCH_KEYS[0]} {total} is not micro-batch {micro} x "
         f"accumulation {accumulation} x {ranks} = {product}; set it to {below}, or leave one of the three out"
     )
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lumina_ds.config.deepspeed.keys import table
+from lumina_ds.config.yaml_file import read_text
 from lumina_ds.errors import ConfigError
-from lumina_ds.text import nearest, with_article
+from lumina_ds.text import nearest, shortened, with_article
 
 AUTO = "auto"
 # Installed inside the package, or beside it in a checkout.
 _FOLDERS = (Path(__file__).parents[2] / "ds_configs", Path(__file__).parents[3] / "ds_configs")
-_MAX_JSON_BYTES = 1 << 20
+_MAX_DEPTH = 32
+_MAX_KEYS = 4_000
+_LARGEST = (1 << 63) - 1
 
 
 def load_deepspeed_json(name_or_path: str) -> dict[str, Any]:
@@ -25,15 +29,15 @@ def load_deepspeed_json(name_or_path: str) -> dict[str, Any]:
     """
     path = _find(name_or_path)
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise ConfigError(f"{path} is larger than {_MAX_JSON_BYTES} bytes, too large for a configuration")
-        loaded = _parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        loaded = _parse(read_text(path))
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested deeper than {_MAX_DEPTH} levels") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+        raise ConfigError(f"{path} is not valid JSON: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} holds {with_article(type(loaded).__name__)}, not an object")
+    if fault := _fault_of_values(loaded):
+        raise ConfigError(f"{path}: {fault}")
     _write_out_names(loaded, path)
     return loaded
 
@@ -129,19 +133,47 @@ class Merger:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_as_int)
     except ValueError as error:
         # DeepSpeed's own reader, one of its requirements.
         import hjson
 
         try:
-            loaded = hjson.loads(text, object_pairs_hook=_unique_keys)
+            loaded = hjson.loads(text, object_pairs_hook=_unique_keys, parse_int=_as_int)
         except ValueError:
             loaded = None
         # To Hjson an empty file is an empty object.
         if not loaded:
             raise error
         return loaded
+
+
+def _as_int(digits: str) -> int:
+    if len(digits) > 400:
+        raise ValueError(f"a number of {len(digits)} digits is beyond any use")
+    return int(digits)
+
+
+def _fault_of_values(loaded: dict[str, Any]) -> str | None:
+    """What no reader of the values below could bear: too many of them, too deep, or numbers without a use."""
+    level: list[tuple[str, Any]] = [("", loaded)]
+    num_keys = 0
+    for _ in range(_MAX_DEPTH):
+        inner: list[tuple[str, Any]] = []
+        for path, value in level:
+            if isinstance(value, dict):
+                inner += [(f"{path}.{key}" if path else key, part) for key, part in value.items()]
+            elif isinstance(value, list):
+                inner += [(path, part) for part in value]
+            elif isinstance(value, float) and not math.isfinite(value):
+                return f"{shortened(path)} is {value}; write a finite number"
+            elif isinstance(value, int) and abs(value) > _LARGEST:
+                return f"{shortened(path)} is {shortened(str(value))}; a whole number is below 2^63"
+        num_keys += len(inner)
+        if num_keys > _MAX_KEYS:
+            return f"it holds above {_MAX_KEYS} values; a configuration has fewer"
+        level = inner
+    return f"it is nested deeper than {_MAX_DEPTH} levels" if level else None
 
 
 def _write_out_names(loaded: dict[str, Any], path: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from lumina_ds.data.formats.base import DataFormat
-from lumina_ds.data.strict_json import RejectedLine, a_type, shorten
+from lumina_ds.data.strict_json import RejectedLine, a_type
+from lumina_ds.foreign_files import shorten
 
 OFF_THE_PATH = "messages of trees off the best path: left out"
 _ROLES = ("prompter", "user", "human", "assistant")

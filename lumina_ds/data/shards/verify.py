@@ -8,6 +8,7 @@ from pathlib import Path
 from lumina_ds.data.shards.folder import EVAL_FOLDER, folder_faults
 from lumina_ds.data.shards.manifest import MANIFEST_FILE, Manifest, read_manifest
 from lumina_ds.errors import DataError
+from lumina_ds.text import counted
 
 
 def tree_faults(path: Path) -> list[str]:
@@ -45,7 +46,7 @@ def _foreign_part(manifest: Manifest, held_out: Manifest) -> str | None:
     if held_out.split != "eval":
         return f"it holds the split {held_out.split!r}"
     if held_out.totals.conversations != manifest.totals.held_out:
-        return f"it holds {held_out.totals.conversations:,} conversations, not {manifest.totals.held_out:,}"
+        return f"it holds {counted(held_out.totals.conversations, 'conversation')}, not {manifest.totals.held_out:,}"
     for name in ("inputs", "tokenizer", "template", "settings"):
         if getattr(held_out, name) != getattr(manifest, name):
             return f"its manifest names other {name}"

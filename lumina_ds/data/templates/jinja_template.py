@@ -18,11 +18,12 @@ from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 from lumina_ds.data.conversation import NOTHING_TO_TRAIN
-from lumina_ds.data.strict_json import RejectedLine, shorten
+from lumina_ds.data.strict_json import RejectedLine
 from lumina_ds.data.templates.leaves import REASONING, Leaf, Message, all_texts, leaves, replace_all, replace_leaves
 from lumina_ds.data.templates.render import TemplateRefusal, TemplateWithoutEnd, render
 from lumina_ds.data.templates.text_ids import GUARDS, TextEncoder, TextIds, text_encoder
 from lumina_ds.data.tokenizer.tokenizer import Tokenizer
+from lumina_ds.foreign_files import shorten
 
 TEMPLATE_REFUSES = "refused by the template"
 UNPROVEN = "mask not proven"

@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lumina_ds.data.strict_json import shorten
 from lumina_ds.errors import DataError
+from lumina_ds.foreign_files import shorten
 from lumina_ds.text import with_article
 
 TEMPLATE_FILE = "chat_template.jinja"

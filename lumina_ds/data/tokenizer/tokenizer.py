@@ -107,7 +107,9 @@ class Tokenizer:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+            raise DataError(
+                f"cannot read the tokenizer {path}: {error.strerror}; give a tokenizer.model or tokenizer.json, or its folder"
+            ) from error
         digest = hashlib.sha256(content).hexdigest()
         return cls(_read_model(content, path, None if is_tried else digest), path, digest)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lumina_ds.measure.selftest.layouts import Pair
+from lumina_ds.text import counted
 
 # Largest relative differences that are rounding: of loss and gradient norm, of gradients. In fp32 a hundred times what
 # was seen; 16-bit types keep 8 or 11 bits, and a token between two experts may change sides.
@@ -87,7 +88,7 @@ def _fault(left: Curve, right: Curve, found: Mapping[str, tuple[float, float]]) 
         a, b = next((a, b) for a, b in zip(left.trained_tokens, right.trained_tokens, strict=True) if a != b)
         return f"they train {a} and {b} tokens of the same conversations"
     if skipped := max(left.skipped, right.skipped):
-        return f"{skipped} steps were skipped because their gradient was not finite"
+        return f"{counted(skipped, 'step was', 'steps were')} skipped because their gradient was not finite"
     what, (value, tolerance) = max(found.items(), key=lambda item: item[1][0] / item[1][1])
     return f"the {what} differs by {value:.1e}, above the tolerance of {tolerance:g}" if value > tolerance else None
 

@@ -16,6 +16,7 @@ from lumina_ds.report.data.distribution import Distribution
 from lumina_ds.report.data.svg import figure
 from lumina_ds.report.data.visible import excerpt
 from lumina_ds.report.page import details, escape, page, section, table, tiles
+from lumina_ds.text import counted
 
 _EXAMPLES_PER_RULE = 3
 
@@ -51,7 +52,7 @@ def _tiles(folder: ShardFolder, plan: PackingPlan) -> list[tuple[str, str, str, 
     totals = folder.manifest.totals
     held_out = f"; {totals.held_out:,} held out in {EVAL_FOLDER}/" if totals.held_out else ""
     return [
-        ("Conversations", f"{totals.conversations:,}", f"of {totals.lines:,} lines{held_out}", ""),
+        ("Conversations", f"{totals.conversations:,}", f"of {counted(totals.lines, 'line')}{held_out}", ""),
         ("Refused", f"{totals.rejected:,}", "lines", "error" if totals.rejected else "good"),
         ("Tokens", f"{totals.tokens:,}", f"{totals.tokens / max(1, totals.conversations):,.0f} per conversation", ""),
         ("Trained", f"{totals.trained_tokens / max(1, totals.tokens):.1%}", "of the tokens", ""),

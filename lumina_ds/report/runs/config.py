@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from lumina_ds.config.load import load_config, preset_names
 from lumina_ds.config.schema import RunConfig
+from lumina_ds.config.yaml_file import yaml_text
 from lumina_ds.report.page import details, escape, scrolling, table
 from lumina_ds.report.runs.run import RunRecord
 from lumina_ds.text import counted
@@ -33,9 +32,7 @@ def configuration(runs: Sequence[RunRecord]) -> Iterator[str]:
         found = differences(begun, run.config)
         caption = f"{run.name}: what differs from {origin}"
         yield table(("field", origin, "this run"), found, caption, num_text_columns=3)
-        yield details(
-            f"The whole configuration of {escape(run.name)}", _code(yaml.safe_dump(run.config, sort_keys=False))
-        )
+        yield details(f"The whole configuration of {escape(run.name)}", _code(yaml_text(run.config)))
         if run.deepspeed:
             yield details(f"DeepSpeed JSON of {escape(run.name)}", _code(json.dumps(run.deepspeed, indent=2)))
 

@@ -11,6 +11,7 @@ from lumina_ds.report.line_plot import LINE_STYLE, Line, LinePlot, line_figure
 from lumina_ds.report.page import escape, page, section, table, tiles
 from lumina_ds.report.runs.config import configuration, environment
 from lumina_ds.report.runs.experts import expert_loads
+from lumina_ds.report.runs.layouts import layout_section
 from lumina_ds.report.runs.preprocessing import data_section
 from lumina_ds.report.runs.run import RunRecord, moment
 from lumina_ds.report.runs.sources import evaluation_plots, source_section
@@ -50,6 +51,8 @@ def _sections(runs: Sequence[RunRecord]) -> Iterator[str]:
         yield section("Experts", _plots("experts", runs), *map(expert_loads, runs))
     if data := [part for run in runs if (part := data_section(run.preprocessing))]:
         yield section("Data", *data)
+    if layouts := [part for run in runs if (part := layout_section(run.layouts, run.name))]:
+        yield section("Ranks", *layouts)
     yield section("Checkpoints", *(_checkpoints(run, len(runs) > 1) for run in runs))
     yield section("Configuration", *configuration(runs))
     yield section("Environment", environment(runs))

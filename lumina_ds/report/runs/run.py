@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lumina_ds.checkpoint.format import StepSummary, step_folders, step_summaries
-from lumina_ds.config.load import read_yaml
+from lumina_ds.config.yaml_file import read_yaml
 from lumina_ds.errors import ConfigError, DataError
+from lumina_ds.monitor.layouts import LayoutRecord
 from lumina_ds.monitor.metrics import is_per_layer
 from lumina_ds.monitor.reading import read_lines
 from lumina_ds.monitor.records import METRICS, EvaluationRecord, StepRecord
@@ -25,7 +26,7 @@ from lumina_ds.report.runs.sources import SourceCurves, judged_points
 from lumina_ds.report.scale import Point
 
 STEPS, EVALUATIONS, CONFIG, DEEPSPEED = "metrics.jsonl", "evaluations.jsonl", "config.yaml", "ds_config.json"
-ENVIRONMENT = "environment.json"
+ENVIRONMENT, LAYOUTS = "environment.json", "logs/layouts.jsonl"
 _NUM_FAULTS_SHOWN = 5
 _LAYERS = [name for name, metric in METRICS.items() if metric.layers]
 _Record = TypeVar("_Record")
@@ -51,6 +52,7 @@ class RunRecord:
     evaluation_sets: dict[str, list[Point]] = field(default_factory=dict)
     sources: SourceCurves = field(default_factory=SourceCurves)
     checkpoints: list[StepSummary] = field(default_factory=list)
+    layouts: list[LayoutRecord] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     num_records: int = 0
     last_step: int = 0
@@ -132,6 +134,7 @@ def read_run(path: Path) -> RunRecord:
             sets.setdefault(measured.name, []).append(point)
     run.evaluations = list(judged_points(sets, run.setting("train", "best_by")))
     run.evaluation_sets = {name: points for name, points in sets.items() if name is not None}
+    run.layouts = list(_records(path / LAYOUTS, LayoutRecord.read, run.faults))
     run.checkpoints = step_summaries(step_folders(path / "checkpoints"))
     return run
 

@@ -58,7 +58,7 @@ def test_differences_by_hand():
     assert compare(PAIR, curve(), curve(trained_tokens=[5, 7])).fault == (
         "they train 6 and 7 tokens of the same conversations"
     )
-    assert "1 steps were skipped" in compare(PAIR, curve(), curve(skipped=1)).fault
+    assert "1 step was skipped" in compare(PAIR, curve(), curve(skipped=1)).fault
 
 
 def test_a_curve_survives_its_file(tmp_path):
