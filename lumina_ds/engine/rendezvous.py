@@ -134,6 +134,14 @@ def meet(
     return Meeting(store, verdict.places)
 
 
+def stay_alone() -> Meeting:
+    """The meeting of a single rank: nobody else is to come, so nothing listens for anybody."""
+    from torch.distributed import HashStore
+
+    _choose_interface("", several=False)
+    return Meeting(HashStore(), ())
+
+
 # Of the first rank of each of several hosts, for its whole life.
 _kept_open: list[socket.socket] = []
 

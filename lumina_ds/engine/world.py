@@ -23,7 +23,7 @@ from lumina_ds.engine.cards import device_index, obey_cards
 from lumina_ds.engine.deepspeed.shared_memory_op import skip_shared_memory_op
 from lumina_ds.engine.launchers import Launch, drop_stale_variables, read_launch
 from lumina_ds.engine.meeting_point import TOKEN, common_token
-from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, Place, meet
+from lumina_ds.engine.rendezvous import RENDEZVOUS_SECONDS, Place, meet, stay_alone
 from lumina_ds.errors import LuminaError, MachineError
 from lumina_ds.files import cache_folder
 
@@ -114,16 +114,18 @@ def start(
     if size > 1:
         token = os.environ.get(TOKEN) or ("" if shared is None else common_token(shared))
         meeting = meet(rank, size, rendezvous_seconds, card, token, all_here=launch.local_size == size)
-        world = replace(world, places=meeting.places)
-        # DeepSpeed takes a group that is there already as it is (deepspeed/comm/comm.py, init_distributed).
-        torch.distributed.init_process_group(
-            backend,
-            store=meeting.store,
-            rank=rank,
-            world_size=size,
-            timeout=timeout,
-            device_id=world.torch_device if device == "cuda" else None,
-        )
+    else:
+        meeting = stay_alone()
+    world = replace(world, places=meeting.places)
+    # DeepSpeed takes a group that is there already as it is (deepspeed/comm/comm.py, init_distributed).
+    torch.distributed.init_process_group(
+        backend,
+        store=meeting.store,
+        rank=rank,
+        world_size=size,
+        timeout=timeout,
+        device_id=world.torch_device if device == "cuda" and size > 1 else None,
+    )
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout)
     return world
 

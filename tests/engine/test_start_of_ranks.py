@@ -1,4 +1,5 @@
-"""Two real ranks of a scheduler that gives RANK, WORLD_SIZE and the address only, in a shell with stale variables."""
+"""Two real ranks of a scheduler that gives RANK, WORLD_SIZE and the address only, in a shell with stale variables; and
+one alone. Nobody but this host reaches what they listen at."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ from lumina_ds.engine.launchers import LOCAL_RANK, LOCAL_WORLD_SIZE
 from lumina_ds.engine.world import free_port
 
 RANK = """
-import json, os, torch
+import json, os, psutil, torch
 from lumina_ds.engine.world import start, stop
 world = start(60)
 total = torch.ones(1)
 torch.distributed.all_reduce(total)
+listens = {found.laddr.ip for found in psutil.Process().net_connections("tcp") if found.status == "LISTEN"}
 names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CROSS_RANK", "TORCHELASTIC_USE_AGENT_STORE")
-print(json.dumps([world.rank, world.local_rank, world.size, total.item(), *map(os.environ.get, names)]), flush=True)
+print(json.dumps([world.rank, world.local_rank, world.size, total.item(), *map(os.environ.get, names)]))
+print(json.dumps(sorted(listens)), flush=True)
 stop(0, True)
 """
 
@@ -38,4 +41,10 @@ def test_pods_without_a_local_rank_meet_whatever_the_shell_kept() -> None:
     for number, rank in enumerate(ranks):
         out, err = rank.communicate(timeout=120)
         assert rank.returncode == 0, err
-        assert json.loads(out.splitlines()[-1]) == [number, 0, 2, 2.0, str(number), "0", "1", None, None]
+        found, listens = map(json.loads, out.splitlines()[-2:])
+        assert found == [number, 0, 2, 2.0, str(number), "0", "1", None, None]
+        assert listens == ["127.0.0.1"]
+    alone = {name: value for name, value in os.environ.items() if name not in {*group, "RANK"}}
+    done = subprocess.run([sys.executable, "-c", RANK], env=alone | stale, capture_output=True, text=True, timeout=120)
+    found, listens = map(json.loads, done.stdout.splitlines()[-2:])
+    assert found[:4] == [0, 0, 1, 1.0] and listens == ["127.0.0.1"], done.stderr
