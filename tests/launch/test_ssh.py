@@ -11,12 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import yaml
 from loopback_ssh import HOSTS, MISSING, client_environment, sshd
 
 from lumina_ds.checkpoint.format import checkpoint_faults, step_folders
+from lumina_ds.data.sampler import TrainingOrder
+from lumina_ds.data.shards.folder import ShardFolder
 from lumina_ds.engine.world import free_port
 from lumina_ds.errors import MachineError
 from lumina_ds.monitor.writers import read_records
@@ -175,6 +179,84 @@ def test_ranks_that_ssh_started_save_when_lumina_train_is_told_to_end_or_killed(
     (saved,) = step_folders(folder / runs / name / "checkpoints")
     assert checkpoint_faults(saved) == [] and int(saved.name[-8:]) == read_records(metrics)[-1]["step"]
     assert not list(tmp_path.rglob("made"))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("lost", "left"), [HOSTS[::-1], HOSTS])
+def test_an_elastic_run_goes_on_without_a_host_and_takes_it_in_again(
+    lost: str,
+    left: str,
+    environment: dict[str, str],
+    write_config: Callable[..., Path],
+    server: Path,
+    tmp_path: Path,
+    corpus: Any,
+) -> None:
+    """A host's processes are killed, and ssh reaches it no more, until its key is known again."""
+    config = write_config(max_steps=100000, save_every_n_batches=20, micro_batch_size=2)
+    (tmp_path / "hosts").write_text("".join(f"{host} slots=1\n" for host in HOSTS))
+    run, log, known = tmp_path / "runs/r", tmp_path / "log", server / "known_hosts"
+    words = ["--config", config, "--experiment-name", "r", "--record-samples"]
+    words += ["--elastic", "1:2", "--max-restarts", "3"]
+    words += ["--zero", "2", "--expert-parallel", "2", "--run.elastic_check_seconds", "2"]
+    runner = ["--hostfile", "hosts", "--master_addr", HOSTS[0], "--master_port", str(free_port())]
+    with open(log, "w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lumina_ds", "train", *map(str, words), "--", *runner],
+            cwd=tmp_path, env=environment, stdout=stream, stderr=stream,
+        )  # fmt: skip
+
+    def wait_for(lives: int) -> None:
+        """That many lives, the last of which trains."""
+        deadline = time.monotonic() + 120
+        while True:
+            begun = read_records(run / "logs/layouts.jsonl")
+            if len(begun) == lives and len(read_records(run / "metrics.jsonl")) > begun[-1]["step"] + 30:
+                return
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+
+    was = known.read_text()
+    try:
+        wait_for(1)
+        known.write_text("".join(line for line in was.splitlines(True) if lost not in line))
+        for one in _of_rank(tmp_path, HOSTS.index(lost)):
+            one.kill()
+        wait_for(2)
+        known.write_text(was)
+        wait_for(3)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75, log.read_text()
+    finally:
+        known.write_text(was)
+        process.kill()
+        process.wait()
+        for pid in _ranks(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+    lives = read_records(run / "logs/layouts.jsonl")
+    assert [(one["ranks"], one["expert_parallel_size"]) for one in lives] == [(2, 2), (1, 1), (2, 2)]
+    said = log.read_text()
+    assert f"on {left} slots=1; without {lost}: " in said
+    assert "elastic: 2 ranks can run now instead of 1" in said
+    # Every step once, with the rows that the order gives it.
+    records = read_records(run / "metrics.jsonl")
+    order = TrainingOrder(ShardFolder.open(corpus.shards, False).packing(64).num_rows, 42)
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    assert [record["samples"] for record in records] == [
+        [order.row_at(position) for position in range(4 * step, 4 * step + 4)] for step in range(len(records))
+    ]
+
+
+def _of_rank(folder: Path, rank: int) -> list[psutil.Process]:
+    """A rank with all that started it on its host, up to the connection."""
+    ranks = [psutil.Process(pid) for pid in _ranks(folder)]
+    [process] = [one for one in ranks if one.environ().get("RANK") == str(rank)]
+    found = [process]
+    while not found[-1].name().startswith("sshd"):
+        parent = found[-1].parent()
+        assert parent is not None
+        found.append(parent)
+    return found[::-1]
 
 
 def _ranks(folder: Path) -> list[int]:
