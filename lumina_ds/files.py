@@ -4,10 +4,12 @@ that somebody else made, and the index of weight files."""
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from lumina_ds.foreign_files import ForeignFileError, is_plain_name, open_plain,
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
+_MOST_INDEX_BYTES = 64 << 20  # that of a model with 10^12 parameters in 8 bits takes 16 MiB
 # Bytes that are no UTF-8, or that a terminal obeys.
 _NO_TEXT = re.compile("[\udc80-\udcff\x00-\x1f\x7f]")
 _ESCAPED = re.compile(r"\\x[0-9a-f]{2}")
@@ -83,6 +86,34 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace_folder(new: Path, old: Path, aside: Path) -> None:
+    """Give the finished folder `new` the name `old`, whether or not there is one already, and make it durable.
+
+    The two names are exchanged at once, so whoever looks, or a crash, finds the old folder or the new one. On a file
+    system that cannot, the old one is called `aside` in between, and a crash may leave it so.
+    """
+    sync_folder(new)
+    if old.is_dir() and _exchange(new, old):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists():
+            os.rename(old, aside)
+        os.rename(new, old)
+    sync_folder(old.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether the kernel and the file system have exchanged the two names (renameat2, RENAME_EXCHANGE)."""
+    here, exchange = -100, 2
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):
+        return False
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
 def file_digest(*paths: Path) -> str:
     """SHA-256 in hexadecimal of the content of one file, or of several one after the other, read in pieces of 1 MiB."""
     digest = hashlib.sha256()
@@ -120,7 +151,7 @@ def read_weights_index(folder: Path) -> dict[str, str]:
     Raises OSError when it cannot be read, ValueError when it is no index or names a file outside the folder.
     """
     try:
-        places = read_json(file_of(folder, WEIGHTS_INDEX))["weight_map"]
+        places = read_json(file_of(folder, WEIGHTS_INDEX), _MOST_INDEX_BYTES)["weight_map"]
         names = sorted(set(places.values()))
         outside = [name for name in names if not is_plain_name(name)]
     except (KeyError, TypeError, AttributeError) as error:

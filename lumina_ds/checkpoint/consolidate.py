@@ -8,6 +8,8 @@ from pieces passes through memory a few MiB at a time.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -19,7 +21,8 @@ from lumina_ds.checkpoint.pieces import WEIGHT
 from lumina_ds.checkpoint.saved_state import SavedState
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
 from lumina_ds.errors import ConfigError, MachineError
-from lumina_ds.files import WEIGHTS_INDEX, weights_index, write_atomically
+from lumina_ds.files import WEIGHTS_INDEX, replace_folder, sync_folder, weights_index
+from lumina_ds.foreign_files import shown
 
 if TYPE_CHECKING:
     import torch
@@ -32,32 +35,63 @@ def consolidate(folder: Path, out: Path, dtype: torch.dtype) -> int:
     """Whole weights of a verified step folder as safetensors from its fp32 state; returns their bytes.
 
     `out` is one file when its name ends in .safetensors, otherwise a folder of files of at most 4 GiB with Hugging
-    Face's index. Router biases of a checkpoint come along. Raises MachineError when it cannot be written, and ConfigError when it is a
-    checkpoint or another folder with a manifest.
+    Face's index; an earlier result there is replaced as a whole, once the new one is complete. Router biases of a
+    checkpoint come along. Raises MachineError when it cannot be written, and ConfigError when it is a checkpoint or holds
+    other files.
     """
+    single = out.suffix == ".safetensors"
+    _check_replaceable(out, single)
     manifest = read_manifest(folder)
     saved = SavedState(folder, manifest.files)
     shapes = saved.shapes | _bias_shapes(folder, manifest)
     sizes = {name: prod(shape) * dtype.itemsize for name, shape in shapes.items()}
-    single = out.suffix == ".safetensors"
     plan = [list(sizes)] if single else weight_file_plan(sizes, 1)
     names = [out.name] if single else [weight_file_name(number) for number in range(len(plan))]
+    index = weights_index(
+        {each: name for name, those in zip(names, plan, strict=True) for each in those},
+        {"total_size": sum(sizes.values())},
+    )
+    files = [
+        _whole_file(folder, saved, name, {each: shapes[each] for each in those}, dtype)
+        for name, those in zip(names, plan, strict=True)
+    ]
+    if not single:
+        files.append(CheckpointFile(WEIGHTS_INDEX, content=index.encode()))
+    try:
+        _write_whole(files, Path(os.path.realpath(out)), single)
+    except OSError as error:
+        raise MachineError(f"{out} cannot be written: {error.strerror}; free some space, or set --out") from error
+    return sum(sizes.values())
+
+
+def _write_whole(files: list[CheckpointFile], out: Path, single: bool) -> None:
+    """Write beside `out`, then take its place: what stood there stays whole until the new result is."""
+    staging = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        for file in files:
+            file.write(staging)
+        if single:
+            os.replace(staging / out.name, out)
+            sync_folder(out.parent)
+        else:
+            replace_folder(staging, out, out.with_name(f"{out.name}.replaced"))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_replaceable(out: Path, single: bool) -> None:
+    """ConfigError where `out` is or lies in a checkpoint, or is a folder with anything but an earlier result."""
     target = out.parent if single else out
     if (target / MANIFEST).exists():
         raise ConfigError(f"{target} is a sealed folder, which more files would damage; set --out to another one")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name, parameters in zip(names, plan, strict=True):
-            _whole_file(folder, saved, f".{name}.tmp", {each: shapes[each] for each in parameters}, dtype).write(target)
-            os.replace(target / f".{name}.tmp", target / name)
-        if not single:
-            weight_map = {each: name for name, parameters in zip(names, plan, strict=True) for each in parameters}
-            write_atomically(out / WEIGHTS_INDEX, weights_index(weight_map, {"total_size": sum(sizes.values())}))
-    except OSError as error:
-        for unfinished in target.glob(".*.safetensors.tmp"):
-            unfinished.unlink(missing_ok=True)
-        raise MachineError(f"{out} cannot be written: {error.strerror}; free some space, or set --out") from error
-    return sum(sizes.values())
+    own = re.compile(rf"model-\d{{5}}\.safetensors|{re.escape(WEIGHTS_INDEX)}|\..*\.tmp")
+    others = [] if single or not out.is_dir() else [path.name for path in out.iterdir() if not own.fullmatch(path.name)]
+    if others:
+        raise ConfigError(
+            f"{out} holds {shown(min(others))}, which is no weights, and is replaced as a whole; set --out to a new folder"
+        )
 
 
 def weight_file_plan(sizes: dict[str, int], world_size: int) -> list[list[str]]:

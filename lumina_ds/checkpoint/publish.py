@@ -15,7 +15,7 @@ from pathlib import Path
 from lumina_ds.checkpoint.format import STEP_NAME, checkpoint_faults, pointer_target, step_folders
 from lumina_ds.checkpoint.manifest import MANIFEST, Manifest, read_manifest, step_name
 from lumina_ds.errors import CheckpointError
-from lumina_ds.files import sync_folder, write_atomically
+from lumina_ds.files import replace_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +37,11 @@ def publish(staging: Path, manifest: Manifest, keep: int, newest: bool = True) -
     """
     write_atomically(staging / MANIFEST, manifest.sealed())
     final = staging.with_suffix("")
-    sync_folder(staging)
-    replaced = final.with_name(f"{final.name}.replaced")
-    if final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.rename(final, replaced)
-    os.rename(staging, final)
-    sync_folder(final.parent)
+    replace_folder(staging, final, final.with_name(f"{final.name}.replaced"))
     if newest:
         write_atomically(final.parent / "latest", final.name)
     if manifest.eval_loss is not None and manifest.eval_loss < best_loss(final.parent, manifest.eval_set):
         write_atomically(final.parent / "best", final.name)
-    shutil.rmtree(replaced, ignore_errors=True)
     prune(final.parent, keep)
     return final
 

@@ -8,6 +8,7 @@ for all five. What llama.cpp would compute otherwise than the model is refused b
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from lumina_ds.errors import ConfigError, DataError, MachineError
 from lumina_ds.export.hugging_face import ARCHITECTURES
 from lumina_ds.export.start_folder import published_model
 from lumina_ds.export.weight_files import check_declared, read_headers, read_json
+from lumina_ds.files import sync_folder
 from lumina_ds.text import shortened
 
 CONVERTER = "convert_hf_to_gguf"
@@ -52,7 +54,10 @@ def write_gguf(folder: Path, llama_cpp: Path, out: Path, outtype: str = "auto") 
         keys = {"add_add_space_prefix": tokenizer.adds_dummy_prefix, **chat_keys(folder, config)}
         _take_tokenizer_model(converter, ARCHITECTURES[config["model_type"]], keys)
         _run(converter, [str(folder), "--outtype", outtype, "--outfile", str(unfinished)])
+        with unfinished.open("rb") as stream:
+            os.fsync(stream.fileno())
         unfinished.replace(out)
+        sync_folder(out.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 

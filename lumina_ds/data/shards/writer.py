@@ -23,7 +23,7 @@ import pyarrow as pa
 from lumina_ds.data.shards.arrow_stream import END_OF_STREAM
 from lumina_ds.data.shards.manifest import FileEntry, ShardEntry
 from lumina_ds.errors import ConfigError, MachineError
-from lumina_ds.files import sync_folder
+from lumina_ds.files import replace_folder
 
 
 def shard_schema(vocab_size: int) -> pa.Schema:
@@ -227,14 +227,7 @@ def _exclusive(lock: Path, out: Path) -> Iterator[None]:
 
 def publish(staging: Path, out: Path) -> None:
     """Rename the finished folder to `out`, replacing what stands there."""
-    sync_folder(staging)
-    replaced = staging.with_name(f"{staging.name}-replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if out.exists():
-        os.rename(out, replaced)
-    os.rename(staging, out)
-    sync_folder(out.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    replace_folder(staging, out, staging.with_name(f"{staging.name}-replaced"))
 
 
 class _ShardFile:
