@@ -58,7 +58,7 @@ def _as_range(value: Any) -> Any:
     """A text like 2:4; YAML files need no quotes for it."""
     if value is None or (isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{0,5}:[1-9][0-9]{0,5}", value)):
         return value
-    raise ValueError('write the fewest and the most ranks as MIN:MAX, such as 2:4')
+    raise ValueError("write the fewest and the most ranks as MIN:MAX, such as 2:4")
 
 
 ElasticRange = Annotated[str | None, BeforeValidator(_as_range)]
