@@ -30,7 +30,6 @@ from lumina_ds.config.chat_templates import (
     template_digest,
 )
 from lumina_ds.data.tokenizer.model_folder import CONFIG_FILE, LEGACY_FILE, legacy_template
-from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 from lumina_ds.errors import ConfigError, DataError
 from lumina_ds.text import nearest
 
@@ -38,6 +37,7 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # imported where a template is no entry of the table: most runs need none of it
     from lumina_ds.data.templates.jinja_template import JinjaTemplate
+    from lumina_ds.data.tokenizer.tokenizer import Tokenizer
 
 STORED_TEMPLATE = LEGACY_FILE
 _MOST_BYTES = 4 << 20
