@@ -21,8 +21,8 @@ from lumina_ds.foreign_files import ForeignFileError, read_bounded
 from lumina_ds.text import shortened
 
 MAX_YAML_BYTES = 1 << 20
-# A few lines of aliases of aliases would fill any memory.
-MAX_YAML_VALUES = 100_000
+# A few lines of aliases of aliases would fill any memory; the largest file of ours has some hundreds of values.
+MAX_YAML_VALUES = 20_000
 MAX_YAML_DEPTH = 32
 
 _PREFIX = "tag:yaml.org,2002:"

@@ -36,11 +36,11 @@ def refusal(tmp_path, text: str | bytes) -> str:
 BOMBS = [
     (
         chain("a{this}: &a{this}\n  <<: [" + NINE + "]\n", 30),
-        "once its aliases are written out; remove them, at line 11",
+        "once its aliases are written out; remove them, at line 9",
     ),
     (
         chain("a{this}: &a{this} [" + NINE + "]\n", 30),
-        "once its aliases are written out; remove them, at line 6, column 5",
+        "once its aliases are written out; remove them, at line 5, column 5",
     ),
     (chain("a{this}: &a{this} [*a{0}]\n", 3000), "nested deeper than 32 levels with its aliases, at line 32"),
     ("a: &me {b: [*me]}", "aliases are written out"),
@@ -49,8 +49,8 @@ BOMBS = [
     ("- " * 100_000, "nested deeper than 32 levels, at line 1"),
     ("? " * 100_000, "nested deeper than 32 levels, at line 1"),
     ("{a: " * 100_000, "nested deeper than 32 levels, at line 1"),
-    ("a: [" + "1," * 500_000 + "1]", "it holds above 100000 values, at line 1, column 1"),
-    ("\n".join(f"k{n}: &x{n} 1" for n in range(51_000)), "it holds above 100000 values, at line 50000"),
+    ("a: [" + "1," * 500_000 + "1]", "it holds above 20000 values, at line 1, column 39999"),
+    ("\n".join(f"k{n}: &x{n} 1" for n in range(51_000)), "it holds above 20000 values, at line 10000"),
     ("#" * (MAX_YAML_BYTES + 1), " is larger than 1,048,576 bytes; give a file of settings"),
     ("a: " + "1" * 1_000_000, "a number of 1000000 digits is beyond any use; quote a text, at line 1, column 4"),
 ]
