@@ -7,16 +7,26 @@ for them. Anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 # So many faults are listed; each may look for the nearest name, which takes its time.
 MAX_FAULTS = 20
 
+# All but the line ends of a list. Texts of libraries and of foreign files hold them.
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]|\n(?!  )")
+
 
 class LuminaError(Exception):
-    """Base of every expected failure. `exit_code` is what the process returns."""
+    """Base of every expected failure. `exit_code` is what the process returns.
+
+    Its text is one line, or a first line and indented ones, whatever was put into it.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return _CONTROL.sub(lambda found: " " if found[0].isspace() else ascii(found[0])[1:-1], super().__str__())
 
 
 class ConfigError(LuminaError):

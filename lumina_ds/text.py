@@ -32,8 +32,10 @@ def counted(number: int, one: str, several: str | None = None) -> str:
 
 
 def shortened(text: str, most: int = 80) -> str:
-    """The text, or its beginning where it is longer than `most` characters: what stands in a message of one line."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    """The text, or its beginning where it is longer than `most` characters, without line ends and other control
+    characters: what stands in a message of one line."""
+    text = text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

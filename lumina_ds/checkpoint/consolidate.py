@@ -20,7 +20,7 @@ from lumina_ds.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from lumina_ds.checkpoint.pieces import WEIGHT
 from lumina_ds.checkpoint.saved_state import SavedState
 from lumina_ds.checkpoint.tensor_file import CheckpointFile
-from lumina_ds.errors import ConfigError, MachineError
+from lumina_ds.errors import CheckpointError, ConfigError, MachineError
 from lumina_ds.files import WEIGHTS_INDEX, replace_folder, sync_folder, weights_index
 from lumina_ds.foreign_files import shown
 
@@ -43,6 +43,8 @@ def consolidate(folder: Path, out: Path, dtype: torch.dtype) -> int:
     _check_replaceable(out, single)
     manifest = read_manifest(folder)
     saved = SavedState(folder, manifest.files)
+    if not saved.shapes:
+        raise CheckpointError(f"the optimizer files of {folder} hold no parameter; use another checkpoint")
     shapes = saved.shapes | _bias_shapes(folder, manifest)
     sizes = {name: prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     plan = [list(sizes)] if single else weight_file_plan(sizes, 1)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from lumina_ds.checkpoint.manifest import FileEntry
 from lumina_ds.errors import CheckpointError
+from lumina_ds.foreign_files import ForeignFileError, open_plain
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +140,11 @@ class TensorReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
+        try:
+            with open_plain(path, follow_links=False) as file:
+                self._descriptor = os.dup(file.fileno())
+        except (OSError, ForeignFileError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
         weakref.finalize(self, os.close, self._descriptor)
         length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
         self._values_at = 8 + length
@@ -149,6 +154,8 @@ class TensorReader:
         try:
             header = json.loads(os.pread(self._descriptor, length, 8))
             self.metadata: dict[str, str] = header.pop("__metadata__", {})
+            if not all(isinstance(value, str) for value in self.metadata.values()):
+                raise ValueError("its metadata is no text")
             self._tensors = {name: _Stored(**entry) for name, entry in header.items()}
             _check_offsets(self._tensors.values(), size - self._values_at)
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -247,9 +247,28 @@ def _validate(values: dict[str, Any], origins: Mapping[str, str], layers: Mappin
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        found = error.errors(include_context=False, include_url=False)
+        found = _by_field(error.errors(include_context=False, include_url=False), values)
         faults = [_describe(fault, origins, layers) for fault in found[:MAX_FAULTS]]
         raise ConfigError.from_faults(faults, len(found) - len(faults)) from error
+
+
+def _by_field(faults: Sequence[Any], values: Any) -> list[dict[str, Any]]:
+    """One fault for each place of `values`: of a field that takes several types pydantic tells one for each of them."""
+    found: dict[tuple[str | int, ...], dict[str, Any]] = {}
+    for fault in faults:
+        place, here = [], values
+        for number, part in enumerate(fault["loc"]):
+            is_inside = part in here if isinstance(here, Mapping) else isinstance(here, list) and isinstance(part, int)
+            if is_inside:
+                place.append(part)
+                here = here[part]
+            elif isinstance(here, Mapping) and number == len(fault["loc"]) - 1:  # what is missing there
+                place.append(part)
+        first = found.setdefault((*place,), {**fault, "loc": (*place,)})
+        also = fault["msg"].removeprefix("Input should be ")
+        if first["msg"] != fault["msg"] and also != fault["msg"]:
+            first["msg"] += f", or {also}"
+    return [*found.values()]
 
 
 def _describe(fault: Any, origins: Mapping[str, str], layers: Mapping[str, YamlFile]) -> str:
