@@ -190,6 +190,7 @@ def test_a_kill_of_lumina_train_while_its_ranks_start_ends_them(start):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(5400)
 def test_thirty_kills_of_launchers_over_all_phases_leave_no_rank_and_lose_no_step(corpus, uninterrupted, tmp_path):
     options = ("--max-steps", "10", "--save-every-n-batches", "4")
     trials = Trials(tmp_path, corpus.shards, uninterrupted, seed=11, options=options, victims=LAUNCHERS)

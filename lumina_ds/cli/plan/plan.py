@@ -12,25 +12,33 @@ import click
 from lumina_ds.cli.plan.check import check
 from lumina_ds.cli.plan.choice import render_explanations, render_search, search_record, write_choice
 from lumina_ds.cli.plan.grid import grid_record, plan_grid, render_grid
+from lumina_ds.cli.plan.model import plan_foreign
 from lumina_ds.cli.plan.options import TokenCount, overrides, setting_options
 from lumina_ds.cli.plan.rehearse import rehearse
 from lumina_ds.cli.plan.render import plan_record, render_plan
 from lumina_ds.cli.plan.time import time
 from lumina_ds.cli.plan.verify import verify
-from lumina_ds.config.load import load_config
+from lumina_ds.config.load import Override, load_config
 from lumina_ds.config.precision import resolve_precision
+from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.tensors import num_parameters
+from lumina_ds.errors import ConfigError
+from lumina_ds.export.planned_config import PlannedModel, planned_model
 from lumina_ds.plan.explain import explain
 from lumina_ds.plan.hardware import find_gpu, usable_bytes
 from lumina_ds.plan.layout import Composer, Fixed
 from lumina_ds.plan.memory import plan_memory
 from lumina_ds.plan.search import find_cheapest
 
+_MOST_TOKENS = 4096  # of a row, where a foreign model's context says nothing about the rows that it is trained on
+
 
 @click.group(
     invoke_without_command=True, epilog="Example: lumina plan --config b7 --gpus 8 --zero 3 --expert-parallel 8"
 )
 @click.option("--config", "source", help="A preset's name or a YAML file.")
+@click.option("--model", "foreign", type=click.Path(path_type=Path), help="A model's config.json, or its folder.")
+@click.option("--freeze", multiple=True, metavar="PATTERN", help="With --model: parameters that are not trained.")
 @click.option(
     "--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of a machine: ranks of the run."
 )
@@ -46,7 +54,6 @@ from lumina_ds.plan.search import find_cheapest
 @click.pass_context
 def command(
     context: click.Context,
-    source: str | None,
     gpus: int,
     device: str,
     gpu_memory: float,
@@ -65,9 +72,11 @@ def command(
     """
     if context.invoked_subcommand is not None:
         return
-    if source is None:
-        raise click.UsageError("--config is missing; give a preset or a YAML file", context)
-    config = load_config(source, overrides(settings)).config
+    # What chooses the model is read from the context.
+    settings = {name: value for name, value in settings.items() if name not in ("source", "foreign", "freeze")}
+    config = _config(context, settings)
+    if config is None:
+        return
     gpu = find_gpu(gpu_name) if gpu_name else None
     # Without a card's name, planned for any GPU of today; a run asks the GPU that it has.
     bf16 = gpu is None or gpu.bf16
@@ -114,6 +123,49 @@ def command(
         render_search(result, gpu.name if gpu else f"{card_gb:g} GB", gpus, console)
     if folder is not None:
         console.print(f"Written; train with: {written}", highlight=False, soft_wrap=True)
+
+
+def _config(context: click.Context, settings: dict[str, Any]) -> RunConfig | None:
+    """The run of --config or --model; None where all that is known of the model was printed."""
+    given = context.params
+    source, path = given["source"], given["foreign"]
+    if (source is None) is (path is None):
+        raise click.UsageError("give --config, a preset or a YAML file, or --model, a model's config.json", context)
+    if path is None:
+        if given["freeze"]:
+            raise click.UsageError("--freeze goes with --model", context)
+        return load_config(source, overrides(settings)).config
+    found = planned_model(path)
+    if found.model is not None:
+        return _config_of(found, settings, given["freeze"], given["folder"])
+    refused = {"gpu_name": "--gpu", "global_batch_tokens": "--global-batch-tokens"}
+    refused |= {"explained": "--explain", "folder": "--write"}
+    words = [flag for name, flag in refused.items() if given[name]]
+    plan_foreign(
+        found, given["freeze"], given["gpus"] * given["nodes"], given["device"], settings, words, given["as_json"]
+    )
+    return None
+
+
+def _config_of(
+    found: PlannedModel, settings: dict[str, Any], freeze: tuple[str, ...], folder: Path | None
+) -> RunConfig:
+    """A run of a foreign model that we train, on rows of at most 4,096 tokens where --seq-length says nothing."""
+    assert found.model is not None
+    if freeze:
+        raise ConfigError(f"--freeze: training freezes no part of a {found.family} yet; leave it out")
+    if folder is not None:
+        raise ConfigError(
+            "--write goes with --config: run `lumina import FOLDER --out start`, then give --config start/config.yaml"
+        )
+    rows = settings["seq_length"] or min(found.model.max_position_embeddings, _MOST_TOKENS)
+    given = overrides({**settings, "seq_length": rows})
+    shape = [Override(f"model.{name}", value, "--model") for name, value in found.model.model_dump().items()]
+    config = load_config(None, [*shape, Override("run.name", found.name, "--model"), *given]).config
+    click.echo(f"{found.name} ({found.family}), rows of {rows} tokens (--seq-length)", err=True)
+    if found.ignored:
+        click.echo(f"takes no memory, and lumina train does not compute it: {', '.join(found.ignored)}", err=True)
+    return config
 
 
 command.add_command(check)

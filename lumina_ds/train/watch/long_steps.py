@@ -86,6 +86,7 @@ class LongStepStop:
         self._save = save
         self._store = dist.PrefixStore(f"stop-{life}", dist.distributed_c10d._get_default_store())
         self._round = 0
+        self._lock = threading.Lock()  # close() meets no thread that is made and not started
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -94,14 +95,16 @@ class LongStepStop:
 
         In a thread of its own: across a cut link the store answers nothing, and the watchdog must go on.
         """
-        if self._closed or (self._thread is not None and self._thread.is_alive()):
-            return
-        self._thread = threading.Thread(target=self._look, name="stop in a long step", daemon=True)
-        self._thread.start()
+        with self._lock:
+            if self._closed or (self._thread is not None and self._thread.is_alive()):
+                return
+            self._thread = threading.Thread(target=self._look, name="stop in a long step", daemon=True)
+            self._thread.start()
 
     def close(self) -> None:
         """The training loop is left: no rank shall wait for this one."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         if self._thread is not None:
             self._thread.join()
         with contextlib.suppress(RuntimeError):
