@@ -86,6 +86,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, corpus: Any) -> Path:
     shutil.copyfile(corpus.train, folder / "chats.jsonl")
     [mixture] = [block for page in all_pages() if page.path.name == "mixtures.md" for block in page.blocks("yaml")]
     (folder / "mixture.yaml").write_text(mixture)
+    (folder / "llama-3.2-1b").mkdir()
+    [model] = [block for page in all_pages() if page.path.name == "planner.md" for block in page.blocks("json")]
+    (folder / "llama-3.2-1b" / "config.json").write_text(model)
     (folder / "hostfile").write_text("localhost slots=8\n")
     (folder / "questions.jsonl").write_text('{"prompt": "what is 3 plus 4?"}\n')
     (folder / "shards").mkdir()
