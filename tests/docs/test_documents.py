@@ -191,7 +191,7 @@ def test_python_snippet_reads_shards(tmp_path: Path) -> None:
     from preprocess.pipeline import preprocess_files
     from preprocess.train_tokenizer import train_tokenizer
 
-    [line] = {block for page in all_pages() for block in page.blocks("json")}
+    [line] = {block for page in all_pages() for block in page.blocks("json") if "messages" in block}
     conversation = json.loads(line)
     lines = tmp_path / "chats.jsonl"
     with lines.open("w") as stream:
