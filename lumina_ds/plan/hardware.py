@@ -30,24 +30,43 @@ class Gpu:
         return int(self.usable_gib * GIB)
 
 
-# To add a card, add its entry; everything else follows from this list.
+# To add a card, add its entry; everything else follows from this list. Rates are those of NVIDIA's and AMD's data sheets
+# without sparsity (of GeForce cards with 32-bit accumulation), sizes what torch.cuda.get_device_properties reports, rounded
+# down; of an MI250X, which shows itself as two devices, they are those of one.
 GPUS: list[Gpu] = [
+    Gpu("t4-16", 16, 65, 14.5, bf16=False),
+    Gpu("v100-16", 16, 125, 15.7, bf16=False),
     Gpu("l4-24", 24, 121, 22.0),
     Gpu("a10-24", 24, 125, 22.0),
-    Gpu("rtx3090-24", 24, 71, 22.0),
-    Gpu("rtx4090-24", 24, 165, 22.0),
+    Gpu("a10g-24", 24, 70, 22.0),
+    Gpu("a30-24", 24, 165, 23.4),
+    Gpu("rtx3090-24", 24, 71, 23.6),
+    Gpu("rtx4090-24", 24, 165, 23.5),
     Gpu("v100-32", 32, 125, 31.3, bf16=False),
     Gpu("rtx5090-32", 32, 210, 31.3),
     Gpu("a100-40", 40, 312, 39.3),
+    Gpu("a40-48", 48, 150, 44.3),
+    Gpu("l40-48", 48, 181, 44.3),
     Gpu("l40s-48", 48, 362, 44.3),
     Gpu("a6000-48", 48, 155, 44.3),
+    Gpu("rtx6000ada-48", 48, 364, 44.3),
+    Gpu("mi250x-64", 64, 191, 63.9),
     Gpu("a100-80", 80, 312, 79.1),
+    Gpu("a800-80", 80, 312, 79.1),
     Gpu("h100-80", 80, 989, 79.1),
+    Gpu("h100pcie-80", 80, 756, 79.1),
+    Gpu("h800-80", 80, 989, 79.1),
+    Gpu("h100nvl-94", 94, 835, 93.0),
     Gpu("h20-96", 96, 148, 94.9),
+    Gpu("gh200-96", 96, 989, 94.5),
     Gpu("rtxpro6000-96", 96, 500, 94.9),
     Gpu("h200-141", 141, 989, 139.8),
+    Gpu("gb200-186", 186, 2500, 183.0),
     Gpu("b200-192", 192, 2250, 178.3),
-    Gpu("mi300x-192", 192, 1307, 178.3),
+    Gpu("mi300x-192", 192, 1307, 191.5),
+    Gpu("mi325x-256", 256, 1307, 255.5),
+    Gpu("b300-288", 288, 2250, 267.5),
+    Gpu("mi355x-288", 288, 2516, 287.5),
 ]
 
 
@@ -85,7 +104,9 @@ def find_gpu(name: str) -> Gpu:
     if same and size.isdigit():
         closest = min(same, key=lambda gpu: abs(gpu.memory_gb - int(size)))
         raise ConfigError(f"--gpu {name} is no known card; did you mean {closest.name}? (known: {', '.join(names)})")
-    raise ConfigError(f"--gpu {name} is no known card{nearest(wanted, names)} (known: {', '.join(names)})")
+    raise ConfigError(
+        f"--gpu {name} is no known card{nearest(wanted, [*names, *(gpu.model for gpu in GPUS)])} (known: {', '.join(names)})"
+    )
 
 
 def card_of_device(device_name: str, memory_bytes: int) -> Gpu | None:
@@ -100,18 +121,19 @@ def card_of_device(device_name: str, memory_bytes: int) -> Gpu | None:
 def _models(device_name: str) -> list[Gpu]:
     """The listed sizes of the model in a driver's name."""
     wanted = re.sub(r"[\s_-]", "", device_name.lower())
+    wanted = wanted.replace("gh200480gb", "gh200")  # the memory of its processor
     # Not the B200 in GB200, nor the A10 in A100 and A10G: other chips with other rates.
     found = [
         name
         for name in {gpu.model for gpu in GPUS}
-        if re.search(rf"(?<!g){name}(?![0-9a-z])|(?<!g){name}(?=sxm|pcie|blackwell|[0-9]+gb)", wanted)
+        if re.search(rf"(?<!g){name}(?![0-9a-z])|(?<!g){name}(?=sxm|pcie|blackwell|generation|[0-9]+gb)", wanted)
     ]
     return [gpu for gpu in GPUS if found and gpu.model == max(found, key=len)]
 
 
 def _of_driver(device_name: str) -> list[Gpu]:
     """The same, of the size that the name gives, where it gives one."""
-    size = re.search(r"([0-9]+) ?gb", device_name.lower())
+    size = re.search(r"([0-9]+) ?gb", device_name.lower().replace("480gb", ""))
     return [gpu for gpu in _models(device_name) if size is None or gpu.memory_gb == int(size[1])]
 
 

@@ -171,9 +171,9 @@ def test_refused_layouts():
 
 def test_cards():
     sizes = [card.memory_gb for card in cards()]
-    assert sizes == [24, 32, 40, 48, 80, 96, 141, 192]
-    assert [card.memory_gb for card in cards_that_fit(int(44.3 * GIB))] == [48, 80, 96, 141, 192]
-    assert [card.memory_gb for card in cards_that_fit(int(44.4 * GIB))] == [80, 96, 141, 192]
+    assert sizes == [16, 24, 32, 40, 48, 64, 80, 94, 96, 141, 186, 192, 256, 288]
+    assert [card.memory_gb for card in cards_that_fit(int(44.3 * GIB))] == [48, 64, 80, 94, 96, 141, 186, 192, 256, 288]
+    assert [card.memory_gb for card in cards_that_fit(int(44.4 * GIB))] == [64, 80, 94, 96, 141, 186, 192, 256, 288]
     assert cards_that_fit(1 << 50) == []
     assert usable_bytes(80) == int(79.1 * GIB)
     assert usable_bytes(100) == int(92 * GIB)

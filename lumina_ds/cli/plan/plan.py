@@ -129,8 +129,12 @@ def _config(context: click.Context, settings: dict[str, Any]) -> RunConfig | Non
     """The run of --config or --model; None where all that is known of the model was printed."""
     given = context.params
     source, path = given["source"], given["foreign"]
-    if (source is None) is (path is None):
-        raise click.UsageError("give --config, a preset or a YAML file, or --model, a model's config.json", context)
+    if source is None and path is None:
+        raise click.UsageError(
+            "--config is missing; give a preset or a YAML file, or --model with a model's config.json", context
+        )
+    if source is not None and path is not None:
+        raise click.UsageError("--config and --model both say which model; leave one of them out", context)
     if path is None:
         if given["freeze"]:
             raise click.UsageError("--freeze goes with --model", context)
