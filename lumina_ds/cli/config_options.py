@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from lumina_ds.config.choices import NameOf
 from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config, preset_names
 from lumina_ds.config.options import SHORT_OPTIONS, ShortOption
+from lumina_ds.config.peer_options import peer_hint
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.errors import ConfigError
 from lumina_ds.files import shown_path
@@ -62,10 +63,21 @@ def resolve(ctx: click.Context) -> ResolvedConfig:
             overrides.append(Override(option.field, list(value) if option.kind == "many" else value, option.flag))
         if option.kind == "choice" and ctx.params[f"no_{_parameter_name(option)}"]:
             overrides.append(Override(option.field, "off", _negation(option)))
-    return load_config(
-        ctx.params["config"],
-        overrides + _dotted(ctx.args, [flag for option in ctx.command.params for flag in option.opts], ctx),
-    )
+    source, rest = _source(ctx)
+    known = [flag for option in ctx.command.params for flag in option.opts]
+    return load_config(source, overrides + _dotted(rest, known, ctx))
+
+
+def _source(ctx: click.Context) -> tuple[str | None, list[str]]:
+    """--config, or the YAML file that is the first of the other words, and the words that are left."""
+    given, words = ctx.params["config"], list(ctx.args)
+    if not words or words[0].startswith("-") or not words[0].endswith((".yaml", ".yml")):
+        return given, words
+    if given is not None:
+        raise ConfigError(
+            f"--config {given} and {shown_path(words[0])} both name a configuration; leave one of them out"
+        )
+    return words[0], words[1:]
 
 
 def _dotted(args: list[str], known: list[str], ctx: click.Context) -> list[Override]:
@@ -74,9 +86,10 @@ def _dotted(args: list[str], known: list[str], ctx: click.Context) -> list[Overr
     while rest:
         flag = rest.pop(0)
         name, equals, value = flag.removeprefix("--").partition("=")
-        if not flag.startswith("--") or "." not in name:
+        is_setting = flag.startswith("--") or equals  # --train.seed 1, --train.seed=1, train.seed=1
+        if (flag.startswith("-") and not flag.startswith("--")) or not is_setting or "." not in name:
             kind = "option" if flag.startswith("-") else "argument"
-            hint = _hint_to_repeat(flag, ctx.meta["arguments"]) or nearest(flag, known)
+            hint = _hint_to_repeat(flag, ctx.meta["arguments"]) or peer_hint(flag) or nearest(flag, known)
             raise ConfigError(f"unknown {kind} {shown_path(flag)}{hint}")
         if not equals:
             if not rest:
