@@ -32,6 +32,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "doctor": Verb("check this machine, and say what to mend"),
     "presets": Verb("list the shipped model presets, or show one"),
+    "config": Verb("show, write, compare or explain the options of a run"),
     "plan": Verb("memory of a run per rank, before a GPU is touched"),
     "tokenizer": Verb("train or inspect a SentencePiece tokenizer"),
     "template": Verb("prove the masks of a model's own chat template"),
