@@ -103,8 +103,8 @@ def diff(first: str, second: str, as_json: bool) -> None:
 @click.argument("field")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def explain(field: str, as_json: bool) -> None:
-    """One field, or all of a section: type, bounds, default, meaning, options. FIELD is its dotted name, its last word
-    or its short option."""
+    """What a field, or a section, means. FIELD is a dotted name, its last word or its short option; shown are type,
+    bounds, default, meaning and options."""
     fields = all_fields()
     names = {name: section for name, section in sections() if name}
     found = [
