@@ -64,7 +64,7 @@ MOST_METHODS = 25
 MOST_LINES_OF_A_FUNCTION = 80
 MOST_LINES_OF_A_FILE = {"lumina_ds.train.run": 250, "lumina_ds.train.loop": 250} | {"lumina_ds.cli": 250}
 # Not a verb, but what verbs have in common: finding one, options of a configuration and of data, finding a model.
-SHARED_BY_VERBS = {"main", "config_options", "data_options", "model_source"}
+SHARED_BY_VERBS = {"main", "completers", "config_options", "data_options", "model_source"}
 # A name of a step folder, whole, as a pattern or as the fixed part of an f-string; a pointer below a folder.
 STEP_FOLDER = re.compile(r"(^|/)step-($|\*|\\d|\[)")
 MANIFEST = "manifest.json"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lumina_ds.cli.completers import complete_run
 from lumina_ds.errors import CheckpointError, ConfigError
 from lumina_ds.text import counted, format_bytes
 
@@ -21,7 +22,7 @@ def command() -> None:
 
 
 @command.command("list", epilog="Example: lumina checkpoint list runs/b1", short_help="steps, sizes, evaluation losses")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def list_command(run: Path, as_json: bool) -> None:
     """Steps, sizes and evaluation losses of the checkpoints in RUN."""
@@ -52,7 +53,7 @@ def _row(found: StepSummary) -> dict[str, Any]:
 @command.command(
     "verify", epilog="Example: lumina checkpoint verify runs/b1", short_help="compare every file with its digest"
 )
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def verify_command(run: Path, as_json: bool) -> None:
     """Compare every file of every checkpoint in RUN (or of one step folder) with its digest."""
@@ -76,7 +77,7 @@ def verify_command(run: Path, as_json: bool) -> None:
     epilog="Example: lumina checkpoint consolidate runs/b1 --out weights --dtype bf16",
     short_help="write the whole weights",
 )
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="a folder, or FILE.safetensors")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
@@ -100,7 +101,7 @@ def consolidate_command(run: Path, out: Path, dtype: str, as_json: bool) -> None
     epilog="Example: lumina checkpoint reshard runs/b1 --world-size 16 --zero 3 --expert-parallel 8",
     short_help="divide one for other ranks",
 )
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option("--world-size", required=True, type=click.IntRange(1), help="number of ranks")
 @click.option("--zero", "zero_stage", type=click.IntRange(0, 3), help="ZeRO stage; as saved when not given")
 @click.option("--expert-parallel", type=click.IntRange(1), help="ranks that share the experts; as saved when not given")

@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from lumina_ds.cli.config_options import ConfigCommand, complete_config, config_options, resolve
+from lumina_ds.cli.completers import complete_config, complete_preset
+from lumina_ds.cli.config_options import ConfigCommand, config_options, resolve
 from lumina_ds.config.config_file import SCHEMA_FILE, commented_yaml, json_schema
 from lumina_ds.config.fields import FieldText, all_fields, doc_of, sections, value_text
 from lumina_ds.config.load import load_config, preset_names
 from lumina_ds.errors import ConfigError, MachineError
 from lumina_ds.files import write_atomically
 from lumina_ds.text import nearest
+
+
+def _complete_name(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    names = [*all_fields(), *(name for name, _ in sections() if name)]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 @click.group(epilog="Example: lumina config explain train.learning_rate", short_help="every option of a run, in words")
@@ -50,7 +57,7 @@ def show(ctx: click.Context, changed: bool, as_json: bool, **_: Any) -> None:
 
 
 @command.command("init", epilog="Example: lumina config init b1 --out run.yaml")
-@click.argument("preset", shell_complete=complete_config)
+@click.argument("preset", shell_complete=complete_preset)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="file to write, with its schema beside it")
 def init(preset: str, out: Path | None) -> None:
     """A YAML file that starts from PRESET. Every field stands in it as a comment: its value, meaning and bounds."""
@@ -100,7 +107,7 @@ def diff(first: str, second: str, as_json: bool) -> None:
     context_settings={"ignore_unknown_options": True},
     epilog="Example: lumina config explain train.learning_rate",
 )
-@click.argument("field")
+@click.argument("field", shell_complete=_complete_name)
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def explain(field: str, as_json: bool) -> None:
     """What a field, or a section, means. FIELD is a dotted name, its last word or its short option; shown are type,

@@ -10,8 +10,9 @@ from click.shell_completion import CompletionItem
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from lumina_ds.cli.completers import complete_config, complete_field
 from lumina_ds.config.choices import NameOf
-from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config, preset_names
+from lumina_ds.config.load import Override, ResolvedConfig, dotted_fields, load_config
 from lumina_ds.config.options import SHORT_OPTIONS, ShortOption
 from lumina_ds.config.peer_options import peer_hint
 from lumina_ds.config.schema import RunConfig
@@ -36,6 +37,9 @@ class ConfigCommand(click.Command):
         ctx.meta["runner_arguments"] = runner
         return super().parse_args(ctx, list(own))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        return [*super().shell_complete(ctx, incomplete), *complete_field(ctx.args, incomplete)]
+
 
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add --config and every short option of config/options.py to a click command."""
@@ -46,12 +50,6 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--config", metavar="PRESET|FILE", help="preset name or YAML file", shell_complete=complete_config
     )(function)
-
-
-def complete_config(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Presets that begin so, else files."""
-    presets = [CompletionItem(name) for name in preset_names() if name.startswith(incomplete)]
-    return presets or [CompletionItem(incomplete, type="file")]
 
 
 def resolve(ctx: click.Context) -> ResolvedConfig:

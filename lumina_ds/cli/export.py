@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from lumina_ds.cli.completers import complete_run
 from lumina_ds.config.chat_templates import DEFAULT_TEMPLATE, TEMPLATES
 from lumina_ds.config.schema import ModelConfig
 from lumina_ds.errors import ConfigError
@@ -22,7 +23,7 @@ EXAMPLES = """Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="new folder to write")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--no-fast-tokenizer", is_flag=True, help="without tokenizer.json, chat template and their check")

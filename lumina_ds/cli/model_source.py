@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lumina_ds.cli.completers import complete_run
 from lumina_ds.config.chat_templates import AUTO_TEMPLATE
 from lumina_ds.config.schema import InferencePrecision
 from lumina_ds.errors import ConfigError, DataError
@@ -24,7 +25,7 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option("--inference-precision", type=PRECISIONS, help="the run's inference.precision when unset")(
         function
     )
-    return click.argument("run", metavar="RUN", type=click.Path(path_type=Path))(function)
+    return click.argument("run", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)(function)
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:

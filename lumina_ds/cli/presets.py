@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from lumina_ds.cli.completers import complete_preset
 from lumina_ds.config.load import load_config, preset_names
 from lumina_ds.errors import ConfigError
 from lumina_ds.plan.parameters import count_parameters
@@ -33,7 +34,7 @@ def list_presets(as_json: bool) -> None:
 
 
 @command.command("show", epilog="Example: lumina presets show debug")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_preset)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def show_preset(name: str, as_json: bool) -> None:
     """Every setting and counted size of the preset NAME."""

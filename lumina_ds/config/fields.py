@@ -32,6 +32,15 @@ class FieldText:
         return [name for mark in self.info.metadata if isinstance(mark, NameOf) for name in mark.names()]
 
     @property
+    def values(self) -> list[str]:
+        """The few values that it takes, where there are few: names, choices, true and false."""
+        annotation = self.info.annotation
+        if annotation is bool:
+            return ["true", "false"]
+        parts = [each for each in (annotation, *get_args(annotation)) if get_origin(each) is Literal]
+        return self.choices or [str(value) for part in parts for value in get_args(part)]
+
+    @property
     def kind(self) -> str:
         return self.kind_in("")
 

@@ -49,6 +49,26 @@ def test_bash_completes_verbs_options_presets_and_choices(environment):
     assert complete(environment, "lumina", "bench", "train", "--config", "deb") == ["debug"]
 
 
+@pytest.mark.slow
+def test_bash_completes_fields_cards_runs_and_steps(environment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run in ("one", "other"):
+        (tmp_path / "runs" / run / "checkpoints" / "step-00000010").mkdir(parents=True)
+        (tmp_path / "runs" / run / "config.yaml").write_text("preset: debug\n")
+    fields = complete(environment, "lumina", "train", "--train.")
+    assert "--train.learning_rate" in fields and all(field.startswith("--train.") for field in fields)
+    assert complete(environment, "lumina", "train", "--train.lr") == ["--train.lr_scheduler_type"]
+    assert complete(environment, "lumina", "train", "--train.optimizer", "m") == ["muon"]
+    assert complete(environment, "lumina", "train", "train.see") == ["train.seed="]
+    assert complete(environment, "lumina", "presets", "show", "m1") == ["m120_speed"]
+    assert complete(environment, "lumina", "plan", "--gpu", "h100n") == ["h100nvl-94"]
+    assert complete(environment, "lumina", "evaluate", "ru") == ["runs/one", "runs/other"]
+    assert complete(environment, "lumina", "checkpoint", "verify", "runs/one/") == [
+        "runs/one/checkpoints/step-00000010"
+    ]
+    assert complete(environment, "lumina", "config", "explain", "deepspeed.zero") == ["deepspeed.zero_stage"]
+
+
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_other_shells_take_their_script(shell, environment, tmp_path):
     printed = subprocess.run(["lumina", "completion", shell], env=environment, capture_output=True, text=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from lumina_ds.cli.completers import complete_card, complete_config
 from lumina_ds.cli.plan.check import check
 from lumina_ds.cli.plan.choice import render_explanations, render_search, search_record, write_choice
 from lumina_ds.cli.plan.grid import grid_record, plan_grid, render_grid
@@ -36,7 +37,7 @@ _MOST_TOKENS = 4096  # of a row, where a foreign model's context says nothing ab
 @click.group(
     invoke_without_command=True, epilog="Example: lumina plan --config b7 --gpus 8 --zero 3 --expert-parallel 8"
 )
-@click.option("--config", "source", help="A preset's name or a YAML file.")
+@click.option("--config", "source", shell_complete=complete_config, help="A preset's name or a YAML file.")
 @click.option("--model", "foreign", type=click.Path(path_type=Path), help="A model's config.json, or its folder.")
 @click.option("--freeze", multiple=True, metavar="PATTERN", help="With --model: parameters that are not trained.")
 @click.option(
@@ -45,7 +46,12 @@ _MOST_TOKENS = 4096  # of a row, where a foreign model's context says nothing ab
 @setting_options
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--gpu-memory", type=click.FloatRange(min=1), default=80, show_default=True, help="GB, for the grid.")
-@click.option("--gpu", "gpu_name", help="A card, such as h100-80 or rtx4090: find the cheapest plan that fits it.")
+@click.option(
+    "--gpu",
+    "gpu_name",
+    shell_complete=complete_card,
+    help="A card, such as h100-80 or rtx4090: find the cheapest plan that fits it.",
+)
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")
 @click.option("--global-batch-tokens", type=TokenCount(), help="Solve micro-batch and accumulation for it: 4M.")
 @click.option("--explain", "explained", is_flag=True, help="Each formula with the numbers filled in.")

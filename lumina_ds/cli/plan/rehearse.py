@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lumina_ds.cli.completers import complete_card
 from lumina_ds.cli.plan.options import overrides, setting_options
 from lumina_ds.config.deepspeed.compose import compose_deepspeed
 from lumina_ds.config.deepspeed.report import batch_equation
@@ -48,7 +49,7 @@ class Check:
 @click.option("--config", "source", required=True, help="A preset's name or a YAML file.")
 @click.option("--gpus", type=click.IntRange(min=1), default=8, show_default=True, help="GPUs of a machine.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")
-@click.option("--gpu", "gpu_name", help="A card, such as h100-80: does a rank fit it?")
+@click.option("--gpu", "gpu_name", shell_complete=complete_card, help="A card, such as h100-80: does a rank fit it?")
 @click.option("--host-memory", type=click.FloatRange(min=1), help="GB of a machine: do offloaded states fit it?")
 @setting_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lumina_ds.cli.completers import complete_card
 from lumina_ds.cli.plan.options import TokenCount, overrides, setting_options
 from lumina_ds.config.checks import world_faults
 from lumina_ds.config.load import load_config
@@ -43,7 +44,12 @@ DEFAULT_GPU = "h100-80"
 @click.option("--config", "source", required=True, help="A preset's name or a YAML file.")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of a machine.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines of --gpus each.")
-@click.option("--gpu", "gpu_name", help=f"A card, such as a100-80; else the calibrated device, else {DEFAULT_GPU}.")
+@click.option(
+    "--gpu",
+    "gpu_name",
+    shell_complete=complete_card,
+    help=f"A card, such as a100-80; else the calibrated device, else {DEFAULT_GPU}.",
+)
 @click.option("--tokens", type=TokenCount(), help="Tokens to train, all epochs together: 10B, 3e8.")
 @click.option("--data", type=click.Path(path_type=Path), help="A shard folder: its tokens times the run's epochs.")
 @click.option("--mfu", type=click.FloatRange(0, 1, min_open=True), help="Model FLOPs utilization to assume.")
