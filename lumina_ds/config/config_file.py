@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from lumina_ds.config.fields import FieldText, doc_of, fields_of, sections
-from lumina_ds.config.load import load_config
+from lumina_ds.config.load import IN_STEPS, load_config
 from lumina_ds.config.schema import RunConfig
 from lumina_ds.config.yaml_file import yaml_text
 
@@ -17,6 +17,9 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of what a run's file may hold, `preset` included. Checks across fields are not in it, and texts that
     stand for numbers are not either."""
     found = RunConfig.model_json_schema()
+    for other, name in IN_STEPS.items():
+        properties = found["$defs"]["TrainConfig"]["properties"]
+        properties[other.partition(".")[2]] = properties[name.partition(".")[2]]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **found,

@@ -29,6 +29,9 @@ _COMMAND_LINE = "command line "
 # Lists whose entries have fields of their own.
 _ENTRIES: dict[str, type[BaseModel]] = {"data.sources": SourceConfig, "data.eval_sets": EvalSetConfig}
 
+# Names that say what is counted, optimizer steps, for fields whose names of old say batches.
+IN_STEPS = {f"train.{what}_every_n_steps": f"train.{what}_every_n_batches" for what in ("log", "eval", "save")}
+
 # (below so many parameters, share of the steps)
 _WARMUP_RATIOS = ((10e6, 0.1), (500e6, 0.05), (5e9, 0.03), (25e9, 0.02), (float("inf"), 0.01))
 
@@ -73,7 +76,7 @@ def load_config(source: str | None = None, overrides: Iterable[Override] = ()) -
     Raises ConfigError with every fault found: unknown keys with the nearest name, values out of range,
     and shapes that do not fit together.
     """
-    overrides = list(overrides)
+    overrides = _of_one_name(overrides)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     layers = _layers(source)
@@ -156,6 +159,19 @@ def _find_preset(name: str) -> Path | None:
     return _preset_files().get(name)
 
 
+def _of_one_name(overrides: Iterable[Override]) -> list[Override]:
+    """Overrides under the names of the schema; ConfigError where the two names of a field are given different values."""
+    found: dict[str, Override] = {}
+    renamed = [replace(each, field=IN_STEPS.get(each.field, each.field)) for each in overrides]
+    for each in renamed:
+        first = found.setdefault(each.field, each)
+        if each.field in IN_STEPS.values() and str(first.value) != str(each.value):
+            raise ConfigError(
+                f"{first.flag} {first.value} and {each.flag} {each.value} set the same; leave one of them out"
+            )
+    return renamed
+
+
 def _expand(override: Override) -> dict[str, Any]:
     value = override.value
     # Text fields take what is typed: a run may be named 2024.
@@ -190,6 +206,13 @@ def _merge(
 ) -> None:
     for key, value in layer.items():
         name = f"{prefix}{key}"
+        if name in IN_STEPS:
+            name = IN_STEPS[name]
+            key = name.removeprefix(prefix)
+            if layer.get(key, value) != value:
+                raise ConfigError(
+                    f"{origin}: {prefix}{key} is {layer[key]}, and its other name says {value}; keep one of them"
+                )
         if value is None and not prefix and _is_section(key):
             continue  # an empty section in YAML
         if name == "train.micro_batch_size" and _leaves_it_open(value, into, origin, origins):

@@ -54,6 +54,8 @@ SHORT_OPTIONS: tuple[ShortOption, ...] = (
     ShortOption("--seed", "train.seed"),
     ShortOption("--eval-every-n-batches", "train.eval_every_n_batches"),
     ShortOption("--save-every-n-batches", "train.save_every_n_batches"),
+    ShortOption("--eval-every-n-steps", "train.eval_every_n_batches"),
+    ShortOption("--save-every-n-steps", "train.save_every_n_batches"),
     ShortOption("--zero", "deepspeed.zero_stage"),
     ShortOption("--offload", "deepspeed.offload"),
     ShortOption("--expert-parallel", "deepspeed.expert_parallel_size"),

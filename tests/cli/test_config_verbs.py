@@ -85,6 +85,7 @@ def test_the_schema_takes_what_the_reader_takes(capsys: Any) -> None:
     for preset in preset_names():
         judge.validate(load_config(preset).config.model_dump(mode="json"))
         judge.validate(yaml.safe_load(commented_yaml(preset)))
+    judge.validate({"train": {"save_every_n_steps": 5}})
     wrong = [
         {"train": {"sed": 1}}, {"train": {"seed": "x"}}, {"model": {"num_experts": -1}}, {"modl": {}},
         {"train": {"optimizer": "adamv"}}, {"deepspeed": {"zero_stage": 4}}, {"run": {"name": "a/b"}},

@@ -143,3 +143,25 @@ def test_row_35_an_alias_bomb_is_refused_at_once(tmp_path, ending):
 def test_row_35_a_file_too_large_for_a_configuration_is_not_read(tmp_path):
     with pytest.raises(ConfigError, match="is larger than 1,048,576 bytes"):
         load_config(write(tmp_path / "run.yaml", "#" * (MAX_YAML_BYTES + 1)))
+
+
+@pytest.mark.parametrize("what", ["log", "eval", "save"])
+def test_names_in_steps_are_those_in_batches(tmp_path, what):
+    old, new = f"train.{what}_every_n_batches", f"train.{what}_every_n_steps"
+    found = load_config("debug", [Override(new, "7", f"--{new}")])
+    assert getattr(found.config.train, f"{what}_every_n_batches") == 7
+    assert found.origins[old] == f"command line --{new}"
+    file = write(tmp_path / "run.yaml", f"preset: debug\ntrain: {{{what}_every_n_steps: 9}}\n")
+    assert getattr(load_config(file).config.train, f"{what}_every_n_batches") == 9
+    assert getattr(load_config(file, [Override(old, "8", "x")]).config.train, f"{what}_every_n_batches") == 8
+    same = [Override(new, "7", f"--{new}"), Override(old, "7", f"--{old}")]
+    assert getattr(load_config("debug", same).config.train, f"{what}_every_n_batches") == 7
+    with pytest.raises(ConfigError, match=f"--{new} 7 and --{old} 8 set the same; leave one of them out"):
+        load_config("debug", [same[0], Override(old, "8", f"--{old}")])
+    both = write(
+        tmp_path / "both.yaml", f"preset: debug\ntrain: {{{what}_every_n_steps: 9, {what}_every_n_batches: 8}}\n"
+    )
+    with pytest.raises(ConfigError, match=f"{old} is 8, and its other name says 9; keep one of them"):
+        load_config(both)
+    with pytest.raises(ConfigError, match=f"{old} is 'x'"):
+        load_config("debug", [Override(new, "x", f"--{new}")])
