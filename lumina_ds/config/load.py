@@ -32,6 +32,9 @@ _ENTRIES: dict[str, type[BaseModel]] = {"data.sources": SourceConfig, "data.eval
 # Names that say what is counted, optimizer steps, for fields whose names of old say batches.
 IN_STEPS = {f"train.{what}_every_n_steps": f"train.{what}_every_n_batches" for what in ("log", "eval", "save")}
 
+# How pydantic calls a type in the place of a fault, where a field takes several.
+_TYPE_LABEL = re.compile(r"[\[(]|^(int|float|str|bool|none|constrained-\w+)$")
+
 # (below so many parameters, share of the steps)
 _WARMUP_RATIOS = ((10e6, 0.1), (500e6, 0.05), (5e9, 0.03), (25e9, 0.02), (float("inf"), 0.01))
 
@@ -280,13 +283,11 @@ def _by_field(faults: Sequence[Any], values: Any) -> list[dict[str, Any]]:
     found: dict[tuple[str | int, ...], dict[str, Any]] = {}
     for fault in faults:
         place, here = [], values
-        for number, part in enumerate(fault["loc"]):
+        for part in fault["loc"]:
             is_inside = part in here if isinstance(here, Mapping) else isinstance(here, list) and isinstance(part, int)
-            if is_inside:
+            if is_inside or not _TYPE_LABEL.search(str(part)):
                 place.append(part)
-                here = here[part]
-            elif isinstance(here, Mapping) and number == len(fault["loc"]) - 1:  # what is missing there
-                place.append(part)
+            here = here[part] if is_inside else here
         first = found.setdefault((*place,), {**fault, "loc": (*place,)})
         also = fault["msg"].removeprefix("Input should be ")
         if first["msg"] != fault["msg"] and also != fault["msg"]:

@@ -165,3 +165,13 @@ def test_names_in_steps_are_those_in_batches(tmp_path, what):
         load_config(both)
     with pytest.raises(ConfigError, match=f"{old} is 'x'"):
         load_config("debug", [Override(new, "x", f"--{new}")])
+
+
+def test_a_field_of_several_types_is_named_once(tmp_path):
+    source = write(tmp_path / "run.yaml", 'preset: debug\ntrain:\n  fused_kernels: 0\n  "a\\nb": 1\n')
+    with pytest.raises(ConfigError) as error:
+        load_config(source)
+    first, fused, unknown = str(error.value).splitlines()
+    assert first == "2 faults:" and "train.fused_kernels is 0" in fused and "literal[" not in fused
+    assert fused.endswith("input should be 'auto', 'on' or 'off', or a valid list")
+    assert "unknown field train.a\\nb" in unknown

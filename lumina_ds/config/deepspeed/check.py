@@ -48,6 +48,23 @@ def batch_faults(json: Mapping[str, Any]) -> list[str]:
     return faults
 
 
+def unplanned_faults(json: Mapping[str, Any]) -> list[str]:
+    """Settings that change memory as no plan of ours says, for a run's file: its plan would be silently wrong."""
+    faults: list[str] = []
+    for pattern, keys in table().sections.items():
+        for path, section in sections_at(json, pattern) if pattern else (("", json),):
+            for key in (name for name, known in keys.items() if known.role == "unplanned" and name in section):
+                value = section[key]
+                is_off = not value or (value in (1, AUTO) and value is not True)
+                if not is_off and not (isinstance(value, Mapping) and value.get("enabled") is False):
+                    name = f"{path}.{key}" if path else key
+                    faults.append(
+                        f"{name} is {shortened(repr(value))}: it changes memory, and neither plan nor run of ours follow "
+                        "it; remove it"
+                    )
+    return faults
+
+
 def combination_faults(json: Mapping[str, Any]) -> list[str]:
     """Pairs of settings that DeepSpeed refuses only after start-up, or accepts and gets wrong."""
     return precision_faults(json) + zero_faults(json) + expert_faults(json)
@@ -91,9 +108,8 @@ def _typed_faults(json: Mapping[str, Any]) -> list[str]:
     faults: list[str] = []
     optimizer = str(section_of(json, "optimizer").get("type", AUTO))
     if optimizer != AUTO and optimizer.lower() not in {name.lower() for name in OPTIMIZER_TYPES}:
-        faults.append(
-            f"optimizer.type {shortened(repr(optimizer))} is no optimizer of DeepSpeed or torch{nearest(optimizer, OPTIMIZER_TYPES)}"
-        )
+        hint = _OPTIMIZERS.get(optimizer.lower()) or nearest(optimizer, OPTIMIZER_TYPES)
+        faults.append(f"optimizer.type {shortened(repr(optimizer))} is no optimizer of DeepSpeed or torch{hint}")
     known = table().optimizers.get(optimizer.lower())
     if known is not None:
         faults += _key_faults(section_of(json, "optimizer.params"), "optimizer.params.", known)
@@ -138,8 +154,45 @@ def _unknown(key: str, prefix: str, keys: Section, section: Mapping[str, Any]) -
         stage = section_of(section, "zero_optimization").get("stage")
         reason = "native deepspeed.moe layers assert under ZeRO-3" if stage == 3 else "DeepSpeed reads no such key"
         return f"moe: {reason}; experts run through expert_parallel (AutoEP), set --expert-parallel N"
-    return f"unknown DeepSpeed key {shortened(prefix + key, 200)}{nearest(key, (name for name, known in keys.items() if not known.removed))}"
+    hint = (
+        _THEIRS.get(key) or _elsewhere(key, prefix) or nearest(key, [name for name in keys if not keys[name].removed])
+    )
+    return f"unknown DeepSpeed key {shortened(prefix + key, 200)}{hint}"
 
+
+# What people write for what DeepSpeed calls otherwise, or the run decides.
+_THEIRS = {
+    "expert_parallel_size": "; it is expert_parallel.autoep_size, which the run sets: --expert-parallel N",
+    "ep_size": "; it is expert_parallel.autoep_size, which the run sets: --expert-parallel N",
+    "micro_batch_size": "; it is train_micro_batch_size_per_gpu, which the run sets: --batch-size N",
+    "zero_stage": "; it is zero_optimization.stage",
+    "mixed_precision": '; it is "bf16": {"enabled": true}, which the run sets: --precision bf16',
+}
+
+
+def _elsewhere(key: str, prefix: str) -> str:
+    """Where a key that is none here belongs: in the section that has it, the shallowest one."""
+    places = [
+        path for path, keys in table().sections.items()
+        if key in keys and not keys[key].removed and "*" not in path and f"{path}." != prefix and path != prefix
+    ]  # fmt: skip
+    if not places or len(key) < 4 or key in ("enabled", "params", "type"):
+        return ""
+    place = min(places, key=lambda path: (path.count("."), path != "zero_optimization"))
+    return f"; it belongs into {place}" if place else "; it belongs to the top level"
+
+
+# Classes of DeepSpeed's and others', by which its JSON does not know an optimizer.
+_OPTIMIZERS = {
+    "fusedadam": "; write AdamW, which is fused on a GPU",
+    "deepspeedcpuadam": "; write AdamW, which is that with offload_optimizer",
+    "cpuadam": "; write AdamW, which is that with offload_optimizer",
+    "fusedlamb": "; write Lamb",
+    "adamw_torch": "; write AdamW",
+    "adamw_hf": "; write AdamW",
+    "adamw8bit": "; write AdamW: DeepSpeed has no optimizer in 8 bits",
+    "adam8bit": "; write AdamW: DeepSpeed has no optimizer in 8 bits",
+}
 
 _KIND_NAMES = {
     "bool": "true or false",

@@ -12,6 +12,8 @@ from typing import Any
 
 from lumina_ds.config.deepspeed.tree import AUTO, is_above, is_enabled, section_of, value_at
 
+# Names of sections from before they were sections.
+OLD_NAMES = {"cpu_offload": "offload_optimizer", "cpu_offload_param": "offload_param"}
 _HALF_DTYPES = {"bf16": ("bf16", "bfloat16", "torch.bfloat16"), "fp16": ("fp16", "float16", "torch.float16", "half")}
 
 
@@ -60,6 +62,9 @@ def zero_faults(json: Mapping[str, Any]) -> list[str]:
             faults.append(
                 f"zero_optimization.{section}.device is nvme, so its nvme_path must name a folder on a local disk"
             )
+    for old, new in OLD_NAMES.items():
+        if zero.get(old) and section_of(zero, new):
+            faults.append(f"zero_optimization.{old} is the old name of {new}, which is there too; remove {old}")
     ratio = value_at(zero, "offload_optimizer.ratio")
     if isinstance(ratio, (int, float)) and ratio < 1 and stage in (0, 1, 2):
         faults.append("zero_optimization.offload_optimizer.ratio below 1 needs stage 3; remove it or use --zero 3")
@@ -80,6 +85,12 @@ def expert_faults(json: Mapping[str, Any]) -> list[str]:
         faults.append("expert_parallel (AutoEP) excludes sequence_parallel_size above 1; set it to 1")
     if is_above(zero.get("zero_hpz_partition_size"), 1):
         faults.append("expert_parallel (AutoEP) excludes zero_hpz_partition_size above 1 (hpZ); set it to 1")
+    if value_at(json, "expert_parallel.comm_backend") == "deepep" and not value_at(
+        json, "expert_parallel.comm_max_tokens_per_rank"
+    ):
+        faults.append(
+            "expert_parallel.comm_backend deepep needs comm_max_tokens_per_rank, the tokens of a micro-batch; set it"
+        )
     if stage == 3 and zero.get("zero_quantized_gradients") is True:
         faults.append("expert_parallel (AutoEP) with ZeRO-3 excludes zero_quantized_gradients; set it to false")
     if stage == 3 and is_above(value_at(json, "expert_parallel.expert_tensor_parallel_size"), 1):
@@ -100,7 +111,7 @@ def combination_warnings(json: Mapping[str, Any]) -> list[str]:
     unused = sorted(key for key in zero if key.startswith("stage3_") or key == "sub_group_size")
     if unused and stage in (0, 1, 2):
         warnings.append(f"ZeRO-{stage} does not read {', '.join(unused)}; they belong to stage 3")
-    for old, new in (("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")):
+    for old, new in OLD_NAMES.items():
         if old in zero:
             warnings.append(f'zero_optimization.{old} is deprecated; write "{new}": {{"device": "cpu"}}')
     if isinstance(json.get("zero_optimization"), bool):

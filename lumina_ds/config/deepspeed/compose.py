@@ -12,7 +12,8 @@ from copy import deepcopy
 from typing import Any
 
 from lumina_ds.config.checks import world_faults
-from lumina_ds.config.deepspeed.check import combination_faults, deepspeed_faults
+from lumina_ds.config.deepspeed.check import combination_faults, deepspeed_faults, unplanned_faults
+from lumina_ds.config.deepspeed.combinations import OLD_NAMES
 from lumina_ds.config.deepspeed.keys import table
 from lumina_ds.config.deepspeed.optimizer import merge_optimizer, optimizer_faults
 from lumina_ds.config.deepspeed.tree import (
@@ -47,7 +48,7 @@ def compose_deepspeed(config: RunConfig, world_size: int, precision: str) -> dic
     Raises ConfigError with every fault: of the file, of the run's layout, and where the two contradict.
     """
     source = config.deepspeed.config
-    merged = load_deepspeed_json(source) if source else {}
+    merged = _with_new_names(load_deepspeed_json(source)) if source else {}
     faults = [f"{source}: {fault}" for fault in _file_faults(merged, config)] + world_faults(config, world_size)
     if faults:
         raise ConfigError.from_faults(faults)
@@ -101,6 +102,19 @@ def resolve_zero_stage(config: RunConfig, world_size: int, precision: str) -> in
     return asked if asked is not None else int(sharded)
 
 
+def _with_new_names(json: dict[str, Any]) -> dict[str, Any]:
+    """Sections of old, as DeepSpeed itself reads them: true is offloading to the host's memory. Both names together are a
+    fault of the file."""
+    zero = json.get("zero_optimization")
+    if not isinstance(zero, Mapping) or not any(old in zero and new not in zero for old, new in OLD_NAMES.items()):
+        return json
+    renamed = {OLD_NAMES.get(name, name): value for name, value in zero.items() if name not in OLD_NAMES or value}
+    for new in OLD_NAMES.values():
+        if renamed.get(new) is True:
+            renamed[new] = {"device": "cpu", "pin_memory": bool(zero.get("cpu_offload_use_pin_memory"))}
+    return {**json, "zero_optimization": renamed}
+
+
 def _file_faults(base: Mapping[str, Any], config: RunConfig) -> list[str]:
     zero = base.get("zero_optimization", {})
     if isinstance(zero, bool):
@@ -109,7 +123,7 @@ def _file_faults(base: Mapping[str, Any], config: RunConfig) -> list[str]:
         # Judged with the stage that will run; a stage that is left to us is never a fault of the file.
         stage = config.deepspeed.zero_stage
         base = {**base, "zero_optimization": {**zero, "stage": zero.get("stage", AUTO) if stage is None else stage}}
-    faults = deepspeed_faults(base)
+    faults = deepspeed_faults(base) + unplanned_faults(base)
     if "scheduler" in base:
         faults.append("scheduler: the run schedules the learning rate itself; set train.lr_scheduler_type, remove it")
     if is_above(base.get("sequence_parallel_size"), 1):

@@ -18,7 +18,7 @@ _TABLE = Path(__file__).with_name("keys.txt")
 @dataclass(frozen=True)
 class Key:
     """One key of a section. `low` and `high` bound a number; `choices` are the texts that it may be, in lower case;
-    `role` is run, ours or empty, as keys.txt explains; `removed` says what replaces a key that DeepSpeed refuses."""
+    `role` is run, ours, unplanned or empty, as keys.txt explains; `removed` says what replaces a key that DeepSpeed refuses."""
 
     kind: str
     low: float | None = 0
@@ -87,7 +87,7 @@ def _sections() -> Iterator[tuple[str, Section]]:
 
 
 def _key(kind: str, notes: list[str]) -> Key:
-    role = next((note for note in notes if note in ("run", "ours")), "")
+    role = next((note for note in notes if note in ("run", "ours", "unplanned")), "")
     choices = next((tuple(note.split("|")) for note in notes if "|" in note), ())
     low = None if "signed" in notes else 1 if ">=1" in notes else 0
     return Key(kind, low, 1 if "<=1" in notes else None, choices, role)
