@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole test suite, on a fresh clone or again: makes or reuses the environment, then ruff, mypy, pytest.
 #
-#   bash tests/run.sh                       everything, about 25 minutes on two cores
+#   bash tests/run.sh                       everything, 11 to 25 minutes on two cores
 #   bash tests/run.sh --quick               some tests of every package, in 3 minutes: all that are not marked slow
 #   bash tests/run.sh tests/model -x        arguments go to pytest
 #
