@@ -15,10 +15,12 @@ from lumina_ds.cli.completers import complete_config, complete_preset
 from lumina_ds.cli.config_options import ConfigCommand, config_options, resolve
 from lumina_ds.config.config_file import SCHEMA_FILE, commented_yaml, json_schema
 from lumina_ds.config.fields import FieldText, all_fields, doc_of, sections, value_text
+from lumina_ds.config.foreign_runs import TRAINERS, run_from, shown
 from lumina_ds.config.load import load_config, preset_names
+from lumina_ds.config.yaml_file import read_yaml
 from lumina_ds.errors import ConfigError, MachineError
 from lumina_ds.files import write_atomically
-from lumina_ds.text import nearest
+from lumina_ds.text import counted, nearest, shortened
 
 
 def _complete_name(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -100,6 +102,36 @@ def diff(first: str, second: str, as_json: bool) -> None:
         _table(("field", first, second), [(name, _shown(one.get(name)), _shown(other.get(name))) for name in names])
     else:
         click.echo(f"{first} and {second} say the same")
+
+
+@command.command("from", epilog="Example: lumina config from axolotl their.yaml --out run.yaml")
+@click.argument("trainer", type=click.Choice(list(TRAINERS)))
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="file to write; else it is printed")
+@click.option("--preset", shell_complete=complete_preset, help="preset whose model is trained")
+def from_(trainer: str, file: Path, out: Path | None, preset: str | None) -> None:
+    """A run file of another trainer as one of ours. What does not map is left out and listed, with the reason."""
+    if preset is not None and preset not in preset_names():
+        raise ConfigError(f"no preset {preset!r}{nearest(preset, preset_names())} (see: lumina presets list)")
+    if not file.is_file():
+        raise ConfigError(f"{file} is no file; give the run file of {trainer}")
+    found = run_from(trainer, read_yaml(file))
+    if not found.values:
+        raise ConfigError(
+            f"{file}: none of its keys is one of {trainer} that has a counterpart here; is it the right file?"
+        )
+    if out is None:
+        click.echo(found.text(preset), nl=False)
+    else:
+        if out.exists():
+            raise ConfigError(f"{out} exists; give another --out, or remove it")
+        try:
+            write_atomically(out, found.text(preset))
+        except OSError as error:
+            raise MachineError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
+        click.echo(f"wrote {out}: {counted(len(found.values), 'field')}")
+    for key, value, reason in found.left_out:
+        click.echo(f"left out: {shortened(key)} {shown(value)}: {reason}", err=True)
 
 
 @command.command(

@@ -86,6 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, corpus: Any) -> Path:
     shutil.copyfile(corpus.train, folder / "chats.jsonl")
     [mixture] = [block for page in all_pages() if page.path.name == "mixtures.md" for block in page.blocks("yaml")]
     (folder / "mixture.yaml").write_text(mixture)
+    (folder / "theirs.yaml").write_text("base_model: some/model\nmicro_batch_size: 2\n")
     (folder / "llama-3.2-1b").mkdir()
     [model] = [block for page in all_pages() if page.path.name == "planner.md" for block in page.blocks("json")]
     (folder / "llama-3.2-1b" / "config.json").write_text(model)
