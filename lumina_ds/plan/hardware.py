@@ -109,6 +109,14 @@ def find_gpu(name: str) -> Gpu:
     )
 
 
+def _nearest_card(wanted: str) -> str:
+    """The hint to a card of a similar name, with its size where there is one."""
+    sizes = {gpu.model: [other.name for other in GPUS if other.model == gpu.model] for gpu in GPUS}
+    hint = nearest(wanted, [*(gpu.name for gpu in GPUS), *sizes])
+    model = hint.removeprefix("; did you mean ").removesuffix("?")
+    return hint.replace(model, sizes[model][0]) if len(sizes.get(model, ())) == 1 else hint
+
+
 def card_of_device(device_name: str, memory_bytes: int) -> Gpu | None:
     """The listed card behind a driver's name, such as "NVIDIA H100 80GB HBM3"; None for one that is not listed.
 

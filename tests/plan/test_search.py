@@ -49,7 +49,7 @@ def test_cards_by_name(typed, name):
         ("a100", "comes in several sizes; use a100-40 or a100-80"),
         ("h100-96", "did you mean h100-80?"),
         ("b100", "did you mean"),
-        ("rtx4091", "did you mean rtx4090?"),
+        ("rtx4091", "did you mean rtx4090-24?"),
     ],
 )
 def test_unknown_cards_name_the_nearest(typed, message):
@@ -303,7 +303,7 @@ def test_written_files_train(run_cli, corpus, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--config b7 --gpu h101", "is no known card; did you mean h100"),
+        ("--config b7 --gpu h101", "is no known card; did you mean h100-80?"),
         ("--config b7 --device cpu --gpu h100", "plan for GPUs"),
         ("--config b300 --gpus 8 --gpu l4 --write x", "nothing fits, so nothing was written"),
         ("--config b7 --gpus 8 --zero 2 --offload optimizer+params", "needs ZeRO-3, not 2"),
