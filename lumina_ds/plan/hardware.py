@@ -104,9 +104,7 @@ def find_gpu(name: str) -> Gpu:
     if same and size.isdigit():
         closest = min(same, key=lambda gpu: abs(gpu.memory_gb - int(size)))
         raise ConfigError(f"--gpu {name} is no known card; did you mean {closest.name}? (known: {', '.join(names)})")
-    raise ConfigError(
-        f"--gpu {name} is no known card{nearest(wanted, [*names, *(gpu.model for gpu in GPUS)])} (known: {', '.join(names)})"
-    )
+    raise ConfigError(f"--gpu {name} is no known card{_nearest_card(wanted)} (known: {', '.join(names)})")
 
 
 def _nearest_card(wanted: str) -> str:
