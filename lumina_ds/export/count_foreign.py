@@ -17,7 +17,7 @@ from lumina_ds.config.tensors import ParameterTensor
 from lumina_ds.data.limited import limit_this_process, verdict_of
 from lumina_ds.errors import ConfigError, MachineError
 from lumina_ds.plan.foreign_states import ForeignModel
-from lumina_ds.text import shortened
+from lumina_ds.text import shortened, with_article
 
 _SECONDS = 120
 _MEMORY_BYTES = 24 << 30  # of addresses: torch alone takes several GiB of them
@@ -28,7 +28,7 @@ def counted_model(folder: Path, family: str) -> ForeignModel:
     """The model whose config.json lies in `folder`. Raises MachineError without transformers, ConfigError where it
     cannot build such a model."""
     if find_spec("transformers") is None:
-        raise MachineError(f"counting a {family} needs transformers; pip install 'lumina-ds[hf]'")
+        raise MachineError(f"counting {with_article(family)} needs transformers; pip install 'lumina-ds[hf]'")
     found = verdict_of("lumina_ds.export.count_foreign", _SECONDS, _MEMORY_BYTES, str(folder.resolve()))
     if found is None:
         raise ConfigError(

@@ -67,7 +67,7 @@ def _config_file(path: Path) -> Path:
             f"--model {path} is no folder here, and nothing is downloaded; fetch its config with "
             f"`hf download {path} {CONFIG} --local-dir {target}`, then give --model {target}"
         )
-    raise ConfigError(f"--model {path}: there is no {file}; give a {CONFIG}, or a folder with one")
+    raise ConfigError(f"--model {path}: there is no {file}; give {CONFIG}, or a folder with it")
 
 
 def _as_ours(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -76,10 +76,10 @@ def test_spread_by_hand():
         ("NVIDIA GeForce RTX 4090", 25, "rtx4090-24"),
         ("Tesla V100-SXM2-32GB", 34, "v100-32"),
         ("NVIDIA H200", 150, "h200-141"),
-        ("NVIDIA A10G", 24, None),
-        ("NVIDIA GB200", 190, None),
+        ("NVIDIA A10M", 24, None),
+        ("NVIDIA GB300", 190, None),
         ("NVIDIA GeForce RTX 3090 Ti", 25, None),
-        ("Tesla T4", 16, None),
+        ("Tesla P4", 16, None),
     ],
 )
 def test_cards_by_the_drivers_name(device, gigabytes, name):

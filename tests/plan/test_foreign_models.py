@@ -182,7 +182,7 @@ def test_auto_is_filled_in_as_trainer_does() -> None:
     ("words", "code", "says"),
     [
         (["meta-llama/Llama-3.1-8B"], 2, "`hf download meta-llama/Llama-3.1-8B config.json --local-dir Llama-3.1-8B`"),
-        (["nowhere"], 2, "there is no nowhere; give a config.json"),
+        (["nowhere"], 2, "there is no nowhere; give config.json"),
         (["qwen2", "--seq-length", "128"], 2, "--seq-length: of a qwen2, which lumina does not train, only the states"),
         (["qwen2", "--gpu", "h100", "--micro-batch", "2"], 2, "--gpu, --micro-batch: of a qwen2"),
         (["qwen2", "--zero", "0"], 2, "ZeRO 0 in bf16 is not planned; set --zero to 1 or 2 or 3"),

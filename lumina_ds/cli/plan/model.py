@@ -14,7 +14,7 @@ from lumina_ds.errors import ConfigError
 from lumina_ds.export.count_foreign import counted_model
 from lumina_ds.export.planned_config import PlannedModel
 from lumina_ds.plan.foreign_states import STAGES, ForeignModel, ForeignStates, filled_in, foreign_states
-from lumina_ds.text import counted, format_bytes, format_count
+from lumina_ds.text import counted, format_bytes, format_count, with_article
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ def plan_foreign(
     words += ["--device"] if device != "cuda" else []
     if words:
         raise ConfigError(
-            f"{', '.join(words)}: of a {found.family}, which lumina does not train, only the states are planned "
+            f"{', '.join(words)}: of {with_article(found.family)}, which lumina does not train, only the states are planned "
             f"(parameters, optimizer, gradients, buckets, gathering); leave the option{'s' * (len(words) > 1)} out"
         )
     precision = "bf16" if settings["precision"] in (None, "auto") else settings["precision"]

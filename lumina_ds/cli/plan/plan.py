@@ -30,6 +30,7 @@ from lumina_ds.plan.hardware import find_gpu, usable_bytes
 from lumina_ds.plan.layout import Composer, Fixed
 from lumina_ds.plan.memory import plan_memory
 from lumina_ds.plan.search import find_cheapest
+from lumina_ds.text import with_article
 
 _MOST_TOKENS = 4096  # of a row, where a foreign model's context says nothing about the rows that it is trained on
 
@@ -163,7 +164,7 @@ def _config_of(
     """A run of a foreign model that we train, on rows of at most 4,096 tokens where --seq-length says nothing."""
     assert found.model is not None
     if freeze:
-        raise ConfigError(f"--freeze: training freezes no part of a {found.family} yet; leave it out")
+        raise ConfigError(f"--freeze: training freezes no part of {with_article(found.family)} yet; leave it out")
     if folder is not None:
         raise ConfigError(
             "--write goes with --config: run `lumina import FOLDER --out start`, then give --config start/config.yaml"
