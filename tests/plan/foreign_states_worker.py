@@ -56,7 +56,6 @@ def measure(folder, case, world_size):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # of a process that was forked with torch in it, the environment comes too late
     deepspeed.init_distributed("gloo")
     cases = json.loads(Path(sys.argv[2]).read_text())
     results = [measure(case["folder"], case, dist.get_world_size()) for case in cases]
